@@ -1,0 +1,1 @@
+"""Flow matching over complete sets of neural network weights."""

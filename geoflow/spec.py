@@ -1,0 +1,114 @@
+"""Say what a network is made of: its sites, its tensors, and which symmetries tie them."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+ROLES = ("input", "hidden", "output")
+SYMMETRIES = ("permutation", "scaling", "sign")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One activation vector of the wiring: `size` units made at the module `name`.
+
+    `permutation`, `scaling` and `sign` are numbers of groups: sites of one group are permuted (scaled by one positive
+    factor per unit, flipped by one sign per unit) together. None means that this symmetry is not declared here.
+    """
+
+    name: str
+    size: int
+    role: str
+    permutation: int | None = None
+    scaling: int | None = None
+    sign: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one axis of a tensor: `size` units of `repeat` consecutive entries each.
+
+    `writes` and `reads` are the indices of the sites that these units produce and consume. Both None: positions, such as a kernel's.
+    Both given: a diagonal map, as a depthwise convolution or a learned gain, whose unit i reads unit i.
+    """
+
+    size: int
+    repeat: int = 1
+    writes: int | None = None
+    reads: int | None = None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Rows `start` to `start + shape[0]` of the entry `name` of the state dict, axis by axis.
+
+    An entry scales with prod(written sites) ** degree / prod(read sites): degree 1 for weights, biases and running means,
+    2 for running variances, 0 for slopes of PReLU. `kind` is one of KINDS; `learned` is False for buffers.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[tuple[Piece, ...], ...]
+    kind: str
+    learned: bool = True
+    degree: int = 1
+    start: int = 0
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+KINDS = ("weight", "bias", "gain", "running_mean", "running_var", "slope", "parameter")
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """The table of a network. `links` are pairs (from, to) of sites joined by an addition; `rest` are the state's entries
+    outside the weight vector (integer counters, entries that the forward pass never touches), kept as they were traced.
+    """
+
+    sites: tuple[Site, ...]
+    tensors: tuple[TensorSpec, ...]
+    links: tuple[tuple[int, int], ...] = ()
+    rest: dict[str, Tensor] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def weights(self) -> int:
+        """Length of the weight vector."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each tensor starts in the weight vector."""
+        ends = torch.tensor([0] + [tensor.numel for tensor in self.tensors]).cumsum(0)
+        return tuple(ends[:-1].tolist())
+
+    def groups(self, symmetry: str) -> dict[int, int]:
+        """Declared groups of one of SYMMETRIES, with their number of units."""
+        return {getattr(site, symmetry): site.size for site in self.sites if getattr(site, symmetry) is not None}
+
+    def group_of(self, index: int | None, symmetry: str) -> int | None:
+        """The group of the site `index`, or None."""
+        return None if index is None else getattr(self.sites[index], symmetry)
+
+    def to_json(self) -> str:
+        """The table as JSON; `rest` holds tensors and is stored beside it."""
+        return json.dumps({key: _plain(getattr(self, key)) for key in ("sites", "tensors", "links")})
+
+    @classmethod
+    def from_json(cls, text: str, rest: dict[str, Tensor]) -> "NetworkSpec":
+        table = json.loads(text)
+        tensors = tuple(
+            TensorSpec(**entry | {"shape": tuple(entry["shape"]), "axes": tuple(tuple(Piece(**p) for p in axis) for axis in entry["axes"])})
+            for entry in table["tensors"]
+        )
+        return cls(tuple(Site(**site) for site in table["sites"]), tensors, tuple(map(tuple, table["links"])), rest)
+
+
+def _plain(rows):
+    return [row if isinstance(row, tuple) else asdict(row) for row in rows]

@@ -1,0 +1,116 @@
+"""Act on weight vectors with the symmetries that the spec declares."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from geoflow.spec import NetworkSpec, Piece, TensorSpec
+
+Groups = dict[int, Tensor]  # group -> [*batch units]
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """One element of the symmetry group: rescaled and flipped first, permuted then.
+
+    `permutations[g][i]` is the old unit that comes to place i; `factors` are positive, `signs` are +-1. A missing group is left alone.
+    """
+
+    permutations: Groups = field(default_factory=dict)
+    factors: Groups = field(default_factory=dict)
+    signs: Groups = field(default_factory=dict)
+
+
+def random_symmetry(spec: NetworkSpec, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Symmetry:
+    """A random element of ALL declared symmetries: uniform permutations and signs, log-normal positive factors.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).double()
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 4).double())
+    >>> theta = geoflow.pack(spec, network.state_dict())
+    >>> moved = geoflow.apply_symmetry(spec, theta, geoflow.random_symmetry(spec, torch.Generator().manual_seed(0)))
+    >>> x = torch.randn(5, 4).double()
+    >>> other = torch.func.functional_call(network, geoflow.unpack(spec, moved), x)
+    >>> bool(torch.allclose(other, network(x), atol=1e-12))
+    True
+    """
+    draw = {"generator": generator, "dtype": dtype}
+    return Symmetry(
+        {g: torch.randperm(n, generator=generator) for g, n in spec.groups("permutation").items()},
+        {g: torch.randn(n, **draw).mul(0.5).exp() for g, n in spec.groups("scaling").items()},
+        {g: torch.randint(0, 2, (n,), generator=generator).to(dtype) * 2 - 1 for g, n in spec.groups("sign").items()},
+    )
+
+
+def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], symmetry: Symmetry) -> Float[Tensor, "*batch weights"]:
+    """The weights after a symmetry; the network's function stays as it was."""
+    scaled = rescale(spec, theta, symmetry.factors)
+    return permute(spec, flip(spec, scaled, symmetry.signs), symmetry.permutations)
+
+
+def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutations: Groups) -> Float[Tensor, "*batch weights"]:
+    """Reorder units group by group: place i of group g receives the old unit `permutations[g][i]`."""
+    index = permutation_index(spec, permutations).to(theta.device)
+    shape = torch.broadcast_shapes(theta.shape, index.shape)
+    return theta.expand(shape).gather(-1, index.expand(shape))
+
+
+def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: Groups) -> Float[Tensor, "*batch weights"]:
+    """Multiply every unit's activation by a positive factor; what reads it is divided by the same factor."""
+    return theta * _factor(spec, factors, "scaling", theta)
+
+
+def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Groups) -> Float[Tensor, "*batch weights"]:
+    """Multiply every unit's activation by +-1, and what reads it by the same sign."""
+    return theta * _factor(spec, signs, "sign", theta)
+
+
+def permutation_index(spec: NetworkSpec, permutations: Groups) -> Int[Tensor, "*batch weights"]:
+    """The gather index of a permutation: moved = theta[index]."""
+    batch = torch.broadcast_shapes(*(p.shape[:-1] for p in permutations.values())) if permutations else ()
+    parts = []
+    for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
+        flat = torch.zeros(batch + (1,), dtype=torch.long)
+        for axis, size in zip(tensor.axes, tensor.shape, strict=True):
+            along = _axis_index(spec, axis, permutations).expand(*batch, size)
+            flat = (flat.unsqueeze(-1) * size + along.unsqueeze(-2)).flatten(-2)
+        parts.append(flat + offset)
+    return torch.cat(parts, -1)
+
+
+def _axis_index(spec: NetworkSpec, axis: tuple[Piece, ...], permutations: Groups) -> Tensor:
+    parts, start = [], 0
+    for piece in axis:
+        owner = piece.reads if piece.writes is None else piece.writes
+        units = permutations.get(spec.group_of(owner, "permutation"), torch.arange(piece.size)).cpu()
+        entries = units[..., None] * piece.repeat + torch.arange(piece.repeat)
+        parts.append(entries.flatten(-2) + start)
+        start += piece.size * piece.repeat
+    batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
+
+
+def _factor(spec: NetworkSpec, groups: Groups, symmetry: str, like: Tensor) -> Tensor:
+    """What each entry of the weight vector is multiplied with: prod(written) ** degree / prod(read)."""
+    parts = []
+    batch = torch.broadcast_shapes(*(g.shape[:-1] for g in groups.values())) if groups else ()
+    for tensor in spec.tensors:
+        factor = torch.ones(batch + (1,), dtype=like.dtype, device=like.device)
+        for axis in tensor.axes:
+            along = _axis_factor(spec, tensor, axis, groups, symmetry, like).expand(*batch, -1)
+            factor = (factor.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
+        parts.append(factor)
+    return torch.cat(parts, -1)
+
+
+def _axis_factor(spec: NetworkSpec, tensor: TensorSpec, axis: tuple[Piece, ...], groups: Groups, symmetry: str, like: Tensor) -> Tensor:
+    parts = []
+    for piece in axis:
+        one = like.new_ones(piece.size)
+        written = groups.get(spec.group_of(piece.writes, symmetry), one).to(like)
+        read = groups.get(spec.group_of(piece.reads, symmetry), one).to(like)
+        parts.append((written**tensor.degree / read).repeat_interleave(piece.repeat, -1))
+    batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
