@@ -1,1 +1,34 @@
 """Flow matching over complete sets of neural network weights."""
+
+from geoflow.canonical import canonicalize
+from geoflow.chart import FLOWS
+from geoflow.evaluation.metrics import evaluate
+from geoflow.flow import Flow
+from geoflow.graph import graph_of, to_pyg
+from geoflow.guidance import task_guidance
+from geoflow.sampling import sample
+from geoflow.symmetry import apply_symmetry, permute, random_symmetry, rescale
+from geoflow.training import fit
+from geoflow.vector import pack, unpack
+from geoflow.wiring import check_spec, rule, spec_of
+
+__all__ = [
+    "FLOWS",
+    "Flow",
+    "apply_symmetry",
+    "canonicalize",
+    "check_spec",
+    "evaluate",
+    "fit",
+    "graph_of",
+    "pack",
+    "permute",
+    "random_symmetry",
+    "rescale",
+    "rule",
+    "sample",
+    "spec_of",
+    "task_guidance",
+    "to_pyg",
+    "unpack",
+]

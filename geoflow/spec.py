@@ -70,11 +70,13 @@ KINDS = ("weight", "bias", "gain", "running_mean", "running_var", "slope", "para
 class NetworkSpec:
     """The table of a network. `links` are pairs (from, to) of sites joined by an addition; `rest` are the state's entries
     outside the weight vector (integer counters, entries that the forward pass never touches), kept as they were traced.
+    `aliases` are pairs (other name, packed name) of tied entries: one tensor under two names of the state dict.
     """
 
     sites: tuple[Site, ...]
     tensors: tuple[TensorSpec, ...]
     links: tuple[tuple[int, int], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
     rest: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -98,7 +100,7 @@ class NetworkSpec:
 
     def to_json(self) -> str:
         """The table as JSON; `rest` holds tensors and is stored beside it."""
-        return json.dumps({key: _plain(getattr(self, key)) for key in ("sites", "tensors", "links")})
+        return json.dumps({key: _plain(getattr(self, key)) for key in ("sites", "tensors", "links", "aliases")})
 
     @classmethod
     def from_json(cls, text: str, rest: dict[str, Tensor]) -> "NetworkSpec":
@@ -107,7 +109,8 @@ class NetworkSpec:
             TensorSpec(**entry | {"shape": tuple(entry["shape"]), "axes": tuple(tuple(Piece(**p) for p in axis) for axis in entry["axes"])})
             for entry in table["tensors"]
         )
-        return cls(tuple(Site(**site) for site in table["sites"]), tensors, tuple(map(tuple, table["links"])), rest)
+        sites = tuple(Site(**site) for site in table["sites"])
+        return cls(sites, tensors, tuple(map(tuple, table["links"])), tuple(map(tuple, table["aliases"])), rest)
 
 
 def _plain(rows):

@@ -42,10 +42,11 @@ def unpack(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[st
         raise ValueError(f"A weight vector of {theta.shape[-1]} entries does not fit a network of {spec.weights} weights.")
     batch, state = theta.shape[:-1], {}
     for tensor, part in zip(spec.tensors, theta.split([tensor.numel for tensor in spec.tensors], -1), strict=True):
-        part = part.reshape(*batch, *tensor.shape)
+        part = part.reshape((*batch, *tensor.shape))
         state[tensor.name] = torch.cat([state[tensor.name], part], len(batch)) if tensor.start else part
-    rest = {name: value.to(theta.device).expand(*batch, *value.shape) for name, value in spec.rest.items()}
-    return state | rest
+    rest = {name: value.to(theta.device).expand((*batch, *value.shape)) for name, value in spec.rest.items()}
+    tied = {name: state[packed] for name, packed in spec.aliases}
+    return state | tied | rest
 
 
 def check_state(spec: NetworkSpec, state: State) -> None:
@@ -58,10 +59,13 @@ def check_state(spec: NetworkSpec, state: State) -> None:
         if name not in state:
             raise ValueError(f"entry {name!r} is missing; the architecture is not the one that was traced.")
         if tuple(state[name].shape) != shape:
-            raise ValueError(f"{name!r} has shape {tuple(state[name].shape)}, the traced network {shape}: differing architectures in one zoo.")
+            raise ValueError(f"{name!r} has shape {tuple(state[name].shape)}, the traced network {shape}: two architectures.")
         if not state[name].isfinite().all():
             raise ValueError(f"{name!r} holds NaN or Inf. Remove this network, or train it again.")
-    if foreign := set(state) - set(shapes) - set(spec.rest):
+    for name, packed in spec.aliases:
+        if name not in state or not torch.equal(state[name], state[packed]):
+            raise ValueError(f"{name!r} and {packed!r} are one tensor in the traced network, and differ here.")
+    if foreign := set(state) - set(shapes) - set(spec.rest) - {name for name, _ in spec.aliases}:
         raise ValueError(f"entries {sorted(foreign)} are unknown to the traced network.")
 
 

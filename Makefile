@@ -1,0 +1,48 @@
+# Everything runs in .venv, which 'make env' builds from the exact versions of constraints.txt.
+# PYTHON=... names the interpreter to build it with; ARGS="..." is passed on: make run ARGS="flow=euclidean seed=1"
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+
+.PHONY: help env run test test-all lint clean
+
+help:
+	@echo "make env       build .venv from pinned versions (python 3.11; a few minutes, once)"
+	@echo "make run       the main job: train a zoo, fit the geometric flow, make new networks"
+	@echo "make test      all tests, doctests and notebooks but the slow ones"
+	@echo "make test-all  the slow ones too"
+	@echo "make lint      ruff"
+	@echo "make clean     remove .venv and caches; runs/ stays"
+
+env: $(STAMP)
+
+run: env
+	$(BIN)/python experiments/run.py with flow=geometric $(ARGS)
+
+test: env
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: env
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: env
+	$(BIN)/python -m ruff check . $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find geoflow tests experiments benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One pip call, so that torch is chosen under the constraints and never twice. The stamp comes last: a broken build is built again.
+$(STAMP): pyproject.toml constraints.txt
+	@found=; for python in $(PYTHON) python3.11 python3 python; do \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "No Python 3.11 with its venv module among: $(PYTHON) python3.11 python3 python." >&2; \
+	    echo "Install it (Debian: apt install python3.11-venv; or pyenv, uv, conda), or name it: make env PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; \
+	fi; \
+	set -x; "$$found" -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	@touch $@

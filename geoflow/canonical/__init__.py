@@ -1,0 +1,51 @@
+"""Bring networks to one canonical form: scale, order and sign of every neuron."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from geoflow.canonical import scaling
+from geoflow.canonical.matching import align, centre, check_zoo
+from geoflow.canonical.scaling import balance, dead_units, sphere_rows
+from geoflow.spec import NetworkSpec
+
+__all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "dead_units", "sphere_rows"]
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """Networks in canonical form, and the reference that they are aligned to."""
+
+    theta: Float[Tensor, "nets weights"]
+    reference: Float[Tensor, " weights"]
+
+
+def canonicalize(
+    spec: NetworkSpec,
+    theta: Float[Tensor, "nets weights"],
+    reference: Float[Tensor, " weights"] | None = None,
+    balance: bool = True,
+) -> Canonical:
+    """Balance every network, then align it to the reference; every network computes the same function as before.
+
+    Without a reference it is the common centre of these networks, found from the first of them. Further networks, such as held-out ones,
+    are brought to the same form by passing the reference of the first ones, which is taken as it is.
+
+    Raises ValueError for an empty zoo, for NaN or Inf with the network and the tensor, and for a single network without a reference.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
+    >>> theta = torch.randn(6, spec.weights, generator=torch.Generator().manual_seed(0))
+    >>> zoo = canonicalize(spec, theta)
+    >>> again = canonicalize(spec, theta[:2], zoo.reference)
+    >>> bool(again.theta.allclose(zoo.theta[:2]))
+    True
+    """
+    check_zoo(spec, theta)
+    if balance:
+        theta = scaling.balance(spec, theta)
+    if reference is None:
+        reference = centre(spec, theta, theta[0])
+    return Canonical(align(spec, theta, reference)[0], reference)

@@ -1,0 +1,213 @@
+"""Choose the order and the sign of every neuron: those that bring a network nearest to a reference."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from geoflow.canonical.places import Node, Place, Window, nodes_of, outwards, places_of, rows
+from geoflow.spec import NetworkSpec
+from geoflow.symmetry import Groups, Symmetry, apply_symmetry
+
+CHUNK = 2**24  # entries of the networks worked on at once
+
+
+def align(
+    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, "*nets weights"], sweeps: int = 50
+) -> tuple[Float[Tensor, "nets weights"], Symmetry]:
+    """Reorder (and flip, where signs are declared) the units of every network to maximise <reference, g theta>.
+
+    Coordinate descent: for one group at a time the best order is a linear assignment on the gains C[i, j] of putting unit j at place i.
+    Only learned entries count. A tensor with one group on two axes is quadratic in its order; its gain is taken along one axis at a time, the
+    other as it stands, and a step that would lower the objective is not taken. A network is done when a sweep leaves it as it was.
+
+    The first sweep goes outwards from the pinned sites and looks only at tensors whose other axes are pinned or matched already: its
+    result does not depend on the order in which the units came, so align(g theta) = align(theta) wherever the assignments are unique.
+
+    Raises ValueError for an empty zoo, and for NaN or Inf, with the network and the tensor.
+    Source: Ainsworth et al., Git Re-Basin, 2023 (weight matching).
+
+    >>> import torch
+    >>> from geoflow.wiring import spec_of
+    >>> from geoflow.symmetry import permute
+    >>> spec = spec_of(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)), torch.zeros(1, 4))
+    >>> theta = torch.randn(5, spec.weights, generator=torch.Generator().manual_seed(0))
+    >>> moved = permute(spec, theta, {0: torch.tensor([2, 0, 1])})
+    >>> torch.equal(align(spec, moved, theta)[0], theta)
+    True
+    """
+    check_zoo(spec, theta)
+    check_zoo(spec, reference.reshape(-1, spec.weights), "reference")
+    nets = max(1, CHUNK // max(1, spec.weights))
+    fixed = reference.detach().cpu().double()
+    found = [
+        _align(spec, part.detach().cpu().double(), fixed[start : start + nets] if fixed.ndim == 2 else fixed, sweeps)
+        for start, part in zip(range(0, len(theta), nets), theta.split(nets), strict=True)
+    ]
+    symmetry = Symmetry(
+        {g: torch.cat([permutations[g] for permutations, _ in found]).to(theta.device) for g in spec.groups("permutation")},
+        signs={g: torch.cat([signs[g] for _, signs in found]).to(theta) for g in spec.groups("sign")},
+    )
+    return apply_symmetry(spec, theta, symmetry), symmetry
+
+
+def match(
+    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, "*nets weights"]
+) -> Float[Tensor, "nets weights"]:
+    """The result of `align` after its first sweep, in the precision and on the device of the input; nothing is checked."""
+    state, _, _ = _start(spec, theta, reference)
+    parts = list(theta.split([tensor.numel for tensor in spec.tensors], -1))
+    for number, part in state.parts.items():
+        parts[number] = part.flatten(1)
+    return torch.cat(parts, -1)
+
+
+def centre(
+    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, " weights"], rounds: int = 20
+) -> Float[Tensor, " weights"]:
+    """The common centre of all networks: align all of them to the reference, take their mean as the next one, and so on.
+
+    Stops when |mean|^2, the mean gain <reference, g theta> of a round, no longer grows; the best of all means is returned.
+
+    Raises ValueError for fewer than two networks: their centre would be the network itself.
+    """
+    if len(theta) < 2:
+        raise ValueError(f"A common centre needs at least two networks, not {len(theta)}. Pass a reference to align to.")
+    gain = -float("inf")
+    for _ in range(rounds):
+        mean = align(spec, theta, reference)[0].mean(0)
+        grown = float(mean.double().square().sum())
+        if grown <= gain * (1 + 1e-6):
+            break
+        gain, reference = grown, mean
+    return reference
+
+
+def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str = "zoo") -> None:
+    """Raise ValueError for an empty zoo, another architecture, NaN or Inf."""
+    if len(theta) == 0:
+        raise ValueError(f"The {name} is empty: at least one network is needed.")
+    if theta.shape[-1] != spec.weights:
+        raise ValueError(f"The {name} has vectors of {theta.shape[-1]} weights, the spec {spec.weights}: another architecture.")
+    if not theta.isfinite().all():
+        network, entry = (~theta.isfinite()).nonzero()[0].tolist()
+        tensor = next(t for t, start in zip(spec.tensors, spec.offsets, strict=True) if start <= entry < start + t.numel)
+        raise ValueError(f"Network {network} of the {name} holds NaN or Inf in {tensor.name!r}. Remove this network, or train it again.")
+
+
+@dataclass
+class _State:
+    """Networks on their way: tensors [nets, *shape] as they stand, and the symmetry so far, its signs in the new order."""
+
+    parts: dict[int, Tensor]
+    permutations: Groups
+    signs: Groups
+
+    def take(self, nets: Tensor) -> "_State":
+        return _State(*({key: value[nets] for key, value in table.items()} for table in (self.parts, self.permutations, self.signs)))
+
+    def put(self, nets: Tensor, other: "_State") -> None:
+        for mine, its in zip((self.parts, self.permutations, self.signs), (other.parts, other.permutations, other.signs), strict=True):
+            for key in mine:
+                mine[key][nets] = its[key]
+
+
+def _align(spec: NetworkSpec, theta: Tensor, reference: Tensor, sweeps: int) -> tuple[Groups, Groups]:
+    state, goal, nodes = _start(spec, theta, reference)
+    todo = torch.arange(len(theta))
+    for _ in range(sweeps if len(nodes) > 1 or any(node.quadratic for node in nodes) else 0):
+        here, aim = state.take(todo), goal if reference.ndim == 1 else {t: part[todo] for t, part in goal.items()}
+        better = [_step(here, aim, node) for node in nodes]
+        state.put(todo, here)
+        todo = todo[torch.stack(better).any(0)]
+        if len(todo) == 0:
+            break
+    return state.permutations, _in_old_order(nodes, state)
+
+
+def _start(spec: NetworkSpec, theta: Tensor, reference: Tensor) -> tuple[_State, dict[int, Tensor], list[Node]]:
+    """The first sweep, whose result does not depend on the order in which the units come."""
+    places, nets = places_of(spec), len(theta)
+    nodes = nodes_of(spec, places)
+    touched = {place.tensor for node in nodes for place in node.places}
+    goal = _cut(spec, reference, touched)
+    orders = {g: torch.arange(n, device=theta.device).repeat(nets, 1) for g, n in spec.groups("permutation").items()}
+    state = _State(_cut(spec, theta, touched), orders, {g: theta.new_ones(nets, n) for g, n in spec.groups("sign").items()})
+    for node, views in outwards(nodes, places):
+        _move(state, node, *_best(state, goal, node, views))
+    return state, goal, nodes
+
+
+def _in_old_order(nodes: list[Node], state: _State) -> Groups:
+    homes = {g: node.permutation for node in nodes if node.permutation is not None for g in node.signs}
+    orders = {g: state.permutations[homes[g]] if g in homes else None for g in state.signs}
+    return {g: s if orders[g] is None else torch.empty_like(s).scatter(-1, orders[g], s) for g, s in state.signs.items()}
+
+
+def _step(state: _State, goal: dict[int, Tensor], node: Node) -> Tensor:
+    """Improve one node where that raises the objective; returns which networks it did."""
+    order, flips = _best(state, goal, node, [(place, {}) for place in node.places if place.learned])
+    trial = _State(dict(state.parts), dict(state.permutations), dict(state.signs))
+    _move(trial, node, order, flips)
+    touched = {place.tensor for place in node.places if place.learned}
+    gain = sum(((trial.parts[t] - state.parts[t]) * goal[t]).flatten(1).sum(1) for t in touched)
+    scale = sum((state.parts[t] * goal[t]).abs().flatten(1).sum(1) for t in touched)
+    better = gain > 1e-12 * scale  # above the rounding of float64
+    state.put(better, trial.take(better))
+    return better
+
+
+def _best(state: _State, goal: dict[int, Tensor], node: Node, views: list[tuple[Place, Window]]) -> tuple[Tensor, Groups]:
+    """The order and the signs of the greatest gain, the rest of the network as it stands."""
+    gains: dict[int | None, Tensor] = {}  # by the sign group that is free to flip them; None: none, or two of them
+    for place, window in views:
+        free = place.signs & node.signs
+        old, new = rows(state.parts[place.tensor], place, window), rows(goal[place.tensor], place, window)
+        key = next(iter(free)) if len(free) == 1 else None
+        gains[key] = gains.get(key, 0) + old @ new.transpose(-1, -2)
+    order = _unmoved(state, node.units)
+    if node.permutation is not None and gains:
+        order = _assign(sum(gain if key is None else gain.abs() for key, gain in gains.items()))
+    chosen = {key: gain.take_along_dim(order[:, None], 1).diagonal(dim1=1, dim2=2) for key, gain in gains.items() if key is not None}
+    return order, {key: torch.where(gain < 0, -1.0, 1.0).to(gain) for key, gain in chosen.items()}
+
+
+def _unmoved(state: _State, units: int) -> Tensor:
+    part = next(iter(state.parts.values()))
+    return torch.arange(units, device=part.device).repeat(len(part), 1)
+
+
+def _move(state: _State, node: Node, order: Tensor, flips: Groups) -> None:
+    """Reorder and flip the units of a node in place."""
+    if node.permutation is not None:
+        state.permutations[node.permutation] = state.permutations[node.permutation].gather(1, order)
+        state.signs |= {g: state.signs[g].gather(1, order) for g in node.signs}
+    state.signs |= {g: state.signs[g] * flip for g, flip in flips.items()}
+    nets = torch.arange(len(order), device=order.device)[:, None]
+    for place in node.places:
+        part = state.parts[place.tensor].movedim(1 + place.axis, 1).clone()
+        stretch = slice(place.start, place.start + place.units * place.repeat)
+        entries = (order[..., None] * place.repeat + torch.arange(place.repeat, device=order.device)).flatten(1) + place.start
+        moved = part[nets, entries]
+        for flip in (flips[g] for g in place.signs if g in flips):
+            moved = moved * flip.repeat_interleave(place.repeat, 1).reshape(*moved.shape[:2], *[1] * (moved.ndim - 2))
+        part[:, stretch] = moved
+        state.parts[place.tensor] = part.movedim(1, 1 + place.axis)
+
+
+def _cut(spec: NetworkSpec, theta: Tensor, chosen: set[int]) -> dict[int, Tensor]:
+    """Tensors by number, in their shapes."""
+    cuts = theta.split([tensor.numel for tensor in spec.tensors], -1)
+    return {i: cuts[i].reshape(*theta.shape[:-1], *spec.tensors[i].shape) for i in sorted(chosen)}
+
+
+def _assign(gains: Tensor) -> Tensor:
+    """For every network the old unit at each new place, from its gains [nets, old, new]."""
+    costs = -gains.cpu().numpy()
+    order, units = np.empty(costs.shape[:2], dtype=np.int64), np.arange(costs.shape[1])
+    for network, cost in enumerate(costs):
+        order[network, linear_sum_assignment(cost)[1]] = units
+    return torch.from_numpy(order).to(gains.device)

@@ -1,0 +1,127 @@
+"""Find where the units of each group lie in the tensors, and what is known of the other axes there."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geoflow.spec import NetworkSpec, Piece
+
+
+@dataclass(frozen=True)
+class Place:
+    """A stretch of one axis of a tensor: `units` units of one permutation group, `repeat` entries each.
+
+    `signs` are the sign groups that flip its entries; `rank` is the number of axes of the tensor.
+    """
+
+    tensor: int
+    axis: int
+    rank: int
+    start: int
+    units: int
+    repeat: int
+    permutation: int | None
+    signs: frozenset[int]
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one step decides: the order of a permutation group (None: as it is) and the signs of its units."""
+
+    permutation: int | None
+    signs: frozenset[int]
+    units: int
+    places: tuple[Place, ...]
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether a tensor has this node on two axes, or flips an entry along one axis by two of its signs."""
+        learned = [place for place in self.places if place.learned]
+        axes = {(place.tensor, place.axis) for place in learned}
+        return len({tensor for tensor, _ in axes}) < len(axes) or any(len(place.signs & self.signs) > 1 for place in learned)
+
+
+Window = dict[int, Tensor]  # other axis -> its entries that are looked at; a missing axis is seen whole
+
+
+def places_of(spec: NetworkSpec) -> list[Place]:
+    """Every stretch of every axis of the tensors."""
+    found = []
+    for number, tensor in enumerate(spec.tensors):
+        for along, axis in enumerate(tensor.axes):
+            start = 0
+            for piece in axis:
+                owner = spec.group_of(piece.reads if piece.writes is None else piece.writes, "permutation")
+                signs = _signs(spec, piece, tensor.degree)
+                found.append(Place(number, along, len(tensor.axes), start, piece.size, piece.repeat, owner, signs, tensor.learned))
+                start += piece.size * piece.repeat
+    return found
+
+
+def _signs(spec: NetworkSpec, piece: Piece, degree: int) -> frozenset[int]:
+    """The groups that flip an entry an odd number of times."""
+    written = {spec.group_of(piece.writes, "sign")} if degree % 2 else set()
+    return frozenset((written ^ {spec.group_of(piece.reads, "sign")}) - {None})
+
+
+def nodes_of(spec: NetworkSpec, places: Iterable[Place]) -> list[Node]:
+    """One node per permutation group with the signs of its units, then one per sign group without an order."""
+    homes = {site.sign: site.permutation for site in spec.sites if site.sign is not None}
+    heads = [(g, frozenset(s for s, home in homes.items() if home == g), n) for g, n in spec.groups("permutation").items()]
+    heads += [(None, frozenset({s}), n) for s, n in spec.groups("sign").items() if homes[s] is None]
+    return [
+        Node(group, signs, units, tuple(p for p in places if (p.permutation == group if group is not None else p.signs & signs)))
+        for group, signs, units in heads
+    ]
+
+
+def outwards(nodes: list[Node], places: Iterable[Place]) -> Iterator[tuple[Node, list[tuple[Place, Window]]]]:
+    """The nodes from the best known to the least known, each with the places whose other axes are pinned or known by then.
+
+    What is known of a unit is counted in entries, which the spec says and no weight changes: nodes next to the inputs come first.
+    """
+    axes: dict[tuple[int, int], list[Place]] = {}
+    for place in places:
+        axes.setdefault((place.tensor, place.axis), []).append(place)
+    left, known, signs = list(nodes), set(), set()
+    while left:
+        open_places = [[p for p in node.places if p.learned and len(p.signs - signs) <= 1] for node in left]
+        views = [[(p, w) for p in found if (w := _window(p, axes, known, signs)) is not None] for found in open_places]
+        counts = [sum(_entries(place, window, axes) for place, window in view) for view in views]
+        best = counts.index(max(counts))
+        yield left[best], views[best]
+        known |= {left[best].permutation}
+        signs |= left[best].signs
+        del left[best]
+
+
+def _window(place: Place, axes: dict, known: set, signs: set) -> Window | None:
+    window = {}
+    for axis in range(place.rank):
+        stretches = axes[place.tensor, axis]
+        seen = [p for p in stretches if (p.permutation is None or p.permutation in known) and p.signs <= signs]
+        if axis == place.axis or len(seen) == len(stretches):
+            continue
+        if not seen:
+            return None
+        window[axis] = torch.cat([torch.arange(p.start, p.start + p.units * p.repeat) for p in seen])
+    return window
+
+
+def _entries(place: Place, window: Window, axes: dict) -> int:
+    count = place.repeat
+    for axis in set(range(place.rank)) - {place.axis}:
+        count *= len(window[axis]) if axis in window else sum(p.units * p.repeat for p in axes[place.tensor, axis])
+    return count
+
+
+def rows(part: Tensor, place: Place, window: Window) -> Tensor:
+    """The entries of each unit of a place: [*batch, *shape] -> [*batch, units, entries]."""
+    batch = part.ndim - place.rank
+    for axis, entries in window.items():
+        part = part.index_select(batch + axis, entries.to(part.device))
+    part = part.movedim(batch + place.axis, batch).narrow(batch, place.start, place.units * place.repeat)
+    return part.reshape(*part.shape[:batch], place.units, -1)

@@ -1,0 +1,139 @@
+"""Choose the scale of every neuron: incoming weights of norm one."""
+
+from graphlib import TopologicalSorter
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from geoflow.spec import NetworkSpec, Piece, TensorSpec
+from geoflow.symmetry import rescale
+
+EDGES = ("weight", "gain", "parameter")
+
+
+def balance(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch weights"]:
+    """Rescale every unit of every scaling group so that its incoming entries have joint norm 1; the function stays as it was.
+
+    What counts as incoming is said by `incoming`. Groups are taken in the order of the wiring, so one sweep is exact. Biases
+    follow their unit. A dead unit, whose incoming entries are all zero, keeps its scale (see `dead_units`).
+
+    Source: Erdogan, Geometric flow models over neural network weights, arXiv 2504.03710.
+
+    >>> import torch
+    >>> from geoflow.wiring import spec_of
+    >>> from geoflow.vector import pack, unpack
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = spec_of(network, torch.zeros(1, 4))
+    >>> balanced = unpack(spec, balance(spec, pack(spec, network.state_dict())))
+    >>> bool(balanced["0.weight"].norm(dim=1).allclose(torch.ones(3)))
+    True
+    """
+    for group, index in incoming(spec).items():
+        norm = _norms(theta, index)
+        theta = rescale(spec, theta, {group: torch.where(_alive(norm), 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 1.0)})
+    return theta
+
+
+def sphere_rows(spec: NetworkSpec) -> tuple[Int[Tensor, "_units _dim"], ...]:
+    """The coordinates of all balanced rows, rows of equal length stacked: the spheres of `geoflow.manifolds.Product`.
+
+    Rows of a single entry (a gain, an only input) are +-1 after `balance` and form no sphere; they are left out.
+    """
+    stacks: dict[int, list[Tensor]] = {}
+    for index in incoming(spec).values():
+        stacks.setdefault(index.shape[1], []).append(index)
+    return tuple(torch.cat(stack) for dim, stack in stacks.items() if dim > 1)
+
+
+def dead_units(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> list[tuple[int, str, int]]:
+    """The units whose incoming entries are all zero, as (network, site, unit); the networks of a batch are counted in one row."""
+    names = {group: next(site.name for site in spec.sites if site.scaling == group) for group in spec.groups("scaling")}
+    return [
+        (network, names[group], unit)
+        for group, index in incoming(spec).items()
+        for network, unit in (~_alive(_norms(theta, index))).reshape(-1, len(index)).nonzero().tolist()
+    ]
+
+
+def incoming(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]:
+    """For each scaling group the coordinates of every unit's incoming entries, groups in the order of the wiring.
+
+    These are the learned entries of degree 1 that write the unit and read a site; where a group has none (after a normalisation), its
+    gains. Where residual connections close a cycle of groups, the tensors that lead back to an earlier group do not count: with p the
+    inverse squared factors and S the squared weights between units, rows of norm 1 mean p = S p + (pinned), which has no positive
+    solution on a cycle of spectral radius >= 1, so that trained residual networks may have no such scale. Without the
+    closing tensors S is nilpotent: the scale exists, is unique, and is found in one sweep. Closing tensors follow their units.
+    """
+    groups = spec.groups("scaling")
+    ends = np.concatenate([[0], np.cumsum(list(groups.values()), dtype=int)])
+    tensors = [(offset, *_entries(spec, tensor, dict(zip(groups, ends, strict=False)))) for tensor, offset in _candidates(spec)]
+    numbered = [(np.searchsorted(ends, w, "right") - 1, np.searchsorted(ends, r, "right") - 1) for _, w, r, _ in tensors]
+    closing, order = _order(len(groups), numbered)
+    fed, loose = [np.empty((2, 0), int)], [np.empty((2, 0), int)]
+    for (offset, writes, _, edge), (writer, readers) in zip(tensors, numbered, strict=True):
+        back = closing[writer, readers].any(0)
+        for found, chosen in ((fed, edge & ~back), (loose, ~edge)):
+            entry = (chosen & (writes >= 0)).nonzero()[0]
+            found.append(np.stack([writes[entry], entry + offset]))
+    fed, loose = np.concatenate(fed, 1), np.concatenate(loose, 1)
+    rows = {}
+    for number in order:
+        start, end = ends[number], ends[number + 1]
+        for unit, entry in (fed, loose):
+            mine = (unit >= start) & (unit < end)
+            if mine.any():
+                entries = entry[mine][np.lexsort((entry[mine], unit[mine]))]
+                rows[list(groups)[number]] = torch.from_numpy(entries.reshape(end - start, -1))
+                break
+    return rows
+
+
+def _candidates(spec: NetworkSpec) -> list[tuple[TensorSpec, int]]:
+    pairs = zip(spec.tensors, spec.offsets, strict=True)
+    return [(tensor, offset) for tensor, offset in pairs if tensor.kind in EDGES and tensor.learned and tensor.degree == 1 and tensor.axes]
+
+
+def _entries(spec: NetworkSpec, tensor: TensorSpec, first: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each entry the scaled unit that it writes, those it reads along each axis (-1: none), and whether it reads any site."""
+    axes = [_axis_units(spec, axis, first) for axis in tensor.axes]
+    grids = [np.broadcast_arrays(*np.ix_(*(axis[row] for axis in axes))) for row in range(3)]
+    writes, reads, edge = (np.stack([grid.ravel() for grid in grids[row]]) for row in range(3))
+    owner = (writes >= 0).argmax(0)  # an entry belongs to one unit: the one of its first axis that writes
+    return np.take_along_axis(writes, owner[None], 0)[0], reads, edge.any(0)
+
+
+def _axis_units(spec: NetworkSpec, axis: tuple[Piece, ...], first: dict[int, int]) -> tuple[np.ndarray, ...]:
+    def units(piece: Piece, site: int | None) -> np.ndarray:
+        group = spec.group_of(site, "scaling")
+        return np.repeat(np.arange(piece.size) + first[group] if group is not None else np.full(piece.size, -1), piece.repeat)
+
+    return (
+        np.concatenate([units(piece, piece.writes) for piece in axis]),
+        np.concatenate([units(piece, piece.reads) for piece in axis]),
+        np.concatenate([np.full(piece.size * piece.repeat, int(piece.reads is not None)) for piece in axis]),
+    )
+
+
+def _order(count: int, numbered: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[int]]:
+    """Which (written, read) pairs of groups close a cycle, and the order of the groups without them; groups are numbered as traced."""
+    feeds = np.zeros((count + 1, count + 1), bool)  # the last row and column are the pinned sites, numbered -1
+    for writer, readers in numbered:
+        feeds[writer, readers] = True
+    inner = feeds[:count, :count]
+    cycle = connected_components(inner, connection="strong")[1] if count else np.empty(0, int)
+    closing = np.zeros_like(feeds)
+    closing[:count, :count] = (cycle[:, None] == cycle) & np.tri(count, dtype=bool).T
+    forward = inner & ~closing[:count, :count]
+    return closing, list(TopologicalSorter({i: row.nonzero()[0].tolist() for i, row in enumerate(forward)}).static_order())
+
+
+def _norms(theta: Tensor, index: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(theta[..., index.to(theta.device)], dim=-1)
+
+
+def _alive(norm: Tensor) -> Tensor:
+    """Below the smallest normal number a norm has no inverse; NaN is no concern of this file."""
+    return ~(norm < torch.finfo(norm.dtype).tiny)

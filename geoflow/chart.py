@@ -1,0 +1,180 @@
+"""Choose coordinates: weight vectors of a canonical zoo as points of the manifold that a flow runs on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from geoflow.canonical.scaling import dead_units, incoming, sphere_rows
+from geoflow.graph import Graph, graph_of
+from geoflow.manifolds import Product
+from geoflow.spec import NetworkSpec
+
+Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation)
+TINY_VARIANCE = 1e-8  # keeps the logarithm of a batch norm's variance finite
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a flow sees a zoo. `balance`: incoming rows have norm 1. `spheres`: these rows, and the last layer's direction, move on
+    spheres; the last layer's log-norm becomes a coordinate of its own, so that the logits are kept exactly."""
+
+    balance: bool
+    spheres: bool
+
+
+FLOWS: dict[str, Recipe] = {
+    "euclidean": Recipe(balance=False, spheres=False),
+    "normalized": Recipe(balance=True, spheres=False),
+    "geometric": Recipe(balance=True, spheres=True),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """The map between weight vectors [*batch, weights] and points [*batch, size] of `manifold`; size = weights + one log-norm per output.
+
+    Flat coordinates are standardised by role (kind of tensor and of the sites it joins), weights by root fan-in before, so that the
+    statistics serve other widths; variances of batch norm are taken by their logarithm.
+    """
+
+    spec: NetworkSpec
+    recipe: Recipe
+    statistics: Statistics
+
+    @cached_property
+    def outputs(self) -> tuple[Int[Tensor, " entries"], ...]:
+        """Per output site the coordinates of all weights that write it, where the recipe keeps them as a direction."""
+        if not self.recipe.spheres:
+            return ()
+        roles = [site.role for site in self.spec.sites]
+        found: dict[int, list[Tensor]] = {}
+        for block in graph_of(self.spec).blocks:
+            if roles[block.target] == "output":
+                found.setdefault(block.target, []).append(block.index.flatten())
+        return tuple(torch.cat(parts).sort().values for parts in found.values() if sum(map(len, parts)) > 1)
+
+    @cached_property
+    def graph(self) -> Graph:
+        return graph_of(self.spec, extras=len(self.outputs))
+
+    @cached_property
+    def manifold(self) -> Product:
+        rows = sphere_rows(self.spec) if self.recipe.spheres else ()
+        return Product(self.graph.size, (*rows, *(index[None] for index in self.outputs)))
+
+    @cached_property
+    def scale(self) -> Float[Tensor, " size"]:
+        """What brings each coordinate of a random point to standard deviation 1: root dimension on spheres, 1 elsewhere."""
+        scale = torch.ones(self.graph.size)
+        for index in self.manifold.spheres:
+            scale[index] = sqrt(index.shape[1])
+        return scale
+
+    @cached_property
+    def flat(self) -> Tensor:
+        """Which coordinates lie on no sphere."""
+        flat = torch.ones(self.graph.size, dtype=torch.bool)
+        for index in self.manifold.spheres:
+            flat[index] = False
+        return flat
+
+    def point(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch size"]:
+        """The point of a canonical weight vector. Raises ValueError for a dead unit, whose direction on a sphere is undefined."""
+        if self.recipe.spheres and (dead := dead_units(self.spec, theta)):
+            network, site, unit = dead[0]
+            raise ValueError(
+                f"{len(dead)} dead units, the first: network {network}, site {site!r}, unit {unit}: its incoming weights are all zero and "
+                "have no direction. Remove such networks, or choose flow=normalized or flow=euclidean."
+            )
+        raw = self._raw(theta)
+        return torch.where(self.flat.to(theta.device), (raw - self._mean.to(raw)) / self._divisor.to(raw), raw)
+
+    def theta(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch weights"]:
+        """The weight vector of a point; rows that left norm 1 in a flat space are brought back to it."""
+        raw = torch.where(self.flat.to(x.device), x * self._std.to(x) + self._mean.to(x), x) / self._root_fan.to(x)
+        weights, norms = raw.split([self.spec.weights, len(self.outputs)], -1)
+        for index, norm in zip(self.outputs, norms.unbind(-1), strict=True):
+            weights = weights.index_copy(-1, index.to(x.device), weights[..., index] * norm.exp().unsqueeze(-1))
+        if len(self._variances):
+            variances = (weights[..., self._variances].exp() - TINY_VARIANCE).clamp_min(0)
+            weights = weights.index_copy(-1, self._variances.to(x.device), variances)
+        if self.recipe.balance and not self.recipe.spheres:
+            for index in incoming(self.spec).values():
+                rows = weights[..., index]
+                weights = weights.index_copy(-1, index.flatten().to(x.device), torch.nn.functional.normalize(rows, dim=-1).flatten(-2))
+        return weights
+
+    def _raw(self, theta: Tensor) -> Tensor:
+        """Directions, log-norms and log-variances, weights times root fan-in; not yet standardised."""
+        norms = []
+        for index in self.outputs:
+            norm = theta[..., index].norm(dim=-1, keepdim=True)
+            theta = theta.index_copy(-1, index.to(theta.device), theta[..., index] / norm)
+            norms.append(norm.log())
+        if len(self._variances):
+            theta = theta.index_copy(-1, self._variances.to(theta.device), (theta[..., self._variances] + TINY_VARIANCE).log())
+        return torch.cat([theta, *norms], -1) * self._root_fan.to(theta)
+
+    @cached_property
+    def _variances(self) -> Tensor:
+        ranges = [
+            torch.arange(offset, offset + tensor.numel)
+            for tensor, offset in zip(self.spec.tensors, self.spec.offsets, strict=True)
+            if tensor.kind == "running_var"
+        ]
+        return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.long)
+
+    @cached_property
+    def _root_fan(self) -> Tensor:
+        """Root of the entries per row for weights in flat coordinates, 1 elsewhere."""
+        fan = torch.ones(self.graph.size)
+        for block in self.graph.blocks:
+            fan[block.index] = sqrt(block.index[0].numel())
+        return torch.where(self.flat, fan, 1.0)
+
+    @cached_property
+    def roles(self) -> dict[str, Int[Tensor, " coordinates"]]:
+        """The flat coordinates of each role."""
+        roles: dict[str, list[Tensor]] = {}
+        for part in (*self.graph.blocks, *self.graph.features):
+            roles.setdefault(part.key, []).append(part.index.flatten())
+        for number, coordinate in enumerate(self.graph.scalars):
+            roles[f"scalar:{number}"] = [coordinate[None]]
+        joined = {key: torch.cat(parts) for key, parts in roles.items()}
+        return {key: index[self.flat[index]] for key, index in joined.items() if self.flat[index].any()}
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        return self._per_coordinate(0, 0.0)
+
+    @cached_property
+    def _std(self) -> Tensor:
+        return self._per_coordinate(1, 1.0)
+
+    @cached_property
+    def _divisor(self) -> Tensor:
+        """The standard deviation, or 1 for a role that never varies: its coordinates are 0, and come back as their mean."""
+        return torch.where(self._std > 0, self._std, 1.0)
+
+    def _per_coordinate(self, which: int, default: float) -> Tensor:
+        values = torch.full((self.graph.size,), default)
+        for role, index in self.roles.items():
+            if role not in self.statistics:
+                raise ValueError(f"The flow has never seen the role {role!r}; it knows {', '.join(sorted(self.statistics))}.")
+            values[index] = self.statistics[role][which]
+        return values
+
+
+def fit_chart(spec: NetworkSpec, recipe: Recipe, thetas: Float[Tensor, "nets weights"]) -> Chart:
+    """The chart whose statistics are those of a canonical zoo."""
+    blank = Chart(spec, recipe, {})
+    raw = blank._raw(thetas)
+    statistics = {role: (raw[:, index].mean().item(), raw[:, index].std().item()) for role, index in blank.roles.items()}
+    return Chart(spec, recipe, statistics)
+
+

@@ -1,0 +1,86 @@
+"""Keep the whole state of a training, so that it can stop at any moment and go on as if it had not."""
+
+import json
+import os
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from geoflow.flow import Flow
+
+EMA_WARMUP = 10  # the average over the first n steps forgets with 1 - 1 / (n + 10)
+
+
+class Progress:
+    """A training under way: the flow, the moving average of its field, the optimizer, the random numbers to come."""
+
+    def __init__(self, flow: Flow):
+        self.flow, self.iteration = flow, 0
+        self.ema = deepcopy(flow.field)
+        self.optimizer = torch.optim.AdamW(flow.field.parameters(), weight_decay=flow.config["weight_decay"], fused=True)
+        self.generator = torch.Generator().manual_seed(flow.config["seed"])
+
+    @torch.no_grad()
+    def step(self, loss: float) -> None:
+        """Count an iteration. Raises FloatingPointError where the loss is not finite."""
+        if not loss < float("inf"):
+            raise FloatingPointError(f"The flow's loss is {loss} at iteration {self.iteration}. Lower lr.")
+        self.flow.losses.append(loss)
+        self.iteration += 1
+        decay = min(self.flow.config["ema"], 1 - 1 / (self.iteration + EMA_WARMUP))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.flow.field.parameters()), 1 - decay)
+
+    def averaged(self) -> Flow:
+        """The flow with the averaged weights."""
+        return Flow(self.flow.chart, self.ema, self.flow.reference, self.flow.config, self.flow.losses)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file; a crash leaves the old file or the new one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {f"field.{k}": v for k, v in self.flow.field.state_dict().items()} | {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.flow.losses, dtype=torch.float64)}
+        partial = path.with_name(path.name + ".part")
+        metadata = {"config": json.dumps(dict(self.flow.config), sort_keys=True), "zoo": self._zoo()}
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+
+    def resume(self, path: str | Path) -> None:
+        """Go on from a file that `save` wrote, if there is one. Raises ValueError if it is corrupt or of another training."""
+        if not Path(path).exists():
+            return
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        except SafetensorError as error:
+            raise ValueError(f"Checkpoint {path} is corrupt: {error}. Delete it to begin anew.") from error
+        config = json.dumps(dict(self.flow.config), sort_keys=True)
+        if metadata.get("config") != config or metadata.get("zoo") != self._zoo():
+            raise ValueError(f"Checkpoint {path} belongs to another training ({metadata.get('config')}), not to {config}. Delete or move it.")
+        device = next(self.flow.field.parameters()).device
+        for name, module in (("field.", self.flow.field), ("ema.", self.ema)):
+            module.load_state_dict({k.removeprefix(name): v.to(device) for k, v in tensors.items() if k.startswith(name)})
+        self.generator.set_state(tensors["generator"])
+        self.flow.losses[:] = tensors["losses"].tolist()
+        self.iteration = len(self.flow.losses)
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": _optimizer_state(tensors)})
+
+    def _zoo(self) -> str:
+        """What tells two zoos apart: the statistics and the sum of the reference, to the last bit."""
+        return json.dumps([self.flow.chart.statistics, self.flow.reference.double().sum().item()])
+
+
+def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    return state

@@ -1,0 +1,72 @@
+"""Pair noise with data: who travels to whom."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from geoflow.canonical.matching import match
+from geoflow.manifolds import Product
+from geoflow.spec import NetworkSpec
+
+Coupling = Callable[[NetworkSpec, Product, Tensor, Tensor], Tensor]
+CHUNK = 2**22  # coordinates of the pairs worked on at once
+
+
+def independent(
+    spec: NetworkSpec, manifold: Product, x_0: Float[Tensor, "n size"], x_1: Float[Tensor, "n size"]
+) -> Float[Tensor, "n size"]:
+    """Noise and data as they were drawn."""
+    return x_0
+
+
+def ot(spec: NetworkSpec, manifold: Product, x_0: Float[Tensor, "n size"], x_1: Float[Tensor, "n size"]) -> Float[Tensor, "n size"]:
+    """The order of the noise with the least sum of squared geodesic distances to the data.
+
+    It is the assignment itself: every noise sample is used once, none is drawn again. Source: Tong et al., arXiv 2302.00482.
+
+    >>> import torch
+    >>> x_0, x_1 = torch.tensor([[0.0], [5.0]]), torch.tensor([[4.0], [1.0]])
+    >>> ot(None, Product(1), x_0, x_1)
+    tensor([[5.],
+            [0.]])
+    """
+    return x_0[_assign(manifold.pairwise(x_1, x_0))]
+
+
+def equivariant_ot(
+    spec: NetworkSpec, manifold: Product, x_0: Float[Tensor, "n size"], x_1: Float[Tensor, "n size"]
+) -> Float[Tensor, "n size"]:
+    """As `ot`, with distances between orbits: for every pair the neurons of the noise are first permuted (and flipped) to the data's.
+
+    The neurons are matched by inner products in the one sweep of `align` that starts anew, the best order for one hidden layer and a
+    good one for more; the assignment over the batch then goes by geodesic distance. Noise exchangeable under the spec's
+    symmetries keeps its distribution. Coordinates after the weights (such as scales) move with their network, unpermuted.
+
+    Source: Klein, Kraemer and Noe, Equivariant flow matching, 2023.
+    """
+    n, size = x_1.shape
+    rows = max(1, CHUNK // (n * size))
+    blocks = [_nearest_in_orbit(spec, x_0, part) for part in x_1.split(rows)]
+    costs = [manifold.dist2(block, part[:, None]) for block, part in zip(blocks, x_1.split(rows), strict=True)]
+    chosen = _assign(torch.cat(costs))
+    return torch.stack([blocks[i // rows][i % rows, j] for i, j in enumerate(chosen.tolist())])
+
+
+def _nearest_in_orbit(spec: NetworkSpec, x_0: Float[Tensor, "n size"], x_1: Float[Tensor, "m size"]) -> Float[Tensor, "m n size"]:
+    """For each data sample all the noise samples, their neurons matched to it."""
+    m, n, weights = len(x_1), len(x_0), spec.weights
+    noise = x_0.expand(m, *x_0.shape)
+    theta = noise[..., :weights].reshape(m * n, weights)
+    matched = match(spec, theta, x_1[:, :weights].repeat_interleave(n, 0)).reshape(m, n, weights)
+    return torch.cat([matched, noise[..., weights:]], -1)
+
+
+def _assign(costs: Float[Tensor, "data noise"]) -> Tensor:
+    """For each data sample its noise sample, of least total cost."""
+    return torch.from_numpy(linear_sum_assignment(costs.double().cpu().numpy())[1]).to(costs.device)
+
+
+COUPLINGS: dict[str, Coupling] = {"independent": independent, "ot": ot, "equivariant_ot": equivariant_ot}

@@ -1,0 +1,83 @@
+"""Make new weight vectors the easy ways, which a flow has to beat."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+NOISE = 0.3
+
+Thetas = Float[Tensor, "nets weights"]
+Made = Float[Tensor, "made weights"]
+
+
+def mean_network(thetas: Thetas, count: int, generator: Generator) -> Made:
+    """The average of all networks, [1, weights] whatever the count: there is only one."""
+    return thetas.mean(0, keepdim=True)
+
+
+def interpolation(thetas: Thetas, count: int, generator: Generator) -> Made:
+    """(1 - a) theta_i + a theta_j of two different networks drawn at random, a uniform on [0, 1]."""
+    first = _draw(len(thetas), count, generator)
+    second = (first + 1 + _draw(len(thetas) - 1, count, generator)) % len(thetas)
+    return torch.lerp(thetas[first], thetas[second], torch.rand(count, 1, generator=generator).to(thetas))
+
+
+def gaussian(thetas: Thetas, count: int, generator: Generator) -> Made:
+    """A Gaussian with the mean and the variance of each coordinate, coordinates independent."""
+    return thetas.mean(0) + thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
+
+
+def pca_gaussian(thetas: Thetas, count: int, generator: Generator) -> Made:
+    """The Gaussian with the networks' mean and their full sample covariance, of rank min(nets - 1, weights).
+
+    With the centred networks C [nets, weights], z C / sqrt(nets - 1) for z ~ N(0, I) of length `nets` has the covariance
+    C^T C / (nets - 1): the same as independent normals along all principal components, without the cost of finding them.
+    """
+    mean = thetas.mean(0)
+    z = _normal(count, len(thetas), generator).to(thetas) / (len(thetas) - 1) ** 0.5
+    return mean + z @ (thetas - mean)
+
+
+def noised(thetas: Thetas, count: int, generator: Generator) -> Made:
+    """Networks drawn at random, with Gaussian noise of NOISE times each coordinate's standard deviation."""
+    return retrieval(thetas, count, generator) + NOISE * thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
+
+
+def retrieval(thetas: Thetas, count: int, generator: Generator) -> Made:
+    """Networks drawn at random, with replacement: what a flow that memorised its data would give."""
+    return thetas[_draw(len(thetas), count, generator)]
+
+
+BASELINES: dict[str, Callable[[Thetas, int, Generator], Made]] = {
+    "mean_network": mean_network,
+    "interpolation": interpolation,
+    "gaussian": gaussian,
+    "pca_gaussian": pca_gaussian,
+    "noised": noised,
+    "retrieval": retrieval,
+}
+
+
+def baseline(name: str, thetas: Thetas, count: int, generator: Generator) -> Made:
+    """`count` weight vectors (one for mean_network) from the baseline `name` of BASELINES, given canonical training networks.
+
+    Raises ValueError for an unknown name, an empty zoo, and a zoo of one network, which has no spread.
+
+    >>> baseline("mean_network", torch.tensor([[0.0, 2.0], [2.0, 4.0]]), 5, torch.Generator())
+    tensor([[1., 3.]])
+    """
+    if name not in BASELINES:
+        raise ValueError(f"Unknown baseline {name!r}. Known: {', '.join(BASELINES)}.")
+    if len(thetas) < 2:
+        raise ValueError(f"A zoo of {len(thetas)} networks has no spread: baselines need at least 2. Train more runs.")
+    return BASELINES[name](thetas, count, generator)
+
+
+def _draw(high: int, count: int, generator: Generator) -> Tensor:
+    return torch.randint(high, (count,), generator=generator)
+
+
+def _normal(count: int, size: int, generator: Generator) -> Tensor:
+    return torch.randn(count, size, generator=generator)

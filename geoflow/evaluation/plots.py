@@ -1,0 +1,188 @@
+"""Draw what a run did: scores, loss, weights and distances."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from torch import Tensor
+
+from geoflow.evaluation.metrics import Scores
+
+# Okabe & Ito 2008: distinguishable with every kind of colour vision
+BLACK, ORANGE, BLUE, VERMILION, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "#D55E00", "#8C8C8C", "#A8A8A8"
+COLOURS = {"zoo": BLACK, "generated": BLUE}
+BINS = 40
+DPI = 150
+SHOWN_NETWORKS = 1000
+SHOWN_PATHS = 12
+
+DISTANCES = {
+    "zoo_leave_one_out": ("training network to another training run", BLACK),
+    "heldout_to_train": ("held-out run to training network", ORANGE),
+    "generated_to_train": ("generated to training network", BLUE),
+}
+
+
+def plot_scores(scores: Mapping[str, Scores], title: str = "Test scores of single networks") -> Figure:
+    """Histograms of accuracy and negative log-likelihood, one row for each named set of networks; a tick marks the mean.
+
+    >>> one = Scores(torch.rand(9), torch.rand(9) + 0.1, torch.rand(9))
+    >>> len(plot_scores({"zoo": one, "generated": one}).axes)
+    4
+    """
+    figure = Figure(figsize=(8, 0.9 + 0.55 * len(scores)), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(len(scores), 2, sharex="col", squeeze=False)
+    columns = {"accuracy": "accuracy", "nll": "negative log-likelihood (nats, log scale)"}
+    for column, (field, label) in enumerate(columns.items()):
+        values = {name: getattr(one, field).detach().flatten().cpu() for name, one in scores.items()}
+        pooled = torch.cat(list(values.values()))
+        edges = _log_edges(pooled) if field == "nll" else _edges(torch.cat([pooled, torch.ones(1)]))
+        for row, (name, v) in enumerate(values.items()):
+            _ridge(grid[row, column], v, edges, COLOURS.get(name, ORANGE))
+        grid[-1, column].set_xlabel(label)
+    grid[-1, 1].set_xscale("log")
+    _plain_ticks(grid[-1, 1].xaxis)
+    for row, name in enumerate(scores):
+        grid[row, 0].set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center")
+    return figure
+
+
+def plot_loss(losses: Float[Tensor, " steps"] | Sequence[float], title: str = "Training of the flow") -> Figure:
+    """The loss of every training step, and its running mean over 2 % of the steps, on a logarithmic axis.
+
+    >>> plot_loss([1.0, 0.5, 0.3]).axes[0].get_xlabel()
+    'training step'
+    """
+    losses = torch.as_tensor(losses, dtype=torch.float64).detach().cpu()
+    width = max(1, len(losses) // 50)
+    figure, axes = _single(title)
+    axes.plot(range(1, len(losses) + 1), losses, color=GREY, linewidth=0.5, alpha=0.6, label="each step")
+    axes.plot(range(width, len(losses) + 1), losses.unfold(0, width, 1).mean(1), color=BLUE, linewidth=1.8, label=f"mean of {width} steps")
+    axes.set(xlabel="training step", ylabel="flow matching loss (log scale)", yscale="log")
+    _plain_ticks(axes.yaxis)
+    axes.grid(True, alpha=0.2)
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_weights(
+    zoo: Float[Tensor, "nets weights"],
+    generated: Float[Tensor, "generated weights"],
+    trajectories: Float[Tensor, "steps paths weights"],
+    title: str = "Weight space, projected on the zoo's principal components",
+) -> Figure:
+    """The zoo, the generated networks and some paths of the sampler, from noise to network, in the zoo's first two principal components.
+
+    >>> plot_weights(torch.randn(9, 4), torch.randn(5, 4), torch.randn(3, 2, 4)).axes[0].get_title()
+    "Weight space, projected on the zoo's principal components"
+    """
+    zoo, generated = _thin(zoo.detach().double().cpu()), _thin(generated.detach().double().cpu())
+    mean, basis, shares = principal_plane(zoo)
+    figure, axes = _single(title, (7, 5.5))
+    paths = (trajectories.detach().double().cpu()[:, :SHOWN_PATHS] - mean) @ basis
+    for points, colour, marker, label in ((zoo, LIGHT, "o", "zoo"), (generated, BLUE, "x", "generated")):
+        axes.plot(*((points - mean) @ basis).T, marker, color=colour, markersize=4, alpha=0.7, zorder=2, label=label, markeredgewidth=0.8)
+    for index, path in enumerate(paths.unbind(1)):
+        axes.plot(*path.T, color=ORANGE, linewidth=1.1, zorder=3, label="sampling path" if index == 0 else None)
+    axes.plot(*paths[0].T, "o", color=VERMILION, markersize=5, zorder=4, label="noise", markeredgecolor="white", markeredgewidth=0.5)
+    axes.set(xlabel=f"component 1 ({shares[0]:.0%} of the zoo's variance)", ylabel=f"component 2 ({shares[1]:.0%} of the zoo's variance)")
+    axes.grid(True, alpha=0.2)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str = "How new are the networks?") -> Figure:
+    """Histograms of the nearest-neighbour distances that `neighbour_distances` gives, each with its median.
+
+    >>> plot_distances({"generated_to_train": torch.rand(9)}).axes[0].get_xlabel()
+    'distance to the nearest neighbour (canonical weights)'
+    """
+    figure, axes = _single(title)
+    values = {name: v.detach().flatten().cpu() for name, v in distances.items()}
+    edges = _edges(torch.cat(list(values.values())))
+    for name, v in values.items():
+        label, colour = DISTANCES.get(name, (name.replace("_", " "), GREY))
+        weights = torch.full_like(v, 100 / len(v)).numpy()
+        axes.hist(v.numpy(), edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.15)
+        axes.hist(
+            v.numpy(), edges, weights=weights, histtype="step", color=colour, linewidth=1.6, label=f"{label} (median {v.median():.3g})"
+        )
+        axes.axvline(v.median().item(), color=colour, linestyle="--", linewidth=1.2)
+    axes.set(xlabel="distance to the nearest neighbour (canonical weights)", ylabel="share of networks (%)")
+    axes.set_xlim(left=0)
+    figure.legend(frameon=False, loc="outside lower center")
+    return figure
+
+
+def save_figures(folder: str | Path, figures: Mapping[str, Figure]) -> list[Path]:
+    """Write each figure as `folder`/<name>.png; the folder is made."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = [Path(folder) / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        figure.savefig(path, dpi=DPI)
+    return paths
+
+
+def principal_plane(thetas: Float[Tensor, "nets weights"]) -> tuple[Float[Tensor, " weights"], Float[Tensor, "weights 2"], list[float]]:
+    """Mean, first two principal directions and their shares of the variance.
+
+    Raises ValueError for fewer than 3 networks or weights, or a zoo without spread: they span no plane.
+    """
+    mean = thetas.mean(0)
+    _, spread, components = torch.linalg.svd(thetas - mean, full_matrices=False)
+    if len(spread) < 2 or len(thetas) < 3 or spread[0] == 0:
+        raise ValueError(
+            f"{len(thetas)} networks of {thetas.shape[1]} weights span no plane to plot on: at least 3 differing networks are needed."
+        )
+    shares = spread.square() / spread.square().sum()
+    return mean, components[:2].T, shares[:2].tolist()
+
+
+def _single(title: str, size: tuple[float, float] = (7, 4)) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _ridge(axes: Axes, values: Tensor, edges: list[float], colour: str) -> None:
+    """One histogram without a scale of its own: only its place and shape matter."""
+    axes.hist(values.numpy(), edges, color=colour, alpha=0.55 if len(values) > 1 else 0.0)
+    axes.axvline(values.mean().item(), color=colour, linewidth=2)
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(True, axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+
+
+def _edges(values: Tensor) -> list[float]:
+    """Bin edges over the range of all values; a single value gets bins around it."""
+    values = values[values.isfinite()].double()
+    low, high = values.min().item(), values.max().item()
+    slack = 1e-3 if high == low else 0.0
+    return torch.linspace(low - slack, high + slack, BINS + 1).tolist()
+
+
+def _log_edges(values: Tensor) -> list[float]:
+    """Bin edges of equal ratio over the range of all positive values, from 1e-6 on."""
+    return [10**edge for edge in _edges(values.clamp(min=1e-6).log10())]
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis 0.2, 0.5, 1, 2, 5 in place of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _thin(thetas: Tensor) -> Tensor:
+    """At most SHOWN_NETWORKS rows, evenly spaced."""
+    return thetas[:: -(-len(thetas) // SHOWN_NETWORKS)]

@@ -1,0 +1,70 @@
+"""Tell in words and tables what a run did."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
+
+CAPTIONS = {
+    "scores": "Accuracy and negative log-likelihood of single networks on the test set; the vertical line is the mean.",
+    "loss": "Loss of the flow during training.",
+    "weights": "Zoo, generated networks and sampling paths in the zoo's principal components.",
+    "distances": "Distance to the nearest training network; copies would lie at 0.",
+}
+
+
+def metrics_table(metrics: Mapping) -> str:
+    """The scores of metrics.json as plain text, aligned: one row for the zoo, the generated networks, each baseline and the ensembles.
+
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
+    >>> print(metrics_table({"zoo": one, "generated": one, "baselines": {}, "ensemble": {}}))
+                    accuracy            NLL            ECE
+    zoo        0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
+    generated  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
+    """
+    rows = [["", *COLUMNS.values()], *_rows(metrics)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
+    """Write `folder`/report.md from metrics.json's content: table, novelty, times, configuration and the figures of `folder`/figures."""
+    folder = Path(folder)
+    novelty = [[name.replace("_", " "), f"{value:.4g}"] for name, value in metrics["novelty"].items()]
+    times = [[name, f"{seconds:.1f}"] for name, seconds in metrics["time"].items()]
+    parts = [
+        f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
+        f"Networks of {metrics['parameters']:,} parameters. Scores on the test set: mean ± standard deviation over single networks.",
+        _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
+        "## Novelty\n\nMedians of the distances to the nearest neighbour in canonical weights. The ratio is generated to train over "
+        "zoo leave one out: near 0 for copies of training networks, near 1 for networks as new as another training run.",
+        _markdown(["distance", "median"], novelty),
+        "## Time",
+        _markdown(["phase", "seconds"], times),
+        *_figures(folder),
+        "## Configuration\n\n```json\n" + json.dumps(config, indent=2, sort_keys=True, default=str) + "\n```",
+    ]
+    path = folder / "report.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _rows(metrics: Mapping) -> Iterator[list[str]]:
+    """Name, accuracy, NLL and ECE of every set of networks."""
+    single = {"zoo": metrics["zoo"], "generated": metrics["generated"]} | dict(metrics["baselines"])
+    for name, scores in single.items():
+        yield [name.replace("_", " "), *(f"{scores[c]['mean']:.3f} ± {scores[c]['std']:.3f}" for c in COLUMNS)]
+    for name, scores in metrics["ensemble"].items():
+        yield [f"ensemble of {scores['n']} {name}", *(f"{scores[c]:.3f}" + " " * len(" ± 0.000") for c in COLUMNS)]
+
+
+def _markdown(header: list[str], rows) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *([cell.strip() for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _figures(folder: Path) -> list[str]:
+    found = [name for name in CAPTIONS if (folder / "figures" / f"{name}.png").exists()]
+    return ["## Figures", *(f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in found)] if found else []

@@ -1,0 +1,172 @@
+"""Lay a network out as a graph: units are nodes, weights are edges, each scalar exactly once."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from geoflow.spec import NetworkSpec, Piece
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """All edges from the units of `source` to the units of `target` that one tensor holds: a dense rectangle of features.
+
+    `key` says in which role, in words that other architectures share: kind:target<source:features.
+    """
+
+    target: int
+    source: int
+    key: str
+    index: Int[Tensor, "target source features"]
+
+
+@dataclass(frozen=True, eq=False)
+class NodeFeature:
+    """What one tensor says of every unit of a site, such as its bias; `key` is kind:site:features."""
+
+    site: int
+    key: str
+    index: Int[Tensor, "units features"]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The structure of a network's graph; `index` fields point into a weight vector, so any theta of this spec fits it.
+
+    `scalars` are the weights that belong to no unit (a PReLU slope shared by all) and, behind them, `extras` further coordinates
+    that a chart appends to the weight vector.
+    """
+
+    spec: NetworkSpec
+    blocks: tuple[Block, ...]
+    features: tuple[NodeFeature, ...]
+    scalars: Int[Tensor, " scalars"]
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the vectors that this graph is a view of."""
+        return sum(part.index.numel() for part in (*self.blocks, *self.features)) + len(self.scalars)
+
+    @cached_property
+    def depth(self) -> tuple[float, ...]:
+        """Distance of each site from the inputs over the distance input - output, in [0, 1]: a place that any depth shares."""
+        steps = [0] * len(self.spec.sites)
+        edges = [(b.source, b.target) for b in self.blocks] + [(f, t) for f, t in self.spec.links]
+        for _ in self.spec.sites:  # longest path; a layer that is used twice closes a cycle, so the number of sweeps is bounded
+            for source, target in edges:
+                if source < target:
+                    steps[target] = max(steps[target], steps[source] + 1)
+        longest = max(1, *steps)
+        return tuple(step / longest for step in steps)
+
+
+@lru_cache(maxsize=64)
+def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ...], Tensor]:
+    blocks, features, scalars = [], [], []
+    for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
+        flat = torch.arange(offset, offset + tensor.numel).reshape(tensor.shape)
+        for pieces, part in _rectangles(tensor.axes, flat):
+            sited = [axis for axis, piece in enumerate(pieces) if piece.writes is not None or piece.reads is not None]
+            if not sited:
+                scalars.append(part.flatten())
+            elif len(sited) == 1:
+                piece = pieces[sited[0]]
+                site = piece.reads if piece.writes is None else piece.writes
+                index = _units_first(part, pieces, sited)
+                features.append(NodeFeature(site, f"{tensor.kind}:{spec.sites[site].role}:{index.shape[-1]}", index))
+            elif len(sited) == 2:
+                sited.sort(key=lambda axis: pieces[axis].writes is None)
+                target, source = (pieces[a].reads if pieces[a].writes is None else pieces[a].writes for a in sited)
+                index = _units_first(part, pieces, sited)
+                roles = f"{spec.sites[target].role}<{spec.sites[source].role}"
+                blocks.append(Block(target, source, f"{tensor.kind}:{roles}:{index.shape[-1]}", index))
+            else:
+                raise ValueError(f"{tensor.name!r} joins {len(sited)} sites; a graph's edge joins two.")
+    empty = torch.zeros(0, dtype=torch.long)
+    return tuple(blocks), tuple(features), torch.cat([empty, *scalars])
+
+
+def graph_of(spec: NetworkSpec, extras: int = 0) -> Graph:
+    """The graph of a network: a view of its table, the same for every weight vector.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> graph = geoflow.graph_of(geoflow.spec_of(network, torch.zeros(1, 4)))
+    >>> [tuple(block.index.shape) for block in graph.blocks]
+    [(3, 4, 1), (2, 3, 1)]
+    """
+    blocks, features, scalars = _layout(spec)
+    return Graph(spec, blocks, features, torch.cat([scalars, torch.arange(spec.weights, spec.weights + extras)]))
+
+
+def _rectangles(axes: tuple[tuple[Piece, ...], ...], flat: Tensor):
+    """Every combination of one piece per axis, with the part of the tensor that it cuts out."""
+    for chosen in product(*(range(len(axis)) for axis in axes)):
+        part = flat
+        for dim, (axis, k) in enumerate(zip(axes, chosen, strict=True)):
+            start = sum(piece.size * piece.repeat for piece in axis[:k])
+            part = part.narrow(dim, start, axis[k].size * axis[k].repeat)
+        yield [axis[k] for axis, k in zip(axes, chosen, strict=True)], part
+
+
+def _units_first(part: Tensor, pieces: list[Piece], sited: list[int]) -> Tensor:
+    """[units of the sited axes in order, all the rest flattened]."""
+    split = part.reshape([n for piece in pieces for n in (piece.size, piece.repeat)])
+    front = [2 * axis for axis in sited]
+    back = [dim for dim in range(split.ndim) if dim not in front]
+    return split.permute(*front, *back).flatten(len(front)) if back else split.permute(*front).unsqueeze(-1)
+
+
+def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | None = None):
+    """One network as a `torch_geometric.data.Data`: one node per unit, one edge per pair of joined units.
+
+    `edge_attr` and `x` are padded with zeros to the widest feature; `edge_block`, `site` say where each comes from.
+    `mask` (of theta's shape, True where a weight exists) drops the edges of pruned weights: by structure, never by value.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
+    >>> data = geoflow.to_pyg(spec, geoflow.pack(spec, network.state_dict()))
+    >>> data.num_nodes, data.num_edges
+    (9, 18)
+    """
+    from torch_geometric.data import Data
+
+    graph = graph_of(spec)
+    first = site_starts(spec)
+    widest = max([block.index.shape[-1] for block in graph.blocks], default=1)
+    edges, attributes, owners = [], [], []
+    for number, block in enumerate(graph.blocks):
+        target, source = torch.meshgrid(torch.arange(block.index.shape[0]), torch.arange(block.index.shape[1]), indexing="ij")
+        keep = torch.ones_like(target, dtype=torch.bool) if mask is None else mask[block.index].any(-1)
+        edges.append(torch.stack([source[keep] + first[block.source], target[keep] + first[block.target]]))
+        values = theta[block.index][keep]
+        attributes.append(torch.nn.functional.pad(values, (0, widest - values.shape[-1])))
+        owners.append(torch.full((len(values),), number))
+    x = theta.new_zeros(first[-1], sum(feature.index.shape[-1] for feature in graph.features) or 1)
+    column = 0
+    for feature in graph.features:
+        rows = slice(first[feature.site], first[feature.site] + feature.index.shape[0])
+        x[rows, column : column + feature.index.shape[-1]] = theta[feature.index]
+        column += feature.index.shape[-1]
+    site = torch.repeat_interleave(torch.arange(len(spec.sites)), torch.tensor([s.size for s in spec.sites]))
+    return Data(
+        x=x,
+        edge_index=torch.cat(edges, 1),
+        edge_attr=torch.cat(attributes),
+        edge_block=torch.cat(owners),
+        site=site,
+        scalars=theta[graph.scalars],
+    )
+
+
+def site_starts(spec: NetworkSpec) -> list[int]:
+    """The number of each site's first node, and the number of nodes at the end."""
+    starts = [0]
+    for site in spec.sites:
+        starts.append(starts[-1] + site.size)
+    return starts

@@ -1,0 +1,146 @@
+"""Fit a flow to a zoo."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from geoflow.canonical import canonicalize
+from geoflow.chart import FLOWS, fit_chart
+from geoflow.checkpoint import Progress
+from geoflow.choices import choose
+from geoflow.couplings import COUPLINGS
+from geoflow.flow import Flow, build_flow
+from geoflow.paths import geodesic
+from geoflow.sources import noise
+from geoflow.spec import NetworkSpec
+
+# name: (generator, count) -> times [count] in (0, 1)
+TIMES = {
+    "uniform": lambda generator, count: torch.rand(count, generator=generator),
+    # Beta(1, 2), early times more often: its distribution function 1 - (1 - t)^2 is inverted
+    "beta": lambda generator, count: 1 - torch.rand(count, generator=generator).sqrt(),
+}
+
+WARMUP = 100  # iterations
+CLIP = 1.0  # norm of the gradient
+
+
+def fit(
+    spec: NetworkSpec,
+    thetas: Float[Tensor, "nets weights"],
+    *,
+    flow: str = "geometric",
+    velocity: str = "transformer",
+    coupling: str = "independent",
+    time: str = "uniform",
+    prediction: str = "preconditioned",
+    sizes: Mapping | None = None,
+    iterations: int = 2000,
+    batch: int = 32,
+    lr: float = 2e-3,
+    weight_decay: float = 1e-3,
+    ema: float = 0.999,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+    every: int = 250,
+    progress: bool = True,
+) -> Flow:
+    """Fit a flow to trained networks of one architecture: make them canonical, choose coordinates, match velocities.
+
+    The conditional flow matching loss E |v(x_t, t) - dx_t|^2 (Lipman et al. 2023; on manifolds Chen and Lipman 2024) is minimised by
+    AdamW with cosine decay; the flow's weights are the exponential moving average. `flow`, `velocity`, `coupling`, `time` and
+    `prediction` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES and PREDICTIONS; `sizes` are the velocity's own.
+    With a `checkpoint` path the state is written there every `every` iterations, and training goes on from it: on the CPU the result is
+    bit-identical to an uninterrupted one.
+
+    Raises ValueError for an unknown name, fewer than 2 networks, fewer networks than `batch`, networks with NaN or dead units (flow=geometric),
+    and a checkpoint of another configuration.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
+    >>> thetas = torch.randn(40, spec.weights, generator=torch.Generator().manual_seed(0))
+    >>> geoflow.fit(spec, thetas, flow="euclidean", iterations=2, batch=8, progress=False).losses[0] > 0
+    True
+    """
+    config = {"flow": flow, "velocity": velocity, "coupling": coupling, "time": time, "prediction": prediction, "sizes": dict(sizes or {})}
+    config |= {"iterations": iterations, "batch": batch, "lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
+    untrained, points = prepare(spec, thetas, config)
+    return train(untrained.to(device), points.to(device), checkpoint, every, progress)
+
+
+def prepare(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping) -> tuple[Flow, Float[Tensor, "nets size"]]:
+    """The untrained flow of a configuration (the named arguments of `fit`), and the zoo as points of its manifold."""
+    recipe = choose("flow", config["flow"], FLOWS)
+    choose("coupling", config["coupling"], COUPLINGS)
+    choose("time", config["time"], TIMES)
+    _check(len(thetas), config)
+    canonical = canonicalize(spec, thetas, balance=recipe.balance)
+    chart = fit_chart(spec, recipe, canonical.theta)
+    return build_flow(chart, canonical.reference, config), chart.point(canonical.theta)
+
+
+def train(
+    flow: Flow, points: Float[Tensor, "nets size"], checkpoint: str | Path | None = None, every: int = 250, progress: bool = True
+) -> Flow:
+    """Train a prepared flow on the points of its zoo, as its configuration says; the flow with averaged weights."""
+    config = flow.config
+    run, iterations = Progress(flow), config["iterations"]
+    if checkpoint is not None:
+        run.resume(checkpoint)
+    bar = tqdm(range(run.iteration, iterations), initial=run.iteration, total=iterations, desc="flow", unit="step", disable=not progress)
+    for iteration in bar:
+        loss = train_step(run, points, _learning_rate(config["lr"], iteration, iterations))
+        if iteration % 50 == 0:
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if checkpoint is not None and (run.iteration % every == 0 or run.iteration == iterations):
+            run.save(checkpoint)
+    return run.averaged()
+
+
+def train_step(run: Progress, points: Float[Tensor, "nets size"], lr: float) -> float:
+    """One step of flow matching on a random batch; returns its loss."""
+    flow, config = run.flow, run.flow.config
+    chart = flow.chart
+    x_1 = points[torch.randperm(len(points), generator=run.generator)[: config["batch"]].to(points.device)]
+    x_0 = noise(chart, len(x_1), run.generator).to(x_1)
+    x_0 = COUPLINGS[config["coupling"]](chart.spec, chart.manifold, x_0, x_1)
+    t = TIMES[config["time"]](run.generator, len(x_1)).to(x_1)
+    x_t, dx_t = geodesic(chart.manifold, x_0, x_1, t)
+    loss = matching_loss(flow, x_t, dx_t, t)
+    run.optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(flow.field.parameters(), CLIP)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.step()
+    run.step(loss.item())
+    return run.flow.losses[-1]
+
+
+def matching_loss(flow: Flow, x_t: Float[Tensor, "nets size"], dx_t: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Tensor:
+    """The mean squared error of the velocity in units of a coordinate's own size, with the prediction's weight over t."""
+    v, weight = flow.predict(flow.chart, x_t, t)
+    return (weight * ((v - dx_t) * flow.chart.scale.to(x_t)).square()).mean()
+
+
+def _learning_rate(lr: float, iteration: int, iterations: int) -> float:
+    return lr * min(1, (iteration + 1) / WARMUP) * (1 + math.cos(math.pi * iteration / iterations)) / 2
+
+
+def _check(networks: int, config: Mapping) -> None:
+    if networks < 2:
+        raise ValueError(f"A flow needs at least 2 networks to learn a distribution, not {networks}.")
+    if networks < config["batch"]:
+        raise ValueError(f"batch={config['batch']} is more than the {networks} networks of the zoo. Choose a smaller batch or a larger zoo.")
+    if config["velocity"] == "mlp" and config["coupling"] == "equivariant_ot":
+        raise ValueError(
+            "coupling=equivariant_ot permutes the noise towards the data, which only a permutation-equivariant velocity allows: "
+            "choose velocity=transformer, or coupling=independent or ot."
+        )

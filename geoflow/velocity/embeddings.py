@@ -1,0 +1,20 @@
+"""Embed what is not a weight: time, and the identity of the units that a task pins."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """t in [0, 1] -> features: sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017), then an MLP."""
+
+    def __init__(self, width: int, frequencies: int = 16):
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(0, math.log10(200.0), frequencies), persistent=False)
+        self.mix = nn.Sequential(nn.Linear(2 * frequencies + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, t: Float[Tensor, " nets"]) -> Float[Tensor, "nets width"]:
+        angles = t[:, None] * self.frequencies
+        return self.mix(torch.cat([t[:, None], angles.sin(), angles.cos()], -1))

@@ -1,0 +1,216 @@
+"""Predict the flow's velocity with a relational transformer on the blocks of a network's graph.
+
+A node is a unit with state n_i, an edge a weight with state e_ij. With heads h and directions row (a target looks at its
+sources) and column (a source looks at its targets), one layer computes, for every block on its own,
+
+    l_ij = q_i . k_j / sqrt(width of a head) + b . e_ij              logits, a_ij = softmax_j l_ij
+    m_i  = sum_j a_ij v_j  +  1/sqrt(n) sum_j (g . e_ij) u_j         attention, and the network's own signed sum
+    n_i <- n_i + O [m_row, m_column, m_within];  n_i <- n_i + MLP(n_i)
+    e_ij <- e_ij + MLP(e_ij, l_ij, n_i, n_j)                         the logits carry the bilinear n_i . n_j into the edges
+
+after Diao & Loynd (Relational Attention, 2023) and Kofinas et al. (Neural graphs, 2024); the signed sum and the logits as
+edge features are ours: with them one layer projects a row of weights on a learned basis and writes a row back. Units of one site also attend to
+each other. Input units have no weights of their own; their states are learned and fixed, so that wide inputs cost little.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from geoflow.graph import Block, Graph
+from geoflow.velocity.embeddings import TimeEmbedding
+from geoflow.velocity.heads import zeroed
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of the transformer; none depends on the networks it generates."""
+
+    layers: int = 4
+    node: int = 64
+    edge: int = 16
+    edge_hidden: int = 32
+    heads: int = 8
+
+
+class RelationalTransformer(nn.Module):
+    """v(graph, x, t): [nets, weights + scalars] -> the same shape; equivariant to every permutation that the spec declares."""
+
+    def __init__(self, graph: Graph, widths: Widths = Widths()):
+        super().__init__()
+        self.widths = widths
+        w = widths
+        self.time = TimeEmbedding(w.node)
+        keys = {block.key for block in graph.blocks}
+        self.edge_in = nn.ModuleDict({key: nn.Linear(_width(key), w.edge) for key in sorted(keys)})
+        self.edge_out = nn.ModuleDict({key: zeroed(nn.Linear(w.edge, _width(key))) for key in sorted(keys)})
+        keys = {feature.key for feature in graph.features}
+        self.node_in = nn.ModuleDict({key: nn.Linear(_width(key), w.node) for key in sorted(keys)})
+        self.node_out = nn.ModuleDict({key: zeroed(nn.Linear(w.node, _width(key))) for key in sorted(keys)})
+        self.places = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(site.size, w.node)) for name, site in pinned_sites(graph).items()}
+        )
+        self.depth = nn.Linear(3, w.node)
+        scalars = len(graph.scalars)
+        self.scalar_in = nn.Linear(scalars, w.node) if scalars else None
+        self.scalar_out = zeroed(nn.Linear(w.node, scalars)) if scalars else None
+        self.layers = nn.ModuleList(Layer(w) for _ in range(w.layers))
+        self.norm = nn.LayerNorm(w.node)
+
+    def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
+        nodes, edges, time = self.embed(graph, x, t)
+        for layer in self.layers:
+            nodes, edges = layer(graph, nodes, edges, time)
+        return self.read_out(graph, nodes, edges, x)
+
+    def embed(self, graph, x, t):
+        """States of the nodes (per site [nets or 1, units, node]), of the edges (per block [edge, nets, targets, sources]), and of time."""
+        time = self.time(t)
+        if self.scalar_in is not None:
+            time = time + self.scalar_in(x[:, graph.scalars])
+        names = {id(site): name for name, site in pinned_sites(graph).items()}
+        nodes = []
+        for site, depth in zip(graph.spec.sites, graph.depth, strict=True):
+            place = self.depth(x.new_tensor([depth, site.role == "input", site.role == "output"]))
+            if id(site) in names:
+                place = place + self.places[names[id(site)]]
+            nodes.append(place.expand(1, site.size, -1))
+        for feature in graph.features:
+            nodes[feature.site] = nodes[feature.site] + self.node_in[feature.key](x[:, feature.index])
+        nodes = [n if s.role == "input" else n + time[:, None] for n, s in zip(nodes, graph.spec.sites, strict=True)]
+        edges = []
+        for block in graph.blocks:
+            embed = self.edge_in[block.key]
+            values = x[:, block.index.flatten()].reshape(len(x), -1, _width(block.key))
+            values = values.permute(2, 0, 1).reshape(values.shape[-1], -1)
+            edges.append((embed.weight @ values + embed.bias[:, None]).reshape(-1, len(x), *block.index.shape[:2]))
+        return nodes, edges, time
+
+    def read_out(self, graph, nodes, edges, x):
+        """Every state back to the places of its weights."""
+        parts, places = [], []
+        nodes = [self.norm(n) for n in nodes]
+        for block, edge in zip(graph.blocks, edges, strict=True):
+            head = self.edge_out[block.key]
+            value = head.weight @ edge.flatten(1) + head.bias[:, None]
+            parts.append(value.reshape(-1, len(x), block.index[..., 0].numel()).permute(1, 2, 0).flatten(1))
+            places.append(block.index.flatten())
+        for feature in graph.features:
+            parts.append(self.node_out[feature.key](nodes[feature.site]).flatten(1))
+            places.append(feature.index.flatten())
+        if self.scalar_out is not None:
+            outputs = [n.mean(1) for n, s in zip(nodes, graph.spec.sites, strict=True) if s.role == "output"]
+            parts.append(self.scalar_out(torch.stack(outputs).mean(0)))
+            places.append(graph.scalars)
+        return torch.cat(parts, 1)[:, torch.cat(places).argsort()]
+
+
+class Layer(nn.Module):
+    """One round of messages, then new nodes, then new edges."""
+
+    def __init__(self, w: Widths):
+        super().__init__()
+        self.heads = w.heads
+        self.norm, self.norm_mlp, self.norm_edge = (nn.LayerNorm(w.node) for _ in range(3))
+        # queries, keys, values and signed values of a node as target (row) and as source (column), and within its site
+        self.as_target = nn.Linear(w.node, 4 * w.node)
+        self.as_source = nn.Linear(w.node, 4 * w.node)
+        self.within = nn.Linear(w.node, 3 * w.node)
+        self.edge_bias = nn.Parameter(torch.randn(4 * w.heads, w.edge) / math.sqrt(w.edge))
+        self.out = nn.Linear(5 * w.node, w.node)
+        self.time = nn.Linear(w.node, 2 * w.node + w.edge_hidden)
+        self.mlp = nn.Sequential(nn.Linear(w.node, 2 * w.node), nn.SiLU(), nn.Linear(2 * w.node, w.node))
+        self.edge_mix = nn.Parameter(torch.randn(w.edge_hidden, w.edge + 2 * w.heads) / math.sqrt(w.edge + 2 * w.heads))
+        self.edge_target = nn.Linear(w.node, w.edge_hidden)
+        self.edge_source = nn.Linear(w.node, w.edge_hidden)
+        self.edge_back = nn.Parameter(torch.randn(w.edge, w.edge_hidden) / math.sqrt(w.edge_hidden) / 4)
+
+    def forward(self, graph: Graph, nodes: list[Tensor], edges: list[Tensor], time: Tensor):
+        normed = [self.norm(n) for n in nodes]
+        shift, scale, edge_time = self.time(time).split([nodes[0].shape[-1]] * 2 + [self.edge_target.out_features], -1)
+        normed = [n if s.role == "input" else n * (1 + scale[:, None]) + shift[:, None] for n, s in zip(normed, graph.spec.sites, strict=True)]
+        target = [self._split(self.as_target(n), 4) if s.role != "input" else None for n, s in zip(normed, graph.spec.sites, strict=True)]
+        source = [self._split(self.as_source(n), 4) for n in normed]
+        heard: dict[int, list[Tensor]] = {}
+        logits = []
+        for block, edge in zip(graph.blocks, edges, strict=True):
+            logits.append(self._exchange(block, edge, target[block.target], source[block.source], graph, heard))
+        nodes = [self._node(index, site, nodes[index], normed[index], heard) for index, site in enumerate(graph.spec.sites)]
+        normed = [self.norm_edge(n) for n in nodes]
+        edges = [self._edge(b, e, l, normed, edge_time) for b, e, l in zip(graph.blocks, edges, logits, strict=True)]
+        return nodes, edges
+
+    def _exchange(self, block: Block, edge, target, source, graph, heard):
+        """Messages along the rows and the columns of one block; returns both directions' logits."""
+        heads, nets, n, m = self.heads, *edge.shape[1:]
+        terms = (self.edge_bias @ edge.flatten(1)).reshape(-1, nets, n, m)
+        bias_row, signed_row, bias_col, signed_col = terms.split(heads)
+        q, k, v, u = target[0], source[1], source[2], source[3]
+        row = _dot(q, k) + bias_row
+        message = _mix(row.softmax(-1), v)
+        signed = _mix(signed_row, u) / math.sqrt(m)
+        heard.setdefault(block.target, []).append((0, message, signed))
+        q, k, v, u = source[0], target[1], target[2], target[3]
+        col = _dot(k, q) + bias_col
+        if graph.spec.sites[block.source].role != "input":
+            message = _mix(col.softmax(-2).mT, v)
+            signed = _mix(signed_col.mT, u) / math.sqrt(n)
+            heard.setdefault(block.source, []).append((1, message, signed))
+        return torch.cat([row, col])
+
+    def _node(self, index, site, node, normed, heard):
+        if site.role == "input":
+            return node
+        q, k, v = self._split(self.within(normed), 3)
+        inside = _mix(_dot(q, k).softmax(-1), v)
+        parts = [[torch.zeros_like(inside)], [torch.zeros_like(inside)], [torch.zeros_like(inside)], [torch.zeros_like(inside)]]
+        for direction, message, signed in heard.get(index, []):
+            parts[2 * direction].append(message)
+            parts[2 * direction + 1].append(signed)
+        messages = torch.cat([_join(sum(part[1:], part[0])) for part in parts] + [_join(inside)], -1)
+        node = node + self.out(messages)
+        return node + self.mlp(self.norm_mlp(node))
+
+    def _edge(self, block, edge, logits, normed, edge_time):
+        mixed = (self.edge_mix @ torch.cat([edge, logits]).flatten(1)).reshape(-1, *edge.shape[1:])
+        target = (self.edge_target(normed[block.target]) + edge_time[:, None]).permute(2, 0, 1)[..., None]
+        source = self.edge_source(normed[block.source]).permute(2, 0, 1)[:, :, None, :]
+        hidden = F.relu(mixed + target + source)
+        return edge + (self.edge_back @ hidden.flatten(1)).reshape(edge.shape)
+
+    def _split(self, states: Tensor, parts: int):
+        """[nets, units, parts * heads * width] -> per part [heads, nets, units, width]."""
+        return states.unflatten(-1, (parts, self.heads, -1)).permute(2, 3, 0, 1, 4).unbind(0)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b.mT / math.sqrt(a.shape[-1])
+
+
+def _mix(coefficients: Tensor, values: Tensor) -> Tensor:
+    return coefficients @ values
+
+
+def _join(heads: Tensor) -> Tensor:
+    """[heads, nets, units, width] -> [nets, units, heads * width]."""
+    return heads.permute(1, 2, 0, 3).flatten(2)
+
+
+def _width(key: str) -> int:
+    """The number of features that a role's key ends with."""
+    return int(key.rsplit(":", 1)[1])
+
+
+def pinned_sites(graph: Graph) -> dict:
+    """Sites whose units are not exchangeable, by a name that other architectures for the same task share."""
+    counts: dict[str, int] = {}
+    named = {}
+    for site in graph.spec.sites:
+        if site.permutation is None:
+            counts[site.role] = counts.get(site.role, -1) + 1
+            named[f"{site.role}{counts[site.role]}"] = site
+    return named

@@ -1,0 +1,111 @@
+"""Wire sums and products: skip connections, gates, learned offsets and gains."""
+
+from geoflow.wiring.entries import activation, record
+from geoflow.wiring.labels import Label, Operand, Parameter, Part, Value, is_constant, length, parts_scaling
+from geoflow.wiring.ledger import MEASURES, Ledger
+from geoflow.wiring.rules import require, rule
+
+
+@rule("add", "sub", "rsub")
+def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Value:
+    """Units that are added move together; numbers, and units broadcast over others, allow permutations only."""
+    a, b = spread(activation(ledger, x), activation(ledger, y), ledger)
+    both_computed = isinstance(x, Value) and isinstance(y, Value)
+    labels = []
+    for one, other in zip(a, b, strict=True):
+        if length(one) == length(other):
+            ledger.tie(one, other)
+            if both_computed:
+                ledger.link(one, other)
+            labels.append(other if ledger.is_position(one) else one)
+        else:
+            ledger.pin(one, other, symmetries=MEASURES)
+            labels.append(one if length(other) == 1 else other)
+    return Value(tuple(labels))
+
+
+@rule("mul")
+def multiply(ledger: Ledger, x: Operand, y: Operand) -> Value:
+    if isinstance(x, int | float) or isinstance(y, int | float):
+        return y if isinstance(x, int | float) else x
+    if isinstance(x, Parameter) and isinstance(y, Value):
+        x, y = y, x
+    if isinstance(x, Value) and isinstance(y, Parameter):
+        return gain(ledger, x, y)
+    a, b = spread(activation(ledger, x), activation(ledger, y), ledger)
+    return Value(product_labels(ledger, a, b))
+
+
+@rule("div")
+def divide(ledger: Ledger, x: Operand, y: Operand, rounding_mode: str | None = None) -> Value:
+    require(rounding_mode is None, "division with rounding")
+    if not is_constant(y):
+        y = activation(ledger, y)
+        ledger.pin(*y.labels, symmetries=MEASURES)
+    elif isinstance(y, int | float):
+        return x
+    a, b = spread(activation(ledger, x), activation(ledger, y), ledger)
+    return Value(product_labels(ledger, a, b))
+
+
+@rule("maximum", "minimum")
+def extremum(ledger: Ledger, x: Operand, y: Operand) -> Value:
+    result = add(ledger, x, y)
+    ledger.pin(*result.labels, symmetries=("sign",))
+    return result
+
+
+@rule("where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "atan2", "pow", "fmod", "remainder")
+def together(ledger: Ledger, *operands: Operand) -> Value:
+    """Any function of corresponding numbers: permutations pass where all operands share them."""
+    result = Value(())
+    for operand in operands:
+        value = activation(ledger, operand)
+        ledger.pin(*value.labels, symmetries=MEASURES)
+        result = Value(product_labels(ledger, value.labels, result.labels))
+    return result
+
+
+def gain(ledger: Ledger, x: Value, weight: Parameter, kind: str = "gain") -> Value:
+    """A learned factor per unit makes units of their own scale and sign, permuted with those that it reads."""
+    pad = len(x.labels) - len(weight.shape)
+    fits = pad >= 0 and all(n in (1, m) for n, m in zip(weight.shape, x.shape[pad:], strict=True))
+    if not fits:
+        return Value(product_labels(ledger, *spread(x, activation(ledger, weight), ledger)))
+    labels, along = list(x.labels), {}
+    for i, (size, axis) in enumerate(zip(weight.shape, weight.axes, strict=True)):
+        pre = x.labels[pad + i]
+        if axis is None or (size == 1 and length(pre) != 1):
+            continue
+        if ledger.is_position(pre):
+            along[axis] = tuple(Part(s.length, writes=s.site) for s in pre)
+            continue
+        labels[pad + i] = post = ledger.like(pre)
+        along[axis] = parts_scaling(post, pre)
+    record(ledger, weight, along, kind)
+    return Value(tuple(labels))
+
+
+def spread(x: Value, y: Value, ledger: Ledger) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
+    """The labels of two operands, broadcast to one number of axes."""
+    rank = max(len(x.labels), len(y.labels))
+    a, b = ((*(ledger.position(1) for _ in range(rank - len(v.labels))), *v.labels) for v in (x, y))
+    return a, b
+
+
+def product_labels(ledger: Ledger, a: tuple[Label, ...], b: tuple[Label, ...]) -> tuple[Label, ...]:
+    """Units that are multiplied are permuted together; one of the two keeps its factor and sign, the other is pinned."""
+    a, b = spread(Value(a), Value(b), ledger)
+    return tuple(_product(ledger, one, other) for one, other in zip(a, b, strict=True))
+
+
+def _product(ledger: Ledger, a: Label, b: Label) -> Label:
+    if length(a) != length(b):
+        short, long = (a, b) if length(a) == 1 else (b, a)
+        ledger.pin(short, symmetries=MEASURES)
+        return long
+    ledger.tie(a, b, ("permutation",))
+    if not any(ledger.free(a, symmetry) for symmetry in MEASURES) and not ledger.is_position(b):
+        a, b = b, a
+    ledger.pin(b, symmetries=MEASURES)
+    return a

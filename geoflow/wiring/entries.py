@@ -1,0 +1,84 @@
+"""Note what each entry of the state dict writes and reads."""
+
+import torch
+
+from geoflow.spec import SYMMETRIES
+from geoflow.wiring.labels import Entry, Label, Operand, Parameter, Part, Segment, Value, parts_writing
+from geoflow.wiring.ledger import Ledger
+from geoflow.wiring.rules import NoRule
+
+
+def activation(ledger: Ledger, operand: Operand) -> Value:
+    """The operand as an activation: a parameter writes sites of its own, a constant has positions only."""
+    if isinstance(operand, Value):
+        return operand
+    if isinstance(operand, Parameter):
+        return _written_by(ledger, operand)
+    constant = torch.as_tensor(operand)
+    for axis in range(constant.ndim):
+        first = constant.narrow(axis, 0, 1)
+        constant = first if torch.equal(first.expand_as(constant), constant) else constant
+    return ledger.positions(constant.shape)
+
+
+def _written_by(ledger: Ledger, parameter: Parameter) -> Value:
+    labels = []
+    for size, axis in zip(parameter.shape, parameter.axes, strict=True):
+        key = f"{parameter.name}[{parameter.start}:]/{axis}"
+        labels.append(ledger.position(size) if axis is None or size == 1 else ledger.new(size, key))
+    along = {axis: parts_writing(label) for axis, label in zip(parameter.axes, labels, strict=True) if axis is not None}
+    record(ledger, parameter, along, "parameter")
+    return Value(tuple(labels))
+
+
+def record(ledger: Ledger, parameter: Parameter, along: dict[int, tuple[Part, ...]], kind: str, degree: int = 1) -> None:
+    """Note what each axis of an entry writes and reads; a second use of the entry is tied to the first."""
+    sizes = enumerate(parameter.entry)
+    axes = tuple(along.get(axis, (Part(size),)) for axis, size in sizes)
+    assert all(sum(p.size * p.repeat for p in axis) == size for axis, size in zip(axes, parameter.entry, strict=True))
+    entry = Entry(parameter, axes, kind, degree)
+    first = ledger.entries.setdefault((parameter.name, parameter.start), entry)
+    if first is not entry:
+        _tie_entries(ledger, first, entry)
+
+
+def _tie_entries(ledger: Ledger, first: Entry, again: Entry) -> None:
+    if first.parameter.entry != again.parameter.entry:
+        raise NoRule(f"rows of {first.parameter.name!r} are used in overlapping slices")
+    for one, other in zip(first.axes, again.axes, strict=True):
+        a, b = _owners(ledger, one), _owners(ledger, other)
+        if not ledger.align(a, b):
+            _pin_parts(ledger, (*one, *other), SYMMETRIES)
+            continue
+        for left, right in zip(one, other, strict=True):
+            _tie_parts(ledger, left, right, first.degree == again.degree)
+
+
+def _tie_parts(ledger: Ledger, left: Part, right: Part, same_degree: bool) -> None:
+    pattern = [(part.writes is None, part.reads is None) for part in (left, right)]
+    both = [(a, b) for a, b in ((left.writes, right.writes), (left.reads, right.reads)) if a is not None and b is not None]
+    if pattern[0] == pattern[1] and same_degree:
+        for a, b in both:
+            for classes in ledger.classes.values():
+                classes.tie(a, b)
+    elif left.owner is None or right.owner is None or not same_degree or (False, False) in pattern:
+        _pin_parts(ledger, (left, right), SYMMETRIES)
+    else:  # written here, read there, as a tied embedding: 1 / sign = sign, but 1 / factor is not the factor
+        for symmetry in ("permutation", "sign"):
+            ledger.classes[symmetry].tie(left.owner, right.owner)
+        _pin_parts(ledger, (left, right), ("scaling",))
+
+
+def _pin_parts(ledger: Ledger, parts: tuple[Part, ...], symmetries: tuple[str, ...]) -> None:
+    for part in parts:
+        for site in (part.writes, part.reads):
+            if site is not None:
+                ledger.pin_site(site, symmetries)
+
+
+def _owners(ledger: Ledger, parts: tuple[Part, ...]) -> Label:
+    label: Label = ()
+    for part in parts:
+        owned = part.owner is not None
+        label += (Segment(part.owner, part.size, part.repeat),) if owned else ledger.position(part.size * part.repeat)
+    return label

@@ -1,0 +1,100 @@
+"""Wire the maps that mix the units of one axis: linear layers, matrix products, embeddings."""
+
+from collections.abc import Sequence
+
+from geoflow.wiring.arithmetic import product_labels
+from geoflow.wiring.entries import activation, record
+from geoflow.wiring.labels import Label, Operand, Parameter, Value, parts_reading, parts_writing
+from geoflow.wiring.ledger import MEASURES, Ledger
+from geoflow.wiring.rules import require, rule
+
+
+@rule("linear")
+def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) -> Value:
+    require(isinstance(weight, Parameter), "its weight is computed, not an entry of the state dict")
+    x = activation(ledger, x)
+    label = mix(ledger, x.labels[-1], weight, read=-1, write=-2) if len(weight.shape) == 2 else None
+    require(label is not None, "its weight is not a matrix")
+    add_bias(ledger, (*x.labels[:-1], label), -1, bias)
+    return Value((*x.labels[:-1], label))
+
+
+@rule("addmm")
+def addmm(ledger: Ledger, bias: Operand, x: Operand, weight: Operand) -> Value:
+    require(isinstance(weight, Parameter) and isinstance(bias, Parameter), "its weight or bias is computed")
+    product = matmul(ledger, x, weight)
+    add_bias(ledger, product.labels, -1, bias)
+    return product
+
+
+@rule("matmul", "mm", "bmm")
+def matmul(ledger: Ledger, x: Operand, y: Operand) -> Value:
+    if isinstance(y, Parameter) and len(y.shape) == 2:
+        x = activation(ledger, x)
+        return Value((*x.labels[:-1], mix(ledger, x.labels[-1], y, read=0, write=1)))
+    if isinstance(x, Parameter) and len(x.shape) == 2:
+        y = activation(ledger, y)
+        require(len(y.labels) >= 2, "a matrix of parameters times a vector")
+        return Value((*y.labels[:-2], mix(ledger, y.labels[-2], x, read=1, write=0), y.labels[-1]))
+    x, y = activation(ledger, x), activation(ledger, y)
+    require(min(len(x.labels), len(y.labels)) >= 2, "a product with a vector")
+    contract(ledger, x.labels[-1], y.labels[-2])
+    return Value((*product_labels(ledger, y.labels[:-2], x.labels[:-2]), x.labels[-2], y.labels[-1]))
+
+
+@rule("einsum")
+def einsum(ledger: Ledger, equation: str, operands: Sequence[Operand], path: object = None) -> Value:
+    """Of two operands: letters in both are batches or sums; a matrix of parameters is read and written as in a linear layer."""
+    require(len(operands) == 2 and "." not in equation and "->" in equation, "other than two operands without ellipsis")
+    terms, result = equation.replace(" ", "").split("->")
+    terms = terms.split(",")
+    require(all(len(set(term)) == len(term) for term in terms), "a diagonal")
+    x, y, a, b = *operands, *terms
+    if isinstance(x, Parameter):
+        x, y, a, b = y, x, b, a
+    x, labels = activation(ledger, x), {}
+    labels |= dict(zip(a, x.labels, strict=True))
+    summed = [letter for letter in b if letter in a and letter not in result]
+    own = [letter for letter in b if letter not in a]
+    require(set(result) >= (set(a) | set(b)) - set(summed), "a sum over one operand")
+    if isinstance(y, Parameter) and len(b) == 2 and len(summed) == len(own) == 1:
+        labels[own[0]] = mix(ledger, labels[summed[0]], y, read=b.index(summed[0]), write=b.index(own[0]))
+        return Value(tuple(labels[letter] for letter in result))
+    for letter, label in zip(b, activation(ledger, y).labels, strict=True):
+        if letter in summed:
+            contract(ledger, labels[letter], label)
+        else:
+            labels[letter] = product_labels(ledger, (label,), (labels[letter],))[0] if letter in labels else label
+    return Value(tuple(labels[letter] for letter in result))
+
+
+@rule("embedding")
+def embedding(ledger: Ledger, weight: Operand, index: Operand, *_: object) -> Value:
+    require(isinstance(weight, Parameter), "its weight is computed, not an entry of the state dict")
+    index = activation(ledger, index)
+    ledger.pin(*index.labels)
+    return Value((*index.labels, mix(ledger, ledger.position(weight.shape[0]), weight, read=0, write=1)))
+
+
+def mix(ledger: Ledger, label: Label, weight: Parameter, read: int, write: int) -> Label:
+    """The new units of a weight that reads `label` along one of its axes and writes along the other."""
+    read, write = weight.axes[read], weight.axes[write]
+    require(read is not None and write is not None, "its weight was broadcast")
+    written = ledger.new(weight.entry[write])
+    record(ledger, weight, {read: parts_reading(label), write: parts_writing(written)}, "weight")
+    return written
+
+
+def add_bias(ledger: Ledger, labels: tuple[Label, ...], axis: int, bias: Operand) -> None:
+    """A bias moves with the units of one axis only, so the others may not be scaled or flipped."""
+    if bias is None:
+        return
+    require(isinstance(bias, Parameter) and bias.axes == (0,), "its bias is computed, not an entry of the state dict")
+    ledger.pin(*(label for i, label in enumerate(labels) if i != axis % len(labels)), symmetries=MEASURES)
+    record(ledger, bias, {0: parts_writing(labels[axis])}, "bias")
+
+
+def contract(ledger: Ledger, a: Label, b: Label) -> None:
+    """A sum over the products of two activations' units: factors would have to cancel, signs do where they are equal."""
+    ledger.tie(a, b, ("permutation", "sign"))
+    ledger.pin(a, b, symmetries=("scaling",))

@@ -1,0 +1,68 @@
+"""Wire normalisation layers: permutations pass, scales stop and start anew."""
+
+from collections.abc import Sequence
+
+from geoflow.wiring.entries import activation, record
+from geoflow.wiring.labels import Label, Operand, Parameter, Part, Value, parts_scaling, parts_writing
+from geoflow.wiring.ledger import MEASURES, Ledger
+from geoflow.wiring.rules import require, rule
+
+
+@rule("batch_norm")
+def batch_norm(ledger: Ledger, x, weight, bias, mean, variance, training: bool, momentum=None, eps=None, cudnn=None) -> Value:
+    """eps is added to the variance, so the scale before it is a symmetry only nearly, and is not declared."""
+    return _by_channel(ledger, activation(ledger, x), weight, bias, mean, variance)
+
+
+@rule("instance_norm")
+def instance_norm(ledger: Ledger, x, weight, bias, mean, variance, use_input_stats: bool, momentum=None, eps=None, cudnn=None) -> Value:
+    return _by_channel(ledger, activation(ledger, x), weight, bias, *((None, None) if use_input_stats else (mean, variance)))
+
+
+def _by_channel(ledger: Ledger, x: Value, weight: Operand, bias: Operand, mean: Operand, variance: Operand) -> Value:
+    pre = x.labels[1]
+    ledger.pin(*x.labels, symmetries=MEASURES)
+    for operand, kind, degree in ((mean, "running_mean", 1), (variance, "running_var", 2)):
+        if operand is not None:
+            require(isinstance(operand, Parameter), "its running statistics are no entries of the state dict")
+            record(ledger, operand, {0: parts_writing(pre)}, kind, degree)
+    return _affine(ledger, x, (1,), weight, bias)
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(ledger: Ledger, x, shape: Sequence[int], weight=None, bias=None, *_: object) -> Value:
+    x = activation(ledger, x)
+    ledger.pin(*x.labels, symmetries=MEASURES)
+    rank = len(x.labels)
+    if ledger.operation == "rms_norm":
+        bias = None
+    return _affine(ledger, x, range(rank - len(shape), rank), weight, bias)
+
+
+@rule("group_norm")
+def group_norm(ledger: Ledger, x, groups: int, weight=None, bias=None, *_: object) -> Value:
+    """Channels are exchanged within their group only."""
+    x = activation(ledger, x)
+    ledger.pin(*x.labels, symmetries=MEASURES)
+    size = x.shape[1] // groups
+    parts = [ledger.part(x.labels[1], g * size, (g + 1) * size) for g in range(groups)] if size > 1 else [x.labels[1]]
+    label: Label = tuple(segment for part in parts for segment in part)
+    return _affine(ledger, Value((x.labels[0], label, *x.labels[2:])), (1,), weight, bias)
+
+
+def _affine(ledger: Ledger, x: Value, axes: Sequence[int], weight: Operand, bias: Operand) -> Value:
+    """Gain and bias along some axes; with a gain the units that come out have a scale and a sign of their own."""
+    require(all(p is None or isinstance(p, Parameter) for p in (weight, bias)), "its gain or bias is computed")
+    labels = list(x.labels)
+    units = [axis for axis in axes if not ledger.is_position(labels[axis])]
+    along: dict[int, tuple[Part, ...]] = {}
+    for i, axis in enumerate(axes):
+        along[i] = parts_writing(labels[axis])
+        if axis in units and weight is not None:
+            labels[axis] = post = ledger.like(labels[axis])
+            along[i] = parts_scaling(post, x.labels[axis])
+    if weight is not None:
+        record(ledger, weight, along, "gain")
+    if bias is not None:
+        record(ledger, bias, {i: parts_writing(labels[axis]) for i, axis in enumerate(axes)}, "bias")
+    return Value(tuple(labels))

@@ -1,0 +1,79 @@
+"""Wire functions of one number: activations, by what they commute with."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from geoflow.wiring.entries import activation, record
+from geoflow.wiring.labels import Operand, Parameter, Value, parts_writing
+from geoflow.wiring.ledger import MEASURES, Ledger
+from geoflow.wiring.rules import RULES, require, rule
+
+LINEAR = ("neg", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "lift_fresh_copy", "type_as", "positive")
+HOMOGENEOUS = ("relu", "leaky_relu")  # f(s x) = s f(x) for s > 0
+ODD = ("tanh", "sin", "asin", "sinh", "asinh", "tan", "atan", "atanh", "erf", "sign", "softshrink", "hardshrink")  # f(-x) = -f(x)
+OTHER = (
+    *("gelu", "silu", "elu", "selu", "celu", "sigmoid", "softplus", "mish", "hardswish", "hardsigmoid", "relu6", "log_sigmoid", "log1p"),
+    *("exp", "expm1", "log", "sqrt", "rsqrt", "cos", "cosh", "square", "reciprocal", "threshold", "clamp", "clamp_min", "clamp_max"),
+    *("floor", "ceil", "round", "logical_not", "isnan", "sinc", "erfc"),
+)
+PINS = {LINEAR: (), HOMOGENEOUS: ("sign",), ODD: ("scaling",), OTHER: MEASURES}
+
+
+def pointwise(ledger: Ledger, x: Operand, *rest: object, pins: tuple[str, ...], **named: object) -> Operand:
+    """A function applied to every number: permutations pass, `pins` do not."""
+    if not pins:
+        return x
+    extra = tree_leaves((rest, named), is_leaf=lambda leaf: isinstance(leaf, Value | Parameter))
+    require(not any(isinstance(leaf, Value | Parameter | Tensor) for leaf in extra), "a second operand that is a tensor")
+    x = activation(ledger, x)
+    ledger.pin(*x.labels, symmetries=pins)
+    return x
+
+
+def _commuting(pins: tuple[str, ...]) -> Callable[..., Operand]:
+    return partial(pointwise, pins=pins)
+
+
+for _names, _pins in PINS.items():
+    RULES.update(dict.fromkeys(_names, _commuting(_pins)))
+
+
+@rule("abs")
+def absolute(ledger: Ledger, x: Operand) -> Value:
+    """What comes out has the scale of what goes in, and never its sign."""
+    x = activation(ledger, x)
+    even = Value(tuple(label if ledger.is_position(label) else ledger.like(label) for label in x.labels))
+    ledger.pin(*even.labels, symmetries=("sign",))
+    for before, after in zip(x.labels, even.labels, strict=True):
+        ledger.tie(before, after, ("permutation", "scaling"))
+    return even
+
+
+@rule("hardtanh")
+def hardtanh(ledger: Ledger, x: Operand, low: float = -1, high: float = 1) -> Operand:
+    return pointwise(ledger, x, pins=("scaling",) if low == -high else MEASURES)
+
+
+@rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+def dropout(ledger: Ledger, x: Operand, p: float, train: bool) -> Operand:
+    require(not train or p == 0, "dropout that is active in evaluation mode makes the network random")
+    return x
+
+
+@rule("prelu")
+def prelu(ledger: Ledger, x: Operand, slope: Operand) -> Value:
+    """Positively homogeneous; a slope per unit moves with its unit and is never scaled (degree 0)."""
+    require(isinstance(slope, Parameter), "its slope is computed, not an entry of the state dict")
+    x = activation(ledger, x)
+    ledger.pin(*x.labels, symmetries=("sign",))
+    along = {0: parts_writing(x.labels[1])} if slope.numel > 1 else {}
+    record(ledger, slope, along, "slope", degree=0)
+    return x
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin")
+def softmax(ledger: Ledger, x: Operand, *_: object) -> Value:
+    return pointwise(ledger, activation(ledger, x), pins=MEASURES)

@@ -1,0 +1,76 @@
+"""Wire what works along positions: pooling, padding, resizing, sums."""
+
+from collections.abc import Sequence
+
+from geoflow.wiring.entries import activation
+from geoflow.wiring.labels import Operand, Parameter, Value
+from geoflow.wiring.ledger import MEASURES, Ledger
+from geoflow.wiring.rules import require, rule
+
+
+def along_positions(ledger: Ledger, x: Operand, spatial: int, symmetries: tuple[str, ...] = ()) -> Value:
+    """Work on the last `spatial` axes, on every channel alike; `symmetries` stop here."""
+    x = activation(ledger, x)
+    first = len(x.labels) - spatial
+    ledger.pin(*x.labels[first:])
+    ledger.pin(*x.labels[:first], symmetries=symmetries)
+    return Value((*x.labels[:first], *(ledger.position(size) for size in ledger.shape[first:])))
+
+
+def _spatial(ledger: Ledger) -> int:
+    return int(next(c for c in ledger.operation if c.isdigit()))
+
+
+@rule(*(f"{name}_pool{d}d" for name in ("avg", "adaptive_avg") for d in (1, 2, 3)))
+@rule(*(f"upsample_{name}" for name in ("nearest1d", "nearest2d", "nearest3d", "_nearest_exact2d", "bilinear2d")), "upsample_linear1d")
+def average_pool(ledger: Ledger, x: Operand, *_: object, **__: object) -> Value:
+    return along_positions(ledger, x, _spatial(ledger))
+
+
+@rule(*(f"{name}_pool{d}d" for name in ("max", "adaptive_max") for d in (1, 2, 3)))
+def max_pool(ledger: Ledger, x: Operand, *_: object, **__: object) -> Value:
+    return along_positions(ledger, x, _spatial(ledger), ("sign",))
+
+
+@rule("pad", "constant_pad_nd")
+def pad(ledger: Ledger, x: Operand, widths: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
+    """Zeros around the units move with nothing, as positions beside them."""
+    labels = list(activation(ledger, x).labels)
+    for i, (before, after) in enumerate(zip(widths[::2], widths[1::2], strict=True)):
+        axis = len(labels) - 1 - i
+        if before == after == 0:
+            continue
+        if ledger.is_position(labels[axis]) or mode != "constant" or min(before, after) < 0:
+            labels[axis] = ledger.broken((labels[axis],), ledger.shape[axis])
+        else:
+            zeros = [ledger.position(width) if width else () for width in (before, after)]
+            labels[axis] = (*zeros[0], *labels[axis], *zeros[1])
+    if value:
+        ledger.pin(*labels, symmetries=MEASURES)
+    return Value(tuple(labels))
+
+
+@rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "prod", "any", "all")
+def reduce(ledger: Ledger, x: Operand, axes: int | Sequence[int] | None = None, *rest: object, **_: object) -> Value | tuple[Value, Value]:
+    """Averages over positions pass everything; over units they are invariant under permutations only."""
+    require(not isinstance(axes, Value | Parameter), "two tensors; use maximum or minimum")
+    x, name, rank = activation(ledger, x), ledger.operation, len(x.shape)
+    axes = [axes] if isinstance(axes, int) and not isinstance(axes, bool) else axes if isinstance(axes, Sequence) else ()
+    axes = {axis % rank for axis in (axes or range(rank))}
+    ledger.pin(*(x.labels[axis] for axis in axes), symmetries=MEASURES)
+    if name not in ("mean", "sum"):
+        ledger.pin(*x.labels, symmetries=("sign",) if name in ("amax", "amin", "max", "min", "std") else MEASURES)
+    pair = isinstance(ledger.node.meta["val"], tuple | list)
+    shape = ledger.node.meta["val"][0].shape if pair else ledger.shape
+    kept = len(shape) == rank
+    result = Value(tuple(ledger.position(1) if i in axes else label for i, label in enumerate(x.labels) if kept or i not in axes))
+    if pair:  # the second result holds indices, which permuted or scaled units would change
+        ledger.pin(*x.labels)
+        return result, ledger.positions(shape)
+    return result
+
+
+@rule("linalg_vector_norm", "norm")
+def norm(ledger: Ledger, x: Operand, order: object = 2, axes: int | Sequence[int] | None = None, *_: object, **__: object) -> Value:
+    ledger.pin(*activation(ledger, x).labels, symmetries=("sign",))
+    return reduce(ledger, activation(ledger, x), axes)

@@ -1,0 +1,84 @@
+"""Wire recurrent layers: one hidden vector that its gates follow."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from geoflow.wiring.entries import activation, record
+from geoflow.wiring.labels import Label, Operand, Parameter, Value, length, parts_reading, parts_writing
+from geoflow.wiring.ledger import MEASURES, Ledger
+from geoflow.wiring.rules import require, rule
+
+# Which gates are squashed to (0, 1), in the order of the rows of the weights; the others carry the sign of the hidden units.
+GATES = {"rnn_tanh": (False,), "rnn_relu": (False,), "lstm": (True, True, False, True), "gru": (True, True, False)}
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(
+    ledger: Ledger, x: Operand, start: Operand | Sequence[Operand], weights: Sequence[Operand], biased: bool, layers: int, dropout: float, train: bool,
+    bidirectional: bool, batch_first: bool = False,
+) -> tuple[Value, ...]:  # fmt: skip
+    """Units of a layer are exchanged together with their gates; tanh keeps the sign free, and relu the scale."""
+    require(not train or dropout == 0, "dropout that is active in evaluation mode makes the network random")
+    require(all(isinstance(weight, Parameter) for weight in weights), "its weights are computed, not entries of the state dict")
+    directions, per = 1 + bidirectional, 4 if biased else 2
+    require(len(weights) == layers * directions * per, "a projection of its hidden units")
+    states = start if isinstance(start, list | tuple) else [start]
+    x = activation(ledger, x)
+    ledger.pin(*x.labels[:-1])
+    read, hidden = x.labels[-1], []
+    for layer in range(layers):
+        above: Label = ()
+        for direction in range(directions):
+            index = layer * directions + direction
+            above += _layer(ledger, read, weights[index * per : (index + 1) * per], index)
+        hidden.append(above)
+        read = above
+    for state in states:
+        _start(ledger, state, hidden, directions)
+    return _results(ledger, x, hidden, directions, len(states))
+
+
+def _layer(ledger: Ledger, read: Label, weights: Sequence[Parameter], index: int) -> Label:
+    """The hidden units of one layer and direction, each part of its gates tied to them."""
+    squashed = GATES[ledger.operation]
+    units = ledger.new(weights[1].shape[1], f"{ledger.node.name}/{index}")
+    ledger.pin(units, symmetries=("sign",) if ledger.operation == "rnn_relu" else ("scaling",))
+    rows: Label = ()
+    for closed in squashed:
+        gate = ledger.like(units) if closed else units
+        ledger.pin(*([gate] if closed else []), symmetries=MEASURES)
+        rows += gate
+    record(ledger, weights[0], {0: parts_writing(rows), 1: parts_reading(read)}, "weight")
+    record(ledger, weights[1], {0: parts_writing(rows), 1: parts_reading(units)}, "weight")
+    for bias in weights[2:]:
+        record(ledger, bias, {0: parts_writing(rows)}, "bias")
+    return units
+
+
+def _start(ledger: Ledger, state: Operand, hidden: list[Label], directions: int) -> None:
+    """The state before the first step: zeros move with everything, all else ties the layers to it."""
+    if isinstance(state, Tensor) and not state.any():
+        return
+    label = activation(ledger, state).labels[-1]
+    for above in hidden:
+        size = len(above) // directions
+        for one in (above[:size], above[size:]) if directions == 2 else (above,):
+            if length(label) == length(one):
+                ledger.tie(one, label)
+            else:
+                ledger.pin(one, symmetries=MEASURES)
+
+
+def _results(ledger: Ledger, x: Value, hidden: list[Label], directions: int, states: int) -> tuple[Value, ...]:
+    """All steps of the last layer, and the last states of all layers, which share one axis if anyone reads them."""
+    last = hidden[-1][: len(hidden[-1]) // directions]
+    if any(user.users for user in ledger.node.users if user.args[1] > 0):
+        for above in hidden:
+            size = len(above) // directions
+            for one in (above[:size], above[size:]) if directions == 2 else (above,):
+                ledger.tie(last, one)
+    steps = Value((*x.labels[:-1], hidden[-1]))
+    shape = tuple(ledger.node.meta["val"][1].shape)
+    state = Value((*(ledger.position(size) for size in shape[:-1]), last))
+    return (steps, *[state] * states)

@@ -1,0 +1,78 @@
+"""Turn the books of a walk into the table of a network."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from geoflow.spec import SYMMETRIES, NetworkSpec, Piece, Site, TensorSpec
+from geoflow.wiring.labels import Part, Value
+from geoflow.wiring.ledger import Ledger
+
+
+def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor], aliases: tuple[tuple[str, str], ...]) -> NetworkSpec:
+    """Number the sites that tensors use, the groups among them, and lay the tensors in the order of the state dict."""
+    outputs = list(outputs)
+    written = {s.site for value in outputs for label in value.labels for s in label if not ledger.places[s.site].position}
+    number = {site: i for i, site in enumerate(sorted(_used(ledger) | written))}
+    groups = {symmetry: _groups(ledger, number, symmetry) for symmetry in SYMMETRIES}
+    sites = []
+    for site in number:
+        place = ledger.places[site]
+        role = "output" if site in written else "input" if place.position else "hidden"
+        sites.append(Site(place.name, place.size, role, *(groups[symmetry][site] for symmetry in SYMMETRIES)))
+    tensors = tuple(tensor for name in state for tensor in _tensors(ledger, name, state[name], number))
+    packed = {tensor.name for tensor in tensors}
+    tied = tuple((name, first) for name, first in aliases if first in packed)
+    known = packed | {name for name, _ in tied}
+    rest = {name: value.detach().clone() for name, value in state.items() if name not in known}
+    links = tuple((number[a], number[b]) for a, b in ledger.links if a in number and b in number)
+    return NetworkSpec(tuple(sites), tensors, links, tied, rest)
+
+
+def _used(ledger: Ledger) -> set[int]:
+    """Sites that a tensor reads, and those that one writes; positions only matter where they are read."""
+    parts = [part for entry in ledger.entries.values() for axis in entry.axes for part in axis]
+    read = {part.reads for part in parts}
+    return {site for part in parts for site in (part.writes, part.reads) if site in read or _hidden(ledger, site)} - {None}
+
+
+def _hidden(ledger: Ledger, site: int | None) -> bool:
+    return site is not None and not ledger.places[site].position
+
+
+def _groups(ledger: Ledger, number: dict[int, int], symmetry: str) -> dict[int, int | None]:
+    """Dense numbers of the free classes, in the order of their first sites; one unit alone cannot be permuted."""
+    classes, dense, groups = ledger.classes[symmetry], {}, {}
+    for site in number:
+        declared = classes.free(site) and (symmetry != "permutation" or ledger.places[site].size > 1)
+        groups[site] = dense.setdefault(classes.root(site), len(dense)) if declared else None
+    return groups
+
+
+def _tensors(ledger: Ledger, name: str, value: Tensor, number: dict[int, int]) -> list[TensorSpec]:
+    """The rows of one entry of the state dict; rows that the forward pass never touches are positions."""
+    entries = sorted((e for (entry, _), e in ledger.entries.items() if entry == name), key=lambda e: e.parameter.start)
+    learned = value.requires_grad or any(e.parameter.learned for e in entries)
+    tensors, row, shape = [], 0, tuple(value.shape)
+    for entry in entries:
+        start, rows = entry.parameter.start, entry.parameter.entry
+        if start < row:
+            raise ValueError(f"Rows of {name!r} are used in overlapping slices, which the table cannot say. Pass a spec.")
+        if start > row:
+            tensors.append(_untouched(name, row, start, shape, learned))
+        axes = tuple(tuple(_piece(part, number) for part in axis) for axis in entry.axes)
+        tensors.append(TensorSpec(name, rows, axes, entry.kind, learned, entry.degree, start))
+        row = start + (rows[0] if rows else 0)
+    if entries and shape and row < shape[0]:
+        tensors.append(_untouched(name, row, shape[0], shape, learned))
+    return tensors
+
+
+def _untouched(name: str, start: int, stop: int, shape: tuple[int, ...], learned: bool) -> TensorSpec:
+    rows = (stop - start, *shape[1:])
+    return TensorSpec(name, rows, tuple((Piece(size),) for size in rows), "parameter", learned, start=start)
+
+
+def _piece(part: Part, number: dict[int, int]) -> Piece:
+    writes, reads = number.get(part.writes), number.get(part.reads)
+    return Piece(part.size, part.repeat, writes, reads) if (writes, reads) != (None, None) else Piece(part.size * part.repeat)

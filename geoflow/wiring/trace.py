@@ -1,0 +1,165 @@
+"""Capture a network's forward pass once, and walk its graph by the rules."""
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from geoflow.spec import NetworkSpec
+from geoflow.wiring.labels import Parameter, Value
+from geoflow.wiring.ledger import Layout, Ledger, Restart, operation
+from geoflow.wiring.rules import RULES, NoRule
+from geoflow.wiring.table import table_of
+
+
+def spec_of(network: nn.Module, example: Tensor | tuple) -> NetworkSpec:
+    """The table of a network, read from the ATen graph of one forward pass on `example`, an input with its batch axis.
+
+    A tuple holds several inputs. Neither the network nor its modes, buffers and gradients are touched.
+
+    Raises ValueError where the forward pass depends on its data, or uses an operation without a rule.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
+    >>> spec.groups("permutation"), spec.groups("scaling"), spec.groups("sign")
+    ({0: 3}, {0: 3}, {})
+    """
+    state = network.state_dict(keep_vars=True)
+    owner, aliases = _owners(state)
+    program = _export(network, example if isinstance(example, tuple) else (example,))
+    layout = Layout()
+    while True:
+        ledger = Ledger(layout)
+        try:
+            outputs = _walk(ledger, program, state, owner)
+            ledger.pin(*(label for value in outputs for label in value.labels))
+            ledger.refuse()
+        except Restart:
+            continue
+        return table_of(ledger, outputs, state, aliases)
+
+
+def _owners(state: dict[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
+    """The first name of every tensor that the state dict holds, and the pairs (other name, first name) of tied ones."""
+    first: dict[tuple, str] = {}
+    owner = {}
+    for name, value in state.items():
+        key = (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() else name
+        owner[name] = first.setdefault(key, name)
+    return owner, tuple((name, packed) for name, packed in owner.items() if name != packed)
+
+
+def _export(network: nn.Module, example: tuple) -> torch.export.ExportedProgram:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(copy.deepcopy(network).eval(), example, strict=False)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"The forward pass of {type(network).__name__} cannot be captured: {reason} Pass a spec.") from error
+
+
+def _walk(ledger: Ledger, program: torch.export.ExportedProgram, state: dict[str, Tensor], owner: dict[str, str]) -> list[Value]:
+    found: dict[Node, object] = {}
+    inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    for node in program.graph.nodes:
+        ledger.node, ledger.path = node, _path(node)
+        if node.op == "placeholder":
+            found[node] = _placeholder(ledger, inputs[node.name], program, state, owner)
+        elif node.op == "call_function":
+            found[node] = _call(ledger, node, found)
+            if operation(node)[1]:
+                _overwrite(node, found)
+        elif node.op != "output":
+            raise ValueError(f"{node.op} nodes ({node.name}) cannot be walked. Pass a spec.")
+    specs = program.graph_signature.output_specs
+    if foreign := [spec.target for spec in specs if spec.kind is not OutputKind.USER_OUTPUT]:
+        raise ValueError(f"The forward pass changes {foreign} as it runs, so the network is no function of its weights. Pass a spec.")
+    results = tree_leaves(program.graph.output_node().args)
+    return [found[node] for node in results if isinstance(node, Node) and isinstance(found[node], Value)]
+
+
+def _placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, state: dict[str, Tensor], owner: dict[str, str]) -> object:
+    if spec.kind is InputKind.USER_INPUT:
+        value = ledger.node.meta.get("val")
+        return ledger.positions(value.shape) if isinstance(value, Tensor) else value
+    name = owner.get(spec.target)
+    if name is not None and state[name].is_floating_point():
+        shape = tuple(state[name].shape)
+        return Parameter(name, shape, tuple(range(len(shape))), shape, isinstance(state[name], nn.Parameter))
+    return state[name].detach() if name is not None else _lifted(spec, program)
+
+
+def _lifted(spec, program: torch.export.ExportedProgram) -> Tensor:
+    """Tensors outside the state dict: lifted constants and buffers that are not persistent."""
+    return program.constants[spec.target] if spec.target in program.constants else program.state_dict[spec.target]
+
+
+def _call(ledger: Ledger, node: Node, found: dict[Node, object]) -> object:
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), found.__getitem__)
+    leaves = tree_leaves((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Value | Parameter))
+    if not any(isinstance(leaf, Value | Parameter) for leaf in leaves):
+        return _constant(ledger, node, args, kwargs)
+    name = ledger.operation
+    if name == "getitem":
+        return args[0][args[1]]
+    try:
+        if name not in RULES:
+            raise NoRule("")
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        return RULES[name](ledger, *args, **kwargs)
+    except NoRule as gap:
+        raise ValueError(_gap(ledger, str(gap))) from None
+
+
+def _constant(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> object:
+    """What depends on no weight and no input is simply computed."""
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        raise ValueError(_gap(ledger, "random numbers make the network no function of its weights"))
+    copies = (
+        tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)) if operation(node)[1] else (args, kwargs)
+    )
+    return node.target(*copies[0], **copies[1])
+
+
+def _path(node: Node) -> str:
+    modules = list(node.meta.get("nn_module_stack", {}).values())
+    return modules[-1][0] if modules else ""
+
+
+def _gap(ledger: Ledger, reason: str) -> str:
+    where = repr(ledger.path) if ledger.path else f"the top module (node {ledger.node.name!r})"
+    what = f"No wiring rule for aten.{ledger.operation} at {where}"
+    return f"{what}{': ' + reason if reason else ''}. Register one with @rule, or pass a spec."
+
+
+VIEWS = frozenset(
+    [
+        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "numpy_T", "mT", "expand"),
+        *("slice", "narrow", "select", "chunk", "split", "split_with_sizes", "unbind", "getitem", "expand_as", "view_as", "type_as"),
+        *("alias", "detach", "contiguous", "to", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
+    ]
+)
+
+
+def _overwrite(node: Node, found: dict[Node, object]) -> None:
+    """An operation in place changes its operand, and nothing that shares memory with it may be read later on."""
+    changed = node.args[0]
+    family = [changed]
+    for member in family:
+        up = [member.args[0]] if member.op == "call_function" and _views(member) else []
+        down = [user for user in member.users if user is not node and _views(user)]
+        family += [other for other in up + down if other not in family]
+    shared = any(user > node for member in family if member is not changed for user in member.users)
+    if shared or changed.op == "placeholder" or isinstance(found[changed], Parameter):
+        raise ValueError(f"{node.name!r} at {_path(node)!r} changes {changed.name!r}, which others read. Use the form out of place.")
+    found[changed] = found[node]
+
+
+def _views(node: Node) -> bool:
+    return node.op == "call_function" and operation(node)[0] in VIEWS

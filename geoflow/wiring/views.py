@@ -1,0 +1,116 @@
+"""Wire views: which axes are merged, and which are split again."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from math import prod
+from operator import mul
+
+from geoflow.wiring.entries import activation
+from geoflow.wiring.labels import Label, Operand, Parameter, Segment, Value, length
+from geoflow.wiring.ledger import Ledger
+from geoflow.wiring.rules import rule
+
+COPIES = 4096  # beyond so many positions before a site, a merged axis is pinned rather than listed
+
+
+@rule("view", "reshape", "flatten", "unflatten", "squeeze", "_unsafe_view", "view_as", "reshape_as")
+def view(ledger: Ledger, x: Operand, *_: object, **__: object) -> Operand:
+    new = ledger.shape
+    if tuple(x.shape) == new:
+        return x
+    if isinstance(x, Parameter) and [n for n in x.shape if n > 1] == [n for n in new if n > 1]:
+        axes = iter([axis for n, axis in zip(x.shape, x.axes, strict=True) if n > 1])
+        return seen(x, new, [next(axes) if n > 1 else None for n in new])
+    x = activation(ledger, x)
+    labels: list[Label] = []
+    alone: list[Label] = []  # a site of one unit, whose axis goes: it joins the positions that follow it
+    for old, sizes in blocks(x.shape, new):
+        along = [x.labels[i] for i in old]
+        if not sizes and along and not ledger.is_position(along[0]):
+            alone += along
+        elif alone and all(map(ledger.is_position, along)) and sizes:
+            labels += reshaped(ledger, alone + along, [new[i] for i in sizes])
+            alone = []
+        else:
+            labels += reshaped(ledger, along, [new[i] for i in sizes])
+    ledger.pin(*alone)
+    return Value(tuple(labels))
+
+
+def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Match the axes of two shapes in the smallest blocks of equal numbers of entries."""
+    matched, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        if i < len(old) and j < len(new) and (old[i] == 1) == (new[j] == 1):
+            a, b = [i], [j]
+        elif i < len(old) and (j == len(new) or old[i] == 1):
+            a, b = [i], []
+        else:
+            a, b = [], [j]
+        i, j = i + len(a), j + len(b)
+        while prod(old[k] for k in a) != prod(new[k] for k in b):
+            if prod(old[k] for k in a) < prod(new[k] for k in b):
+                a.append(i)
+                i += 1
+            else:
+                b.append(j)
+                j += 1
+        matched.append((a, b))
+    return matched
+
+
+def reshaped(ledger: Ledger, labels: list[Label], sizes: list[int]) -> list[Label]:
+    """The labels of a block after a view: split every axis into the factors that both shapes share, and merge these."""
+    if len(labels) == len(sizes) == 1:
+        return labels
+    if all(map(ledger.is_position, labels)):
+        return [ledger.position(size) for size in sizes]
+    old, new = (list(accumulate(counts, mul)) for counts in (map(length, labels), sizes))
+    bounds = [1, *sorted({*old, *new})]
+    if any(b % a for a, b in pairwise(bounds)):
+        ledger.pin(*labels)
+        return [ledger.position(size) for size in sizes]
+    factors: list[Label] = []
+    for label, stop in zip(labels, old, strict=True):
+        start = stop // length(label)
+        factors += _split(ledger, label, [b // a for a, b in pairwise(bounds) if start <= a and b <= stop])
+    return _merged(ledger, factors, sizes)
+
+
+def _merged(ledger: Ledger, factors: list[Label], sizes: list[int]) -> list[Label]:
+    merged = []
+    for size in sizes:
+        along = [factors.pop(0)]
+        while prod(map(length, along)) < size or (factors and length(factors[0]) == 1 and len(merged) == len(sizes) - 1):
+            along.append(factors.pop(0))
+        units = [i for i, label in enumerate(along) if not ledger.is_position(label)]
+        before = prod(map(length, along[: units[0]])) if units else 1
+        if len(along) == 1:
+            merged += along
+        elif len(units) != 1 or before > COPIES:
+            merged.append(ledger.broken(along, size))
+        else:
+            after = size // before // length(along[units[0]])
+            merged.append(tuple(Segment(s.site, s.size, s.repeat * after) for s in along[units[0]]) * before)
+    return merged
+
+
+def _split(ledger: Ledger, label: Label, sizes: list[int]) -> list[Label]:
+    """Undo a merge: one of the new axes carries the units, the others are positions."""
+    if len(sizes) <= 1:
+        return [label]
+    for at in range(len(sizes)):
+        before, after = prod(sizes[:at]), prod(sizes[at + 1 :])
+        unit = label[: len(label) // before]
+        if unit * before == label and all(s.repeat % after == 0 for s in unit):
+            units = tuple(Segment(s.site, s.size, s.repeat // after) for s in unit)
+            return [units if i == at else ledger.position(size) for i, size in enumerate(sizes)]
+    if len(label) == 1:  # such as heads of attention: blocks of units move together
+        for at in range(len(sizes)):
+            ledger.share(label[0], prod(sizes[:at]), sizes[at], prod(sizes[at + 1 :]))
+    ledger.pin(label)
+    return [ledger.position(size) for size in sizes]
+
+
+def seen(x: Parameter, shape: Sequence[int], axes: Sequence[int | None]) -> Parameter:
+    return Parameter(x.name, tuple(shape), tuple(axes), x.entry, x.learned, x.start)

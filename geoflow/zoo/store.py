@@ -1,0 +1,144 @@
+"""Keep a population of trained networks, and the configuration that made it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from geoflow.spec import NetworkSpec
+from geoflow.vector import pack
+from geoflow.zoo.tasks import Task
+from geoflow.zoo.train import train_zoo
+
+FORMAT = 1  # counted up whenever the same configuration would give another zoo
+
+# What trains best by validation loss on a part of the training data, never on the test part (see tests/test_zoo.py for the figures).
+ZOO_DEFAULTS = {}
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Weight vectors of `runs` independent training runs with `snapshots` each, the table they are packed by, and what made them."""
+
+    thetas: Float[Tensor, "runs snapshots weights"]
+    spec: NetworkSpec
+    configuration: Mapping
+
+    @property
+    def runs(self) -> int:
+        return self.thetas.shape[0]
+
+    @property
+    def snapshots(self) -> int:
+        return self.thetas.shape[1]
+
+    @property
+    def networks(self) -> Float[Tensor, "nets weights"]:
+        """All snapshots of all runs, one after the other."""
+        return self.thetas.flatten(0, 1)
+
+    @property
+    def run_of(self) -> Tensor:
+        """The run that each row of `networks` comes from."""
+        return torch.arange(self.runs).repeat_interleave(self.snapshots)
+
+
+def load_zoo(
+    folder: str | Path,
+    build: Callable[[], nn.Module],
+    spec: NetworkSpec,
+    task: Task,
+    settings: Mapping,
+    seed: int,
+    device="cpu",
+    progress=True,
+) -> Zoo:
+    """The zoo of `settings` (arguments of `train_zoo`, all of plain values), read from `folder` or trained and kept there.
+
+    The file is named by the digest of everything that determines the zoo: network, training data, settings, seed and FORMAT.
+
+    Raises ValueError for a file that is corrupt or belongs to another configuration: it is never replaced silently.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    configuration = {
+        "format": FORMAT,
+        "task": task.name,
+        "data": _digest_of(task),
+        "network": repr(build()),
+        "settings": dict(settings),
+        "seed": seed,
+    }
+    path = Path(folder) / f"zoo-{task.name}-{digest(configuration)[:16]}.safetensors"
+    if not path.exists():
+        states = train_zoo(build, task, **settings, generator=generator, device=device, progress=progress)
+        save_zoo(path, Zoo(pack(spec, states), spec, configuration))
+    zoo = read_zoo(path)
+    if zoo.configuration != configuration:
+        raise ValueError(f"{path} holds the zoo of another configuration: {zoo.configuration}. Delete it; it will be trained again.")
+    return zoo
+
+
+def save_zoo(path: str | Path, zoo: Zoo) -> None:
+    """Write a zoo as one safetensors file; a crash leaves either no file or the whole one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"thetas": zoo.thetas.contiguous()} | {f"rest.{name}": value.contiguous() for name, value in zoo.spec.rest.items()}
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, partial, {"configuration": _json(zoo.configuration), "spec": zoo.spec.to_json()})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_zoo(path: str | Path) -> Zoo:
+    """Read what `save_zoo` wrote. Raises ValueError naming the file if it is corrupt or no zoo."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        rest = {name.removeprefix("rest."): value for name, value in tensors.items() if name.startswith("rest.")}
+        spec = NetworkSpec.from_json(metadata["spec"], rest)
+        return Zoo(tensors["thetas"], spec, json.loads(metadata["configuration"]))
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is no readable zoo ({type(error).__name__}: {error}). Delete it; it will be trained again.") from error
+
+
+def split_runs(zoo: Zoo, share: float, generator: torch.Generator) -> tuple[Zoo, Zoo]:
+    """Two zoos of different runs: the one to fit a flow on, and a random `share` of the runs (at least one) held out from it.
+
+    Raises ValueError if that leaves either side without a run.
+    """
+    held = max(1, round(share * zoo.runs))
+    if not 0 < share < 1 or held >= zoo.runs:
+        raise ValueError(
+            f"Holding out a share of {share} of {zoo.runs} runs leaves no run on one side. Train more runs or choose a share in (0, 1)."
+        )
+    order = torch.randperm(zoo.runs, generator=generator)
+    held_out, kept = order[:held].sort().values, order[held:].sort().values
+    return Zoo(zoo.thetas[kept], zoo.spec, zoo.configuration), Zoo(zoo.thetas[held_out], zoo.spec, zoo.configuration)
+
+
+def digest(configuration: Mapping) -> str:
+    """The sha256 of a configuration of plain values, whatever the order of its keys.
+
+    >>> digest({"runs": 2, "lr": 0.1}) == digest({"lr": 0.1, "runs": 2})
+    True
+    """
+    return hashlib.sha256(_json(configuration).encode()).hexdigest()
+
+
+def _digest_of(task: Task) -> str:
+    return hashlib.sha256(task.x_train.numpy().tobytes() + task.y_train.numpy().tobytes()).hexdigest()
+
+
+def _json(configuration: Mapping) -> str:
+    return json.dumps(configuration, sort_keys=True)

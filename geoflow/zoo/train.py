@@ -1,0 +1,126 @@
+"""Train many networks at once, each from its own start and in its own order of the data."""
+
+from collections.abc import Callable, Iterator
+from math import cos, pi
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from geoflow.zoo.tasks import Task
+
+State = dict[str, Tensor]
+
+# name: factor of the learning rate at the share of the training that is done
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: (1 + cos(pi * done)) / 2,
+}
+
+
+def train_zoo(
+    build: Callable[[], nn.Module],
+    task: Task,
+    *,
+    runs: int,
+    epochs: int,
+    batch: int,
+    lr: float,
+    weight_decay: float,
+    generator: torch.Generator,
+    snapshots: int = 1,
+    every: int = 1,
+    schedule: str = "constant",
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> State:
+    """Train `runs` networks made by `build` with AdamW; return their state dicts, every entry [runs, snapshots, ...], on the CPU.
+
+    The snapshots are the states after the last `snapshots` multiples of `every` epochs, counted back from the end. Each epoch shuffles
+    the data anew for each run, leaves out the rest of the division by `batch`, and has the learning rate that `schedule` (of SCHEDULES)
+    gives it. Buffers such as batch norm's statistics are each run's own. The random numbers come from `generator` (on the CPU) alone;
+    torch's global generator is left as found.
+
+    Raises ValueError for settings that do not fit together, FloatingPointError naming the runs whose loss is not finite.
+
+    >>> from geoflow.zoo.networks import mlp
+    >>> from geoflow.zoo.tasks import load_task
+    >>> states = train_zoo(lambda: mlp(4, [5], 3), load_task("iris"), runs=6, epochs=3, batch=20, lr=1e-2, weight_decay=0.0,
+    ...                    generator=torch.Generator().manual_seed(0), snapshots=2, progress=False)
+    >>> states["0.weight"].shape
+    torch.Size([6, 2, 5, 4])
+    """
+    _check(runs, epochs, batch, snapshots, every, schedule, len(task.x_train))
+    device = torch.device(device)
+    x, y = task.x_train.to(device), task.y_train.to(device)
+    keep = range(epochs - (snapshots - 1) * every, epochs + 1, every)
+    kept = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_seed(generator))
+        network, state = initial_states(build, runs, device)
+        network.train()
+        optimizer = torch.optim.AdamW([v for v in state.values() if v.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
+        bar = tqdm(range(1, epochs + 1), desc=f"{runs} networks", unit="epoch", disable=not progress)
+        for epoch in bar:
+            optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule]((epoch - 1) / epochs)
+            for rows in shuffled_batches(runs, len(x), batch, generator):
+                losses = step(network, state, optimizer, x, y, rows.to(device))
+            _check_finite(losses, epoch)
+            bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
+            if epoch in keep:
+                kept.append({name: value.detach().to("cpu", copy=True) for name, value in state.items()})
+    return {name: torch.stack([one[name] for one in kept], 1) for name in state}
+
+
+def initial_states(build: Callable[[], nn.Module], runs: int, device: torch.device) -> tuple[nn.Module, State]:
+    """A network to run the forward pass of, and the stacked states [runs, ...] of `runs` freshly built ones."""
+    networks = [build() for _ in range(runs)]
+    parameters, buffers = stack_module_state(networks)
+    state = {name: value.detach().to(device).requires_grad_() for name, value in parameters.items()}
+    return networks[0].to(device), state | {name: value.to(device) for name, value in buffers.items()}
+
+
+def shuffled_batches(runs: int, examples: int, batch: int, generator: torch.Generator) -> Iterator[Int[Tensor, "runs batch"]]:
+    """The rows of one epoch's batches: an independent shuffle per run, without the rest of the division by `batch`."""
+    order = torch.rand(runs, examples, generator=generator).argsort(1)
+    return iter(order[:, : examples // batch * batch].split(batch, 1))
+
+
+def step(network: nn.Module, state: State, optimizer, x: Tensor, y: Tensor, rows: Int[Tensor, "runs batch"]) -> Float[Tensor, " runs"]:
+    """One step of every run on its own rows of the data; the losses before the step."""
+
+    def loss(state: State, x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(functional_call(network, state, (x,)), y)
+
+    optimizer.zero_grad()
+    x_batch = x.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # x[rows], in a third of its time
+    losses = vmap(loss, randomness="different")(state, x_batch, y[rows])
+    losses.sum().backward()  # the runs share no parameter, so the gradient of the sum is each run's own
+    optimizer.step()
+    return losses.detach()
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+def _check(runs: int, epochs: int, batch: int, snapshots: int, every: int, schedule: str, examples: int) -> None:
+    if schedule not in SCHEDULES:
+        raise ValueError(f"Unknown schedule {schedule!r}. Known: {', '.join(SCHEDULES)}.")
+    for name, value in {"runs": runs, "epochs": epochs, "batch": batch, "snapshots": snapshots, "every": every}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    if batch > examples:
+        raise ValueError(f"batch={batch} is more than the {examples} training examples. Choose batch <= {examples}.")
+    if (snapshots - 1) * every >= epochs:
+        raise ValueError(f"snapshots={snapshots} every {every} epochs do not fit into {epochs} epochs. Train longer or keep fewer.")
+
+
+def _check_finite(losses: Float[Tensor, " runs"], epoch: int) -> None:
+    if bad := (~losses.isfinite()).nonzero().flatten().tolist():
+        raise FloatingPointError(
+            f"The loss of run {', '.join(map(str, bad[:10]))} is not finite in epoch {epoch}. Lower lr or check the data."
+        )

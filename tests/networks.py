@@ -1,0 +1,346 @@
+"""List the networks that every law is tested on: name -> (build, example)."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Case = tuple[Callable[[], nn.Module], Callable[[], Tensor | tuple]]
+
+
+def mlp(*widths: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Residual(nn.Module):
+    """x + f(x), with a map on the shortcut if one is given."""
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None):
+        super().__init__()
+        self.branch, self.shortcut = branch, shortcut or nn.Identity()
+
+    def forward(self, x):
+        return self.shortcut(x) + self.branch(x)
+
+
+class Apply(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def basic_block(n_in: int, n_out: int, stride: int = 1) -> nn.Module:
+    branch = nn.Sequential(
+        nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True),
+        nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False), nn.BatchNorm2d(n_out),
+    )  # fmt: skip
+    same = n_in == n_out and stride == 1
+    return Residual(branch, None if same else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)))
+
+
+def resnet() -> nn.Module:
+    stem = [nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True)]
+    blocks = [basic_block(4, 4), nn.ReLU(inplace=True), basic_block(4, 6, 2), nn.ReLU(inplace=True)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+
+
+def option_a_resnet() -> nn.Module:
+    """The shortcut subsamples and pads its channels with zeros."""
+    shortcut = Apply(lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1)))
+    branch = nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 1, 1))
+    return nn.Sequential(nn.Conv2d(1, 4, 3), Residual(branch, shortcut), nn.ReLU(), Apply(lambda x: x.mean((2, 3))), nn.Linear(6, 2))
+
+
+def group_norm_net() -> nn.Module:
+    blocks = [nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.GroupNorm(1, 4), nn.ReLU()]
+    return nn.Sequential(*blocks, nn.Conv2d(4, 4, 1), nn.GroupNorm(4, 4), nn.Flatten(), nn.Linear(64, 3))
+
+
+def pre_norm() -> nn.Module:
+    block = [nn.LayerNorm(6), nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 6)]
+    return nn.Sequential(nn.Linear(5, 6), Residual(nn.Sequential(*block)), Residual(mlp(6, 8, 6)), nn.LayerNorm(6), nn.Linear(6, 2))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+
+    def forward(self, x):
+        gate, value = self.up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * value)
+
+
+class Concat(nn.Module):
+    """Two branches side by side, added to a plain one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.out = nn.Linear(5, 3), nn.Linear(5, 4), nn.Linear(5, 7), nn.Linear(12, 2)
+
+    def forward(self, x):
+        both = torch.cat([self.a(x).relu(), self.b(x).tanh()], -1)
+        return self.out(torch.cat([both + self.c(x), x], -1))
+
+
+class Repeated(nn.Module):
+    """One layer used twice, and an input read twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.skip, self.out = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.again(F.relu(self.again(F.relu(self.first(x)))))
+        return self.out(F.relu(h) * torch.sigmoid(self.skip(F.dropout(x, training=False))))
+
+
+class Free(nn.Module):
+    """Parameters outside layers: a matrix, positions, a layer scale, a class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.offset = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(6))
+        self.places, self.scale = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+        self.token, self.temperature = nn.Parameter(torch.randn(1, 1, 6)), nn.Parameter(torch.ones(()))
+        self.branch, self.out = mlp(6, 7, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = x @ self.matrix + self.offset
+        h = torch.cat([self.token.expand(len(x), -1, -1), h], 1)[:, :4] + self.places
+        h = h + self.scale * self.branch(h)
+        return self.out(h.mean(1)) * self.temperature
+
+
+class Lazy(nn.Module):
+    """Unused entries, counters, constants and buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out, self.unused = nn.Linear(5, 4), nn.Linear(4, 2), nn.Linear(3, 3)
+        self.register_buffer("steps", torch.zeros(2, dtype=torch.long))
+        self.register_buffer("mean", torch.randn(5))
+        self.register_buffer("width", torch.full((4,), 2.0), persistent=False)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.layer(x - self.mean)) / self.width) + 1
+
+
+class Tied(nn.Module):
+    """A language model whose last layer is its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm, self.mlp, self.head = nn.Embedding(11, 6), nn.LayerNorm(6), mlp(6, 8, 6), nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        h = self.embedding(tokens)
+        return self.head(h + self.mlp(self.norm(h)))
+
+
+class MixerBlock(nn.Module):
+    def __init__(self, tokens: int, width: int):
+        super().__init__()
+        self.tokens, self.features = mlp(tokens, 7, tokens, activation=nn.GELU), mlp(width, 8, width, activation=nn.GELU)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+
+    def forward(self, x):
+        x = x + self.tokens(self.norms[0](x).mT).mT
+        return x + self.features(self.norms[1](x))
+
+
+def mixer() -> nn.Module:
+    patches = nn.Sequential(nn.Conv2d(1, 6, 2, 2), nn.Flatten(2), Apply(lambda x: x.mT))
+    return nn.Sequential(patches, MixerBlock(9, 6), Apply(lambda x: x.mean(1)), nn.Linear(6, 2))
+
+
+class Attention(nn.Module):
+    """Multi-head attention from a packed projection."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) / 2).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
+
+
+class OneHead(nn.Module):
+    """Attention with one head, without any view."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(n, m) for n, m in ((5, 4), (5, 4), (5, 6), (6, 2)))
+
+    def forward(self, x):
+        return self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x), is_causal=True))
+
+
+class MultiHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.attention, self.out = nn.Linear(5, 6), nn.MultiheadAttention(6, 3, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.up(x)
+        return self.out(h + self.attention(h, h, h, need_weights=False)[0])
+
+
+class Recurrent(nn.Module):
+    """The last step of a recurrent layer."""
+
+    def __init__(self, layer: nn.Module, width: int):
+        super().__init__()
+        self.layer, self.out = layer, nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.out(self.layer(x)[0][:, -1])
+
+
+class UNet(nn.Module):
+    """Down, up, and a concatenated skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.down, self.up = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 5, 3, 2, 1), nn.ConvTranspose2d(5, 4, 2, 2)
+        self.out = nn.Conv2d(10, 1, 1)
+
+    def forward(self, x):
+        h = F.leaky_relu(self.enter(x))
+        low = F.leaky_relu(self.down(h))
+        return self.out(torch.cat([F.relu(self.up(low)), h, F.interpolate(h[:, :2], scale_factor=1), h[:, 2:]], 1))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 3, 1), nn.SiLU(), nn.Conv2d(3, channels, 1), nn.Sigmoid())
+
+    def forward(self, x):
+        return x * self.gate(x)
+
+
+def mobile() -> nn.Module:
+    """An inverted residual with depthwise convolution, squeeze and excitation."""
+    branch = [nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.Hardswish()]
+    block = Residual(nn.Sequential(*branch, SqueezeExcite(8), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)))
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(4, 2))
+
+
+def grouped() -> nn.Module:
+    layers = [nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=2), nn.ReLU(), nn.Conv2d(12, 6, 1, groups=3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(96, 2))
+
+
+def depthwise() -> nn.Module:
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 3, 1), nn.Tanh()]
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 2))
+
+
+def row(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.zeros(shape)
+
+
+def tokens() -> Tensor:
+    return torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
+
+
+NETWORKS: dict[str, Case] = {
+    "mlp": (lambda: mlp(30, 16, 16, 2), row(3, 30)),
+    "mlp one by one": (lambda: mlp(1, 1, 1), row(1, 1)),
+    "mlp tanh": (lambda: mlp(5, 4, 6, 2, activation=nn.Tanh), row(3, 5)),
+    "mlp gelu": (lambda: mlp(5, 4, 6, 2, activation=nn.GELU), row(3, 5)),
+    "mlp leaky": (lambda: mlp(5, 4, 6, 2, activation=nn.LeakyReLU), row(3, 5)),
+    "mlp prelu": (lambda: mlp(5, 4, 4, 2, activation=lambda: nn.PReLU(4)), row(3, 5)),
+    "mlp one slope": (lambda: mlp(5, 4, 6, 2, activation=nn.PReLU), row(3, 5)),
+    "mlp linear": (lambda: mlp(5, 4, 6, 2, activation=nn.Identity), row(3, 5)),
+    "mlp deep": (lambda: mlp(5, *[6] * 8, 2), row(3, 5)),
+    "mlp softsign": (lambda: mlp(5, 4, 6, 2, activation=nn.Softsign), row(3, 5)),
+    "mlp tanhshrink": (lambda: mlp(5, 4, 6, 2, activation=nn.Tanhshrink), row(3, 5)),
+    "mlp hardtanh": (lambda: mlp(5, 4, 6, 2, activation=nn.Hardtanh), row(3, 5)),
+    "mlp batch norm": (lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)), row(3, 5)),
+    "mlp plain batch norm": (
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, affine=False), nn.ReLU(), nn.Linear(4, 2)),
+        row(3, 5),
+    ),
+    "mlp dropout": (
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.Dropout(), nn.ReLU(inplace=True), nn.Dropout1d(), nn.Linear(4, 2)),
+        row(3, 5),
+    ),
+    "image mlp": (lambda: nn.Sequential(nn.Flatten(), mlp(49, 6, 2)), row(2, 1, 7, 7)),
+    "cnn": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, stride=2), nn.Tanh(), nn.Flatten(), mlp(20, 6, 2)
+        ),
+        row(2, 1, 12, 12),
+    ),
+    "cnn one channel": (lambda: nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)), row(1, 1, 6, 6)),
+    "cnn batch norm after flatten": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)),
+        row(2, 1, 4, 4),
+    ),
+    "cnn channels last": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), Apply(lambda x: x.permute(0, 2, 3, 1).flatten(1)), nn.Linear(16, 2)),
+        row(2, 1, 4, 4),
+    ),
+    "cnn unflatten": (
+        lambda: nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Unflatten(1, (3, 2, 2)), nn.ConvTranspose2d(3, 2, 3)),
+        row(2, 5),
+    ),
+    "cnn grouped": (grouped, row(2, 2, 8, 8)),
+    "cnn depthwise": (depthwise, row(2, 1, 8, 8)),
+    "cnn instance norm": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+        row(2, 1, 8, 8),
+    ),
+    "cnn layer norm": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.LayerNorm([4, 6, 6]), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)),
+        row(2, 1, 8, 8),
+    ),
+    "conv1d": (
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 4, 3), nn.ELU(), nn.AvgPool1d(2), nn.Conv1d(4, 3, 2), nn.LeakyReLU(), nn.Flatten(), nn.Linear(6, 2)
+        ),
+        row(2, 2, 8),
+    ),
+    "resnet": (resnet, row(2, 3, 8, 8)),
+    "resnet padded": (option_a_resnet, row(2, 1, 8, 8)),
+    "group norm": (group_norm_net, row(2, 2, 8, 8)),
+    "pre norm": (pre_norm, row(3, 5)),
+    "rms norm": (lambda: nn.Sequential(nn.Linear(5, 4), nn.RMSNorm(4), nn.ReLU(), nn.Linear(4, 2)), row(3, 5)),
+    "swiglu": (lambda: nn.Sequential(nn.Linear(4, 6), Residual(SwiGLU(6, 5)), nn.Linear(6, 2)), row(3, 4)),
+    "glu": (lambda: nn.Sequential(nn.Linear(4, 6), nn.GLU(), nn.Linear(3, 2)), row(3, 4)),
+    "concat": (Concat, row(3, 5)),
+    "repeated": (Repeated, row(3, 5)),
+    "free": (Free, row(2, 6, 5)),
+    "lazy": (Lazy, row(3, 5)),
+    "tied": (Tied, tokens),
+    "mixer": (mixer, row(2, 1, 6, 6)),
+    "attention": (lambda: nn.Sequential(nn.Linear(5, 6), Residual(Attention(6, 3)), nn.LayerNorm(6), nn.Linear(6, 2)), row(2, 4, 5)),
+    "attention one head": (OneHead, row(2, 4, 5)),
+    "attention multi head": (MultiHead, row(2, 4, 5)),
+    "transformer": (
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), nn.Linear(6, 2)),
+        row(2, 4, 5),
+    ),
+    "rnn": (lambda: Recurrent(nn.RNN(3, 4, 2, batch_first=True), 4), row(2, 5, 3)),
+    "rnn relu": (lambda: Recurrent(nn.RNN(3, 4, nonlinearity="relu", batch_first=True), 4), row(2, 5, 3)),
+    "lstm": (lambda: Recurrent(nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True), 8), row(2, 5, 3)),
+    "gru": (lambda: Recurrent(nn.GRU(3, 4, batch_first=True, bias=False), 4), row(2, 5, 3)),
+    "unet": (UNet, row(2, 1, 6, 6)),
+    "mobile": (mobile, row(2, 1, 9, 9)),
+}

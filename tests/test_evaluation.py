@@ -1,0 +1,345 @@
+"""Evaluation: scores, baselines, novelty, plots and the report."""
+
+import json
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.neighbors import NearestNeighbors
+from torch import nn
+
+import geoflow
+from geoflow.evaluation import plots
+from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
+from geoflow.evaluation.metrics import Scores, ece, ensemble_scores, evaluate, scores, summary
+from geoflow.evaluation.novelty import nearest, neighbour_distances, novelty
+from geoflow.evaluation.report import metrics_table, write_report
+from geoflow.zoo.networks import mlp
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def networks():
+    """Seven networks of one architecture with batch norm and dropout, and examples of three classes."""
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)) for _ in range(7)]
+    x, y = torch.randn(50, 4), torch.randint(3, (50,))
+    for net in nets:
+        net(x)  # in training mode: gives batch norm its statistics
+    spec = geoflow.spec_of(nets[0], x[:2])
+    return nets, spec, geoflow.pack(spec, [net.state_dict() for net in nets]), x, y
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("batch", [1, 120, 2**18])
+def test_evaluate_equals_one_network_after_the_other(networks, batch):
+    nets, spec, thetas, x, y = networks
+    together = evaluate(nets[0], spec, thetas, x, y, batch=batch)
+    for i, net in enumerate(nets):
+        probabilities = net.eval()(x).softmax(-1).detach().double()
+        assert together.accuracy[i].item() == pytest.approx(accuracy_score(y, probabilities.argmax(-1)))
+        assert together.nll[i].item() == pytest.approx(log_loss(y, probabilities, labels=range(3)), abs=1e-5)
+        assert together.ece[i].item() == pytest.approx(ece_by_hand(probabilities, y), abs=1e-5)
+
+
+def ece_by_hand(probabilities, y, bins=15):
+    confidence, predicted = probabilities.max(-1)
+    total = 0.0
+    for b in range(bins):
+        members = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+        if members.any():
+            gap = (predicted == y)[members].double().mean() - confidence[members].mean()
+            total += members.double().mean().item() * abs(gap.item())
+    return total
+
+
+def test_evaluate_changes_nothing_in_the_network(networks):
+    nets, spec, thetas, x, y = networks
+    before = {name: value.clone() for name, value in nets[0].state_dict().items()}
+    evaluate(nets[0].train(), spec, thetas, x, y)
+    assert nets[0].training and all(module.training for module in nets[0])
+    assert all(torch.equal(value, before[name]) for name, value in nets[0].state_dict().items())
+
+
+def test_ensemble_averages_probabilities_and_not_logits(networks):
+    nets, spec, thetas, x, y = networks
+    thetas = 5 * thetas  # confident networks, where the two averages differ
+    for net, theta in zip(nets, thetas, strict=True):
+        net.load_state_dict(geoflow.unpack(spec, theta))
+    logits = torch.stack([net.eval()(x).detach() for net in nets]).double()
+    result = ensemble_scores(nets[0], spec, thetas, x, y, batch=120)
+    average = logits.softmax(-1).mean(0)
+    assert result.nll.item() == pytest.approx(log_loss(y, average, labels=range(3)), abs=1e-5)
+    assert result.accuracy.item() == pytest.approx(accuracy_score(y, average.argmax(-1)))
+    assert result.ece.item() == pytest.approx(ece_by_hand(average, y), abs=1e-5)
+    assert abs(result.nll.item() - log_loss(y, logits.mean(0).softmax(-1), labels=range(3))) > 1e-2
+
+
+def test_ensemble_of_one_is_the_network(networks):
+    nets, spec, thetas, x, y = networks
+    alone, ensemble = evaluate(nets[0], spec, thetas[:1], x, y), ensemble_scores(nets[0], spec, thetas[:1], x, y)
+    assert all(torch.allclose(getattr(alone, f.name)[0], getattr(ensemble, f.name)) for f in fields(Scores))
+
+
+def test_ece_of_a_case_worked_by_hand():
+    # two bins in use: (.6, .667] holds .65 (right) and .62 (wrong): |.5 - .635| = .135; (.933, 1] holds .97 (right), 1 (right): |1 - .985| = .015
+    first = torch.tensor([0.65, 0.62, 0.97, 1.0])
+    log_probs = torch.stack([first, 1 - first], -1).log()
+    assert ece(log_probs, torch.tensor([0, 1, 0, 0])).item() == pytest.approx(0.5 * 0.135 + 0.5 * 0.015, abs=1e-6)
+
+
+def test_perfect_and_confident_scores():
+    log_probs = torch.eye(3).log()  # -inf at the other classes
+    result = scores(log_probs, torch.arange(3))
+    assert (result.accuracy, result.nll, result.ece) == (1, 0, 0)
+    assert scores(log_probs, torch.tensor([1, 2, 0])).nll == math.inf
+
+
+def test_nll_of_huge_logits_is_finite():
+    spec = geoflow.spec_of(nn.Linear(2, 2), torch.zeros(1, 2))
+    theta = geoflow.pack(spec, {"weight": 1e4 * torch.eye(2), "bias": torch.zeros(2)})[None]
+    result = evaluate(nn.Linear(2, 2), spec, theta, torch.eye(2), torch.tensor([1, 0]))
+    assert result.nll.item() == pytest.approx(1e4) and result.ece.item() == 1
+
+
+def test_nothing_to_evaluate_is_an_error(networks):
+    nets, spec, thetas, x, y = networks
+    with pytest.raises(ValueError, match="no network to evaluate"):
+        evaluate(nets[0], spec, thetas[:0], x, y)
+    with pytest.raises(ValueError, match="no example to evaluate on"):
+        ensemble_scores(nets[0], spec, thetas, x[:0], y[:0])
+
+
+def test_summary_of_many_and_of_one():
+    many = Scores(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 3.0]), torch.tensor([0.5, 0.5]))
+    assert summary(many)["accuracy"] == {"mean": 0.5, "std": pytest.approx(0.5**0.5)}
+    assert summary(Scores(*torch.ones(3, 1)))["nll"] == {"mean": 1.0, "std": 0.0}
+    assert json.loads(json.dumps(summary(many))) == summary(many)
+
+
+# Baselines
+
+
+@pytest.fixture
+def zoo():
+    """300 networks of 5 weights with a known mean and correlated coordinates."""
+    mix = torch.randn(5, 5, generator=seeded(1), dtype=torch.float64)
+    return torch.arange(5.0, dtype=torch.float64) + torch.randn(300, 5, generator=seeded(2), dtype=torch.float64) @ mix
+
+
+COUNT = 40_000  # a covariance entry of size c is then estimated to about c * sqrt(2 / COUNT) < .01 c; tolerances are five times that
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_keep_the_mean_and_the_type(zoo, name):
+    made = baseline(name, zoo, COUNT, seeded())
+    assert made.dtype == zoo.dtype and made.shape == (1 if name == "mean_network" else COUNT, 5)
+    torch.testing.assert_close(made.mean(0), zoo.mean(0), atol=5 * zoo.std(0).max().item() / COUNT**0.5, rtol=0)
+
+
+def covariances(zoo):
+    """What each baseline's covariance must be, in closed form."""
+    full, empirical = zoo.T.cov(), zoo.T.cov(correction=0)
+    return {
+        # E[a^2 + (1-a)^2] = 2/3 of the covariance, and 2 E[a (1-a)] = 1/3 of the cross covariance -empirical / (nets - 1) of distinct pairs
+        "interpolation": (2 / 3 - 1 / 3 / (len(zoo) - 1)) * empirical,
+        "gaussian": full.diag().diag(),
+        "pca_gaussian": full,
+        "noised": empirical + NOISE**2 * full.diag().diag(),
+        "retrieval": empirical,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"mean_network"}))
+def test_baselines_have_their_covariance(zoo, name):
+    expected = covariances(zoo)[name]
+    torch.testing.assert_close(baseline(name, zoo, COUNT, seeded()).T.cov(), expected, atol=0.05 * expected.max().item(), rtol=0)
+
+
+def test_gaussian_per_coordinate_misses_the_correlation(zoo):
+    assert (covariances(zoo)["gaussian"] - covariances(zoo)["pca_gaussian"]).abs().max() > 0.2
+
+
+def test_retrieval_copies_and_noised_does_not(zoo):
+    assert nearest(baseline("retrieval", zoo, 50, seeded()), zoo).max() == 0
+    assert nearest(baseline("noised", zoo, 50, seeded()), zoo).min() > 0
+
+
+def test_interpolation_lies_between_two_different_networks():
+    pair = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    made = baseline("interpolation", pair, 200, seeded())
+    torch.testing.assert_close(made[:, 1], 2 * made[:, 0])
+    assert made.min() >= 0 and made[:, 0].max() <= 1
+    assert len(made[:, 0].unique()) == 200  # never a network with itself
+
+
+def test_pca_gaussian_stays_in_the_span():
+    few = torch.randn(4, 10, generator=seeded(), dtype=torch.float64)
+    made = baseline("pca_gaussian", few, 100, seeded())
+    assert torch.linalg.matrix_rank(made - few.mean(0)) == 3
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_repeat_with_the_generator(zoo, name):
+    assert torch.equal(baseline(name, zoo, 8, seeded()), baseline(name, zoo, 8, seeded()))
+
+
+def test_bad_baselines_are_refused(zoo):
+    with pytest.raises(ValueError, match="Unknown baseline 'magic'. Known: mean_network, interpolation"):
+        baseline("magic", zoo, 3, seeded())
+    for nets in (0, 1):
+        with pytest.raises(ValueError, match=f"A zoo of {nets} networks has no spread"):
+            baseline("gaussian", zoo[:nets], 3, seeded())
+
+
+# Novelty
+
+
+def test_copies_have_ratio_zero_and_fresh_draws_one():
+    train, heldout, fresh = (torch.randn(400, 30, generator=seeded(s)) for s in range(3))
+    runs = torch.arange(400)
+    assert novelty(train, train, heldout, runs)["ratio"] == 0
+    result = novelty(fresh, train, heldout, runs)
+    assert result["ratio"] == pytest.approx(1, abs=0.05)
+    assert result["heldout_to_train"] == pytest.approx(result["zoo_leave_one_out"], rel=0.05)
+
+
+def test_snapshots_of_one_run_do_not_count_as_neighbours():
+    runs = torch.randn(100, 1, 30, generator=seeded())
+    train = (runs + 1e-3 * torch.randn(100, 3, 30, generator=seeded(1))).flatten(0, 1)
+    run_of = torch.arange(100).repeat_interleave(3)
+    assert novelty(train, train, train, run_of)["zoo_leave_one_out"] > 1
+    assert novelty(train, train, train, torch.arange(300))["zoo_leave_one_out"] < 0.1  # what taking snapshots for runs would say
+
+
+def test_distances_equal_brute_force():
+    train, generated = torch.randn(700, 6, generator=seeded()), torch.randn(900, 6, generator=seeded(1))
+    expected, _ = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train.double().numpy()).kneighbors(generated.double().numpy())
+    torch.testing.assert_close(nearest(generated, train).double(), torch.from_numpy(expected[:, 0]), atol=1e-5, rtol=1e-5)
+
+
+def test_small_distances_far_from_the_origin_are_exact():
+    train = 100 + torch.randn(50, 200, generator=seeded())
+    generated = train.clone()
+    generated[:, 0] += 2**-10
+    # the coordinates, near 100, are spaced 2^-17: 2^-10 is exact to one such step
+    torch.testing.assert_close(nearest(generated, train), torch.full((50,), 2.0**-10), atol=2**-17, rtol=0)
+
+
+def test_novelty_of_too_little_is_an_error():
+    train = torch.randn(4, 3)
+    with pytest.raises(ValueError, match="needs at least 2. Train more runs"):
+        novelty(train, train, train, torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="needs at least 2"):
+        novelty(train, train[:1], train, torch.arange(1))
+    for generated, heldout, name in ((train[:0], train, "generated"), (train, train[:0], "held-out")):
+        with pytest.raises(ValueError, match=f"There are no {name} networks"):
+            novelty(generated, train, heldout, torch.arange(4))
+
+
+# Plots
+
+
+def some_scores(nets):
+    return Scores(torch.rand(nets), torch.rand(nets) + 0.05, torch.rand(nets))
+
+
+FIGURES = {
+    "scores": lambda: plots.plot_scores({"zoo": some_scores(20), "generated": some_scores(20), "mean_network": some_scores(1)}),
+    "loss": lambda: plots.plot_loss(torch.rand(200) + 0.1),
+    "weights": lambda: plots.plot_weights(torch.randn(1200, 9), torch.randn(8, 9), torch.randn(5, 20, 9)),
+    "distances": lambda: plots.plot_distances(
+        neighbour_distances(torch.randn(9, 2), torch.randn(9, 2), torch.randn(9, 2), torch.arange(9))
+    ),
+}
+
+ODD_FIGURES = {
+    "one network": lambda: plots.plot_scores({"zoo": some_scores(1)}),
+    "an infinite loss of a baseline": lambda: plots.plot_scores({"gaussian": Scores(torch.rand(2), torch.tensor([1.0, math.inf]), torch.rand(2))}),
+    "a perfect network": lambda: plots.plot_scores({"zoo": Scores(torch.ones(2), torch.zeros(2), torch.zeros(2))}),
+    "one step": lambda: plots.plot_loss([0.5]),
+    "copies": lambda: plots.plot_distances({"generated_to_train": torch.zeros(5)}),
+}
+
+
+@pytest.mark.parametrize("make", [*FIGURES.values(), *ODD_FIGURES.values()], ids=[*FIGURES, *ODD_FIGURES])
+def test_figures_are_drawn_and_labelled(make, tmp_path):
+    figure = make()
+    assert isinstance(figure, Figure)
+    assert figure.axes[-1].get_xlabel()
+    (path,) = plots.save_figures(tmp_path / "figures", {"one": figure})
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_principal_plane_is_that_of_the_covariance():
+    thetas = torch.randn(50, 4, generator=seeded(), dtype=torch.float64) * torch.tensor([5.0, 1, 3, 1])
+    mean, basis, shares = plots.principal_plane(thetas)
+    values, vectors = torch.linalg.eigh(thetas.T.cov())
+    torch.testing.assert_close(basis @ basis.T, vectors[:, -2:] @ vectors[:, -2:].T)  # the plane, whatever its basis
+    assert shares == pytest.approx((values.flip(0) / values.sum())[:2].tolist())
+    torch.testing.assert_close(mean, thetas.mean(0))
+
+
+@pytest.mark.parametrize("thetas", [torch.randn(1, 4), torch.randn(2, 4), torch.randn(5, 1), torch.ones(5, 4)])
+def test_no_plane_is_an_error(thetas):
+    with pytest.raises(ValueError, match="span no plane to plot"):
+        plots.principal_plane(thetas)
+
+
+# Report
+
+
+@pytest.fixture
+def metrics():
+    one = {name: {"mean": 0.5, "std": 0.25} for name in ("accuracy", "nll", "ece")}
+    ensemble = {"n": 64, "accuracy": 0.9, "nll": 0.1, "ece": 0.01}
+    return {
+        "zoo": one,
+        "generated": one,
+        "baselines": dict.fromkeys(BASELINES, one),
+        "ensemble": {"generated": ensemble, "zoo": ensemble},
+        "novelty": {"generated_to_train": 1.0, "heldout_to_train": 1.1, "zoo_leave_one_out": 1.2, "ratio": 0.83},
+        "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), 1.5),
+        "flow": "geometric",
+        "task": "iris",
+        "seed": 0,
+        "parameters": 1234,
+    }
+
+
+def test_table_has_a_row_for_everything(metrics):
+    lines = metrics_table(metrics).splitlines()
+    assert [line[:24].strip() for line in lines] == [
+        "", "zoo", "generated", *(name.replace("_", " ") for name in BASELINES), "ensemble of 64 generated", "ensemble of 64 zoo",
+    ]  # fmt: skip
+    assert all("0.500 ± 0.250" in line for line in lines[1:9])
+    starts = {line.index("0.") for line in lines[1:]}
+    assert len(starts) == 1  # the columns are aligned, the ensembles' too
+
+
+def test_report_tells_the_run_and_shows_only_figures_that_exist(metrics, tmp_path):
+    plots.save_figures(tmp_path / "figures", {"loss": FIGURES["loss"]()})
+    text = write_report(tmp_path, metrics, {"flow": "geometric", "hidden": [16, 16]}).read_text(encoding="utf-8")
+    for part in ("# geometric flow on iris, seed 0", "1,234 parameters", "| ratio | 0.83 |", "| train | 1.5 |", "(figures/loss.png)", '"hidden"'):
+        assert part in text
+    assert "scores.png" not in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table[: 2 + 10]}) == 1
+
+
+def test_mlp_zoo_end_to_end_scores_like_the_networks_themselves():
+    torch.manual_seed(0)
+    nets = [mlp(4, [5], 3) for _ in range(4)]
+    spec = geoflow.spec_of(nets[0], torch.zeros(1, 4))
+    x, y = torch.randn(30, 4), torch.randint(3, (30,))
+    thetas = geoflow.pack(spec, [net.state_dict() for net in nets])
+    expected = torch.stack([scores(net(x).detach().log_softmax(-1), y).nll for net in nets])
+    torch.testing.assert_close(evaluate(nets[2], spec, thetas, x, y).nll, expected)

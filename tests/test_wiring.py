@@ -1,0 +1,412 @@
+"""Laws of the traced table, on every network of the list, and their negatives."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from networks import NETWORKS, Apply, Residual
+from torch import nn
+
+import geoflow
+from geoflow.spec import KINDS, SYMMETRIES, NetworkSpec
+from geoflow.symmetry import Symmetry, flip, permute, random_symmetry, rescale
+from geoflow.vector import check_state, pack, unpack
+from geoflow.wiring import check_spec, spec_of
+from geoflow.wiring.check import draw_like, jitter, outputs_of
+
+ROUNDING = 1e-12  # relative, float64: about 1e4 units in the last place for networks of up to ten layers
+
+# name: sizes of the groups of (permutation, scaling, sign), derived by hand
+GROUPS = {
+    "mlp": ([16, 16], [16, 16], []),
+    "mlp one by one": ([], [1], []),  # one unit cannot be permuted
+    "mlp tanh": ([4, 6], [], [4, 6]),
+    "mlp gelu": ([4, 6], [], []),
+    "mlp leaky": ([4, 6], [4, 6], []),
+    "mlp prelu": ([4, 4], [4, 4], []),
+    "mlp linear": ([4, 6], [4, 6], [4, 6]),
+    "mlp softsign": ([4, 6], [], [4, 6]),
+    "mlp tanhshrink": ([4, 6], [], [4, 6]),
+    "mlp hardtanh": ([4, 6], [], [4, 6]),
+    "mlp batch norm": ([4], [], [4]),
+    "mlp dropout": ([4], [4], []),
+    "image mlp": ([6], [6], []),
+    "cnn": ([4, 5, 6], [4, 6], [5]),
+    "cnn channels last": ([4], [4], []),
+    "cnn unflatten": ([3], [3], []),
+    "cnn grouped": ([4, 4, 4, 2, 2, 4, 2, 2, 2], [4, 4, 4, 2, 2, 4, 2, 2, 2], []),  # a cut at 4 and 8 of the middle 12, by 6 rows
+    "cnn depthwise": ([4, 3], [4, 4], [3]),  # a multiplier of 2 moves in pairs; one factor for each pair
+    "cnn layer norm": ([4], [4], []),
+    "resnet": ([4, 4, 6, 6], [4, 4, 6, 6], []),
+    "group norm": ([2, 2, 2, 4, 4], [2, 2, 2, 4, 4], [4]),
+    "pre norm": ([6, 9, 8], [8, 6, 6], [6, 6]),
+    "swiglu": ([6, 5], [6, 5], [6, 5]),  # the gate is pinned, the value is not
+    "concat": ([3, 4], [3], [4]),
+    "repeated": ([6], [6], []),
+    "free": ([6, 7], [6, 7, 6], [6, 6]),
+    "lazy": ([4], [4], []),
+    "tied": ([6, 8], [8, 6], [6]),  # the embedding is written and read: its scale is pinned
+    "mixer": ([6, 7, 8], [6], [6]),
+    "attention": ([6, 3], [6], [6]),  # three heads, moved in q, k and v together
+    "attention one head": ([4, 6], [6], [4, 6]),
+    "attention multi head": ([6, 3], [6], [6]),
+    "rnn": ([4, 4], [], [4, 4]),
+    "rnn relu": ([4], [4], []),
+    "lstm": ([4] * 4, [], [4] * 4),
+    "gru": ([4], [], [4]),
+    "mobile": ([4, 8, 3], [4], [4]),
+}
+ACTIONS = {
+    "permutation": lambda spec, theta, g: permute(spec, theta, g.permutations),
+    "scaling": lambda spec, theta, g: rescale(spec, theta, g.factors),
+    "sign": lambda spec, theta, g: flip(spec, theta, g.signs),
+}
+
+
+@cache
+def traced(name: str) -> tuple[nn.Module, NetworkSpec, torch.Tensor]:
+    build, example = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build().double().eval()
+    x = draw_like(example(), generator())
+    return network, spec_of(network, x), x
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def weights_of(name: str) -> torch.Tensor:
+    network, spec, _ = traced(name)
+    return jitter(spec, pack(spec, network.state_dict()), generator(1))
+
+
+def change(name: str, moved: torch.Tensor) -> float:
+    network, spec, x = traced(name)
+    before, after = (outputs_of(network, spec, theta, [x]) for theta in (weights_of(name), moved))
+    return float((after - before).abs().max() / before.abs().max())
+
+
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+@every_network
+def test_unpack_undoes_pack(name):
+    network, spec, _ = traced(name)
+    state = unpack(spec, pack(spec, network.state_dict()))
+    twin = copy.deepcopy(network)
+    twin.load_state_dict(state, strict=True)
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in twin.state_dict().items())
+    check_state(spec, state)
+
+
+@every_network
+def test_every_scalar_is_packed_once(name):
+    _, spec, _ = traced(name)
+    theta = torch.arange(float(spec.weights), dtype=torch.float64)
+    state = unpack(spec, theta)
+    held = torch.cat([state[entry].flatten() for entry in state if entry not in spec.rest and entry not in dict(spec.aliases)])
+    assert torch.equal(held.sort().values, theta)
+
+
+@every_network
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_declared_symmetries_keep_the_function(name, symmetry):
+    _, spec, _ = traced(name)
+    for seed in range(2):
+        moved = ACTIONS[symmetry](spec, weights_of(name), random_symmetry(spec, generator(seed)))
+        assert change(name, moved) < ROUNDING
+
+
+@every_network
+def test_declared_groups_move_the_weights(name):
+    _, spec, _ = traced(name)
+    theta, n = weights_of(name), {symmetry: spec.groups(symmetry) for symmetry in SYMMETRIES}
+    for group, size in n["permutation"].items():
+        assert not torch.equal(permute(spec, theta, {group: torch.arange(size).roll(1)}), theta)
+    for group, size in n["scaling"].items():
+        assert not torch.equal(rescale(spec, theta, {group: torch.full((size,), 2.0)}), theta)
+    for group, size in n["sign"].items():
+        assert not torch.equal(flip(spec, theta, {group: -torch.ones(size)}), theta)
+
+
+@every_network
+def test_a_permutation_of_one_tensor_alone_changes_the_function(name):
+    _, spec, _ = traced(name)
+    theta = weights_of(name)
+    for group, size in spec.groups("permutation").items():
+        moved = permute(spec, theta, {group: torch.arange(size).roll(1)})
+        touched = [
+            i for i, t in enumerate(spec.tensors) if t.kind == "weight" and not torch.equal(*(part(spec, v, i) for v in (theta, moved)))
+        ]
+        for i in touched[:2]:
+            alone = theta.clone()
+            part(spec, alone, i).copy_(part(spec, moved, i))
+            assert change(name, alone) > 1e-6
+
+
+def part(spec: NetworkSpec, theta: torch.Tensor, index: int) -> torch.Tensor:
+    return theta.narrow(-1, spec.offsets[index], spec.tensors[index].numel)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_are_those_derived_by_hand(name):
+    _, spec, _ = traced(name)
+    assert tuple(sorted(spec.groups(symmetry).values()) for symmetry in SYMMETRIES) == tuple(map(sorted, GROUPS[name]))
+
+
+@every_network
+def test_the_table_is_consistent(name):
+    _, spec, _ = traced(name)
+    for symmetry in SYMMETRIES:
+        assert list(spec.groups(symmetry)) == list(range(len(spec.groups(symmetry))))
+        assert all(spec.groups(symmetry)[getattr(s, symmetry)] == s.size for s in spec.sites if getattr(s, symmetry) is not None)
+    assert all((s.permutation, s.scaling, s.sign) == (None, None, None) for s in spec.sites if s.role != "hidden")
+    for tensor in spec.tensors:
+        assert tuple(sum(p.size * p.repeat for p in axis) for axis in tensor.axes) == tensor.shape
+        assert tensor.kind in KINDS
+        for piece in (piece for axis in tensor.axes for piece in axis):
+            assert all(spec.sites[site].size == piece.size for site in (piece.writes, piece.reads) if site is not None)
+    assert all(0 <= site < len(spec.sites) for link in spec.links for site in link)
+
+
+@every_network
+def test_json_round_trip(name):
+    _, spec, _ = traced(name)
+    assert NetworkSpec.from_json(spec.to_json(), spec.rest) == spec
+
+
+@every_network
+def test_check_spec_agrees(name):
+    network, spec, x = traced(name)
+    assert check_spec(network, spec, x, generator()) < ROUNDING
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "group norm", "cnn depthwise", "attention", "lstm", "tied"])
+def test_check_spec_catches_a_corrupted_axis(name):
+    network, spec, x = traced(name)
+    for index, tensor in enumerate(spec.tensors):
+        for axis, pieces in enumerate(tensor.axes):
+            owners = [p.reads if p.writes is None else p.writes for p in pieces]
+            if tensor.kind != "weight" or all(spec.group_of(owner, "permutation") is None for owner in owners):
+                continue
+            blind = tuple(replace(p, writes=None, reads=None) for p in pieces)
+            wrong = replace(tensor, axes=(*tensor.axes[:axis], blind, *tensor.axes[axis + 1 :]))
+            tensors = (*spec.tensors[:index], wrong, *spec.tensors[index + 1 :])
+            with pytest.raises(ValueError, match="a declared symmetry changes its output by"):
+                check_spec(network, replace(spec, tensors=tensors), x, generator())
+
+
+def test_an_undeclared_scaling_changes_the_function():
+    network, spec, x = traced("mlp gelu")
+    loose = replace(spec, sites=tuple(replace(site, scaling=site.permutation) for site in spec.sites))
+    with pytest.raises(ValueError, match="does not fit Sequential"):
+        check_spec(network, loose, x, generator())
+
+
+def test_tracing_leaves_the_network_alone():
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 2))
+    network[2].eval()
+    network[0].weight.requires_grad_(False)
+    network(torch.randn(2, 1, 4, 4)).sum().backward()
+    calls = []
+    network[0].register_forward_hook(lambda *_: calls.append(1))
+    state, modes = copy.deepcopy(network.state_dict()), [m.training for m in network.modules()]
+    grads = [None if p.grad is None else p.grad.clone() for p in network.parameters()]
+    calls.clear()
+    spec = spec_of(network, torch.zeros(1, 1, 4, 4))
+    assert [m.training for m in network.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert all((p.grad is None and g is None) or torch.equal(p.grad, g) for p, g in zip(network.parameters(), grads, strict=True))
+    assert len(network[0]._forward_hooks) == 1
+    assert spec.tensors[0].learned and not next(t for t in spec.tensors if t.kind == "running_var").learned
+    assert all(not value.requires_grad for value in spec.rest.values())
+
+
+def test_roles_names_and_repeats_of_a_cnn():
+    _, spec, _ = traced("cnn")
+    assert [(s.name, s.size, s.role) for s in spec.sites] == [
+        *(("input", 1, "input"), ("0", 4, "hidden"), ("3", 5, "hidden"), ("6.0", 6, "hidden"), ("6.2", 2, "output")),
+    ]
+    flat = next(t for t in spec.tensors if t.name == "6.0.weight")
+    assert [(p.size, p.repeat, p.reads) for p in flat.axes[1]] == [(5, 4, 2)]
+
+
+def test_an_image_read_flat_is_one_input_site():
+    _, spec, _ = traced("image mlp")
+    assert [(s.size, s.role) for s in spec.sites] == [(49, "input"), (6, "hidden"), (2, "output")]
+
+
+def test_an_input_read_twice_is_one_site():
+    _, spec, _ = traced("repeated")
+    assert [s.size for s in spec.sites if s.role == "input"] == [5]
+
+
+def test_groups_of_a_convolution_are_rows_of_one_entry():
+    _, spec, _ = traced("cnn grouped")
+    rows = [(t.start, t.shape[0]) for t in spec.tensors if t.name == "2.weight"]
+    assert rows == [(0, 6), (6, 6)]
+    assert len([t for t in spec.tensors if t.name == "2.bias"]) == 1
+
+
+def test_additions_are_links():
+    _, spec, _ = traced("pre norm")
+    names = [(spec.sites[a].name, spec.sites[b].name) for a, b in spec.links]
+    assert names == [("0", "1.branch.3"), ("0", "2.branch.2")]
+
+
+def test_unused_entries_counters_and_constants_rest():
+    network, spec, _ = traced("lazy")
+    assert set(spec.rest) == {"steps", "unused.weight", "unused.bias"}
+    assert spec.rest["steps"].data_ptr() != network.steps.data_ptr()
+    assert {t.name: t.learned for t in spec.tensors}["mean"] is False
+
+
+def test_tied_entries_are_packed_once():
+    network, spec, _ = traced("tied")
+    assert spec.aliases == (("head.weight", "embedding.weight"),)
+    state = dict(network.state_dict())
+    state["head.weight"] = state["head.weight"] + 1
+    with pytest.raises(ValueError, match="one tensor in the traced network"):
+        check_state(spec, state)
+
+
+def test_tied_entries_that_nothing_reads_rest():
+    network = Residual(nn.Linear(3, 2), Apply(lambda x: x[:, :2]))
+    network.a, network.b = nn.Linear(2, 2), nn.Linear(2, 2)
+    network.b.weight = network.a.weight
+    spec = spec_of(network, torch.zeros(2, 3))
+    assert set(unpack(spec, pack(spec, network.state_dict()))) == set(network.state_dict())
+
+
+def test_leading_axes_are_kept():
+    _, spec, _ = traced("resnet")
+    theta = torch.stack([weights_of("resnet")] * 3).reshape(3, 1, -1)
+    state = unpack(spec, theta)
+    assert state["0.weight"].shape == (3, 1, 4, 3, 3, 3)
+    assert torch.equal(pack(spec, state), theta)
+
+
+def test_examples_of_one_and_of_many_agree():
+    network, spec, _ = traced("resnet")
+    assert spec_of(network, torch.zeros(1, 3, 8, 8).double()) == spec
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+def overwritten(x):
+    part = x[:, :2]
+    part.relu_()
+    return x * 2
+
+
+FAILURES = {
+    "unknown operation": (Apply(torch.fft.rfft), r"No wiring rule for aten.fft_rfft at '1'.*Register one with @rule, or pass a spec"),
+    "data in the flow": (Branching(), r"forward pass of Sequential cannot be captured: .*data-dependent"),
+    "computed weight": (
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        r"No wiring rule for aten._weight_norm at '1.parametrizations.weight.0'",
+    ),
+    "orthogonal weight": (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), "No wiring rule for aten"),
+    "dropout that stays": (Apply(nn.functional.dropout), r"aten.dropout at '1': .*random"),
+    "noise": (Apply(lambda x: x + torch.randn(4)), r"aten.randn at '1': random numbers"),
+    "state that changes": (Counting(), "calls"),
+    "shared memory": (Apply(overwritten), "'relu_' at '1' changes 'slice_1', which others read"),
+    "quantised": (Apply(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255)), "No wiring rule for aten.fake_quantize"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_errors_name_the_culprit(name):
+    layer, message = FAILURES[name]
+    with pytest.raises(ValueError, match=message):
+        spec_of(nn.Sequential(nn.Linear(3, 4), layer), torch.zeros(2, 3))
+
+
+def test_a_failed_capture_keeps_its_cause():
+    with pytest.raises(ValueError) as caught:
+        spec_of(Branching(), torch.zeros(2, 3))
+    assert caught.value.__cause__ is not None
+
+
+# Functions between two linear maps whose rules are easy to get wrong: whatever is declared must hold.
+BETWEEN = {
+    "scalar": lambda h: 3 * h - h / 2,
+    "negative scale, then relu": lambda h: (-h).relu(),
+    "shift": lambda h: (h + 1).relu(),
+    "constant": lambda h: h.relu() + torch.arange(6.0).to(h),
+    "uniform constant": lambda h: h.tanh() * torch.full((6,), 2.0).to(h) + torch.ones(6).to(h),
+    "mask": lambda h: h.relu() * torch.tensor([1.0, 0, 1, 0, 1, 1]).to(h),
+    "square": lambda h: h * h,
+    "power": lambda h: h.relu() ** 2,
+    "clamp": lambda h: h.clamp(-1, 1) + h.clamp(min=0),
+    "absolute": lambda h: h.abs() + h,
+    "norm": lambda h: h / h.norm(dim=-1, keepdim=True),
+    "maximum": lambda h: torch.maximum(h, 2 * h),
+    "softmax": lambda h: h.softmax(-1) + h,
+    "softmax over examples": lambda h: h.softmax(0),
+    "sum": lambda h: h + h.sum(-1, keepdim=True),
+    "largest": lambda h: h.relu() - h.amax(-1, keepdim=True),
+    "halves": lambda h: torch.cat([h[:, 3:], h[:, :3]], -1).relu(),
+    "swapped halves": lambda h: torch.cat([h[:, 3:], h[:, :3]], -1).relu() + h,
+    "every second": lambda h: torch.cat([h[:, ::2], h[:, 1::2]], -1).relu(),
+    "thirds": lambda h: torch.cat([part.relu() if i else part.tanh() for i, part in enumerate(h.split(2, -1))], -1),
+    "one unit": lambda h: h.relu() * h[:, :1].tanh(),
+    "selected": lambda h: h.relu() + h.select(1, 2).unsqueeze(-1),
+    "unbound": lambda h: torch.stack(h.unbind(-1), -1).relu(),
+    "shuffled": lambda h: h.reshape(-1, 2, 3).transpose(1, 2).reshape(-1, 6).relu(),
+    "blocks": lambda h: h.view(-1, 2, 3).relu().flatten(1),
+    "blocks summed": lambda h: (h.view(-1, 2, 3) + h.view(-1, 2, 3).mean(2, keepdim=True)).flatten(1),
+    "blocks and plain": lambda h: h.view(-1, 2, 3).relu().flatten(1) + h,
+    "repeated": lambda h: h[:, :3].repeat(1, 2).relu(),
+    "outer": lambda h: (h[:, :, None] * h[:, None, :]).sum(-1),
+    "outer of parts": lambda h: (h[:, :2, None].relu() * h[:, None, 2:5].tanh()).flatten(1),
+    "gram": lambda h: h @ h.mT @ h,
+    "where": lambda h: torch.where(h > 0, h, 2 * h),
+    "masked": lambda h: h.masked_fill(h < 0, 0.0),
+    "padded": lambda h: nn.functional.pad(h[:, 1:5], (1, 1)).relu() + h,
+    "padded with ones": lambda h: nn.functional.pad(h[:, 1:5], (1, 1), value=1.0).relu(),
+    "in place": lambda h: h.relu_().mul_(2).add_(h),
+    "flipped": lambda h: h + h.mean(0, keepdim=True),
+    "standardised": lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True) + 1e-5).sqrt(),
+    "expanded": lambda h: h[:, None].expand(-1, 2, -1).mean(1).tanh(),
+    "rolled": lambda h: h.roll(1, -1).relu() + h.flip(0),
+    "einsum": lambda h: torch.einsum("ni,mi->nm", h, h) @ h,
+    "einsum outer": lambda h: torch.einsum("ni,nj->nij", h.relu(), h.tanh()).mean(1),
+    "einsum gate": lambda h: torch.einsum("ni,ni->ni", h, h.sigmoid()),
+    "like": lambda h: torch.zeros_like(h) + h.relu() * torch.ones_like(h),
+    "new": lambda h: torch.cat([h.new_zeros(4, 1), h[:, 1:]], 1),
+    "half the parts": lambda h: torch.cat([h[:, :2], torch.cat([h, h], 1)[:, 4:8]], 1).relu(),
+    "batch squeezed": lambda h: h.unsqueeze(0).squeeze(0).unsqueeze(-1).squeeze(-1).relu(),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_whatever_is_declared_holds(name):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 6), nn.ReLU() if name == "in place" else nn.Identity(), Apply(BETWEEN[name]), nn.Linear(6, 3))
+    x = torch.zeros(4, 5)
+    spec = spec_of(network, x)
+    for seed in range(4):
+        assert check_spec(network, spec, x, generator(seed)) < 1e-11
+
+
+def test_the_package_exports_the_same_functions():
+    assert geoflow.spec_of is spec_of
+    assert isinstance(random_symmetry(traced("mlp")[1], generator()), Symmetry)
