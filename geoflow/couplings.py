@@ -29,7 +29,7 @@ def ot(spec: NetworkSpec, manifold: Product, x_0: Float[Tensor, "n size"], x_1: 
 
     >>> import torch
     >>> x_0, x_1 = torch.tensor([[0.0], [5.0]]), torch.tensor([[4.0], [1.0]])
-    >>> ot(None, Product(1), x_0, x_1)
+    >>> ot(NetworkSpec((), ()), Product(1), x_0, x_1)
     tensor([[5.],
             [0.]])
     """

@@ -153,12 +153,9 @@ class Product(geoopt.Manifold):
         self, x_0: Float[Tensor, "*#batch size"], x_1: Float[Tensor, "*#batch size"], t: Float[Tensor, "*#batch"]
     ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
         """x_t on the geodesic from x_0 to x_1, and its velocity dx_t; see `Sphere` for antipodal points."""
-
-        def straight(a, b):
-            time = t.unsqueeze(-1)
-            return a + time * (b - a), (b - a).expand(torch.broadcast_shapes(a.shape, b.shape, time.shape))
-
-        ends = [self.sphere.interpolate(a, b, t.unsqueeze(-1)) if sphere else straight(a, b) for sphere, (a, b) in self._pairs(x_0, x_1)]
+        ends = [
+            self.sphere.interpolate(a, b, t.unsqueeze(-1)) if sphere else _straight(a, b, t) for sphere, (a, b) in self._pairs(x_0, x_1)
+        ]
         return self.join([x_t for x_t, _ in ends]), self.join([dx_t for _, dx_t in ends])
 
     def inner(self, x: Tensor, u: Float[Tensor, "*#batch size"], v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
@@ -219,6 +216,11 @@ class Product(geoopt.Manifold):
             if not ok:
                 return False, reason
         return True, None
+
+
+def _straight(x_0: Tensor, x_1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    x_t = x_0 + t.unsqueeze(-1) * (x_1 - x_0)
+    return x_t, (x_1 - x_0).expand(x_t.shape)
 
 
 def _sinc(angle: Tensor) -> Tensor:

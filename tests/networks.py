@@ -201,14 +201,65 @@ class MultiHead(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """The last step of a recurrent layer."""
+    """The mean over the steps of a recurrent layer."""
 
     def __init__(self, layer: nn.Module, width: int):
         super().__init__()
         self.layer, self.out = layer, nn.Linear(width, 2)
 
     def forward(self, x):
-        return self.out(self.layer(x)[0][:, -1])
+        return self.out(self.layer(x)[0].mean(1))
+
+
+class Unrolled(nn.Module):
+    """A recurrent network written out, step by step."""
+
+    def __init__(self, cell: nn.Module | None = None):
+        super().__init__()
+        self.cell, self.enter, self.again, self.out = cell, nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), 4)
+        for step in x.unbind(1):
+            h = self.cell(step, h) if self.cell else torch.tanh(self.enter(step) + self.again(h))
+        return self.out(h)
+
+
+class TiedAutoencoder(nn.Module):
+    """The decoder is the transposed encoder: its hidden factors are pinned."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return F.linear(torch.relu(F.linear(x, self.weight, self.bias)), self.weight.T)
+
+
+class SharedKeys(nn.Module):
+    """Attention in four heads that share two heads of keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(n, m) for n, m in ((5, 12), (5, 6), (5, 6), (12, 2)))
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (-1, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = (one.repeat_interleave(2, 1) for one in (k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class DenseNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enter, self.out = nn.Conv2d(1, 3, 3), nn.Linear(7, 2)
+        self.layers = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(n), nn.ReLU(), nn.Conv2d(n, 2, 3, padding=1)) for n in (3, 5))
+
+    def forward(self, x):
+        x = self.enter(x)
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return self.out(x.mean((2, 3)))
 
 
 class UNet(nn.Module):
@@ -341,6 +392,12 @@ NETWORKS: dict[str, Case] = {
     "rnn relu": (lambda: Recurrent(nn.RNN(3, 4, nonlinearity="relu", batch_first=True), 4), row(2, 5, 3)),
     "lstm": (lambda: Recurrent(nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True), 8), row(2, 5, 3)),
     "gru": (lambda: Recurrent(nn.GRU(3, 4, batch_first=True, bias=False), 4), row(2, 5, 3)),
+    "unrolled": (Unrolled, row(2, 3, 3)),
+    "gru cell": (lambda: Unrolled(nn.GRUCell(3, 4)), row(2, 3, 3)),
+    "tied autoencoder": (TiedAutoencoder, row(3, 6)),
+    "shared keys": (SharedKeys, row(2, 4, 5)),
+    "densenet": (DenseNet, row(2, 1, 6, 6)),
+    "pixel shuffle": (lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(2, 1, 1)), row(2, 1, 5, 5)),
     "unet": (UNet, row(2, 1, 6, 6)),
     "mobile": (mobile, row(2, 1, 9, 9)),
 }

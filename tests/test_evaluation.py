@@ -44,7 +44,7 @@ def test_evaluate_equals_one_network_after_the_other(networks, batch):
     nets, spec, thetas, x, y = networks
     together = evaluate(nets[0], spec, thetas, x, y, batch=batch)
     for i, net in enumerate(nets):
-        probabilities = net.eval()(x).softmax(-1).detach().double()
+        probabilities = net.eval()(x).detach().double().softmax(-1)
         assert together.accuracy[i].item() == pytest.approx(accuracy_score(y, probabilities.argmax(-1)))
         assert together.nll[i].item() == pytest.approx(log_loss(y, probabilities, labels=range(3)), abs=1e-5)
         assert together.ece[i].item() == pytest.approx(ece_by_hand(probabilities, y), abs=1e-5)
@@ -90,7 +90,8 @@ def test_ensemble_of_one_is_the_network(networks):
 
 
 def test_ece_of_a_case_worked_by_hand():
-    # two bins in use: (.6, .667] holds .65 (right) and .62 (wrong): |.5 - .635| = .135; (.933, 1] holds .97 (right), 1 (right): |1 - .985| = .015
+    # two bins in use: (.6, .667] holds .65 (right) and .62 (wrong): |.5 - .635| = .135
+    # (.933, 1] holds .97 (right) and 1 (right): |1 - .985| = .015
     first = torch.tensor([0.65, 0.62, 0.97, 1.0])
     log_probs = torch.stack([first, 1 - first], -1).log()
     assert ece(log_probs, torch.tensor([0, 1, 0, 0])).item() == pytest.approx(0.5 * 0.135 + 0.5 * 0.015, abs=1e-6)
@@ -193,7 +194,7 @@ def test_baselines_repeat_with_the_generator(zoo, name):
 
 
 def test_bad_baselines_are_refused(zoo):
-    with pytest.raises(ValueError, match="Unknown baseline 'magic'. Known: mean_network, interpolation"):
+    with pytest.raises(ValueError, match=r"Unknown baseline 'magic'\. Known: mean_network, interpolation"):
         baseline("magic", zoo, 3, seeded())
     for nets in (0, 1):
         with pytest.raises(ValueError, match=f"A zoo of {nets} networks has no spread"):
@@ -236,10 +237,12 @@ def test_small_distances_far_from_the_origin_are_exact():
 
 def test_novelty_of_too_little_is_an_error():
     train = torch.randn(4, 3)
-    with pytest.raises(ValueError, match="needs at least 2. Train more runs"):
+    with pytest.raises(ValueError, match=r"needs at least 2\. Train more runs"):
         novelty(train, train, train, torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match="needs at least 2"):
         novelty(train, train[:1], train, torch.arange(1))
+    with pytest.raises(ValueError, match="copies of a network of another run"):
+        novelty(train, torch.ones(4, 3), train, torch.arange(4))
     for generated, heldout, name in ((train[:0], train, "generated"), (train, train[:0], "held-out")):
         with pytest.raises(ValueError, match=f"There are no {name} networks"):
             novelty(generated, train, heldout, torch.arange(4))
@@ -263,7 +266,9 @@ FIGURES = {
 
 ODD_FIGURES = {
     "one network": lambda: plots.plot_scores({"zoo": some_scores(1)}),
-    "an infinite loss of a baseline": lambda: plots.plot_scores({"gaussian": Scores(torch.rand(2), torch.tensor([1.0, math.inf]), torch.rand(2))}),
+    "an infinite loss of a baseline": lambda: plots.plot_scores(
+        {"gaussian": Scores(torch.rand(2), torch.tensor([1.0, math.inf]), torch.rand(2))}
+    ),
     "a perfect network": lambda: plots.plot_scores({"zoo": Scores(torch.ones(2), torch.zeros(2), torch.zeros(2))}),
     "one step": lambda: plots.plot_loss([0.5]),
     "copies": lambda: plots.plot_distances({"generated_to_train": torch.zeros(5)}),
@@ -328,7 +333,14 @@ def test_table_has_a_row_for_everything(metrics):
 def test_report_tells_the_run_and_shows_only_figures_that_exist(metrics, tmp_path):
     plots.save_figures(tmp_path / "figures", {"loss": FIGURES["loss"]()})
     text = write_report(tmp_path, metrics, {"flow": "geometric", "hidden": [16, 16]}).read_text(encoding="utf-8")
-    for part in ("# geometric flow on iris, seed 0", "1,234 parameters", "| ratio | 0.83 |", "| train | 1.5 |", "(figures/loss.png)", '"hidden"'):
+    for part in (
+        "# geometric flow on iris, seed 0",
+        "1,234 parameters",
+        "| ratio | 0.83 |",
+        "| train | 1.5 |",
+        "(figures/loss.png)",
+        '"hidden"',
+    ):
         assert part in text
     assert "scores.png" not in text
     table = [line for line in text.splitlines() if line.startswith("|")]

@@ -56,6 +56,12 @@ GROUPS = {
     "rnn relu": ([4], [4], []),
     "lstm": ([4] * 4, [], [4] * 4),
     "gru": ([4], [], [4]),
+    "unrolled": ([4], [], [4]),
+    "gru cell": ([4], [], [4]),
+    "tied autoencoder": ([4], [], []),
+    "shared keys": ([2], [2], [2]),  # v alone keeps a factor and a sign for each head
+    "densenet": ([3, 2, 2], [3, 3, 2, 2], [2]),  # only the last layer meets no batch norm
+    "pixel shuffle": ([2], [2], []),
     "mobile": ([4, 8, 3], [4], [4]),
 }
 ACTIONS = {
@@ -321,7 +327,7 @@ FAILURES = {
     "data in the flow": (Branching(), r"forward pass of Sequential cannot be captured: .*data-dependent"),
     "computed weight": (
         nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
-        r"No wiring rule for aten._weight_norm at '1.parametrizations.weight.0'",
+        "No wiring rule for aten._weight_norm at '1.param",
     ),
     "orthogonal weight": (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), "No wiring rule for aten"),
     "dropout that stays": (Apply(nn.functional.dropout), r"aten.dropout at '1': .*random"),
@@ -387,11 +393,18 @@ BETWEEN = {
     "standardised": lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True) + 1e-5).sqrt(),
     "expanded": lambda h: h[:, None].expand(-1, 2, -1).mean(1).tanh(),
     "rolled": lambda h: h.roll(1, -1).relu() + h.flip(0),
+    "rolled flat": lambda h: h.roll(1).relu(),
+    "whole numbers": lambda h: (3 * h).to(torch.int64).to(h.dtype) + h.relu(),
     "einsum": lambda h: torch.einsum("ni,mi->nm", h, h) @ h,
     "einsum outer": lambda h: torch.einsum("ni,nj->nij", h.relu(), h.tanh()).mean(1),
     "einsum gate": lambda h: torch.einsum("ni,ni->ni", h, h.sigmoid()),
     "like": lambda h: torch.zeros_like(h) + h.relu() * torch.ones_like(h),
     "new": lambda h: torch.cat([h.new_zeros(4, 1), h[:, 1:]], 1),
+    "beside zeros": lambda h: torch.cat([h.new_zeros(2, 6), h], 0).mean(0, keepdim=True).relu(),
+    "beside ones": lambda h: torch.cat([h.new_ones(2, 6), h], 0).mean(0, keepdim=True).relu(),
+    "beside numbers": lambda h: torch.cat([torch.arange(6.0)[None].to(h), h], 0).mean(0, keepdim=True).relu(),
+    "broadcast constant": lambda h: h[:1].relu() * torch.ones(3, 1).to(h),
+    "broadcast more": lambda h: (h[:, None] * torch.tensor([[1.0], [2.0]]).to(h)).flatten(1).unflatten(1, (2, 6)).sum(1),
     "half the parts": lambda h: torch.cat([h[:, :2], torch.cat([h, h], 1)[:, 4:8]], 1).relu(),
     "batch squeezed": lambda h: h.unsqueeze(0).squeeze(0).unsqueeze(-1).squeeze(-1).relu(),
 }

@@ -101,16 +101,22 @@ def test_validation_part_comes_from_the_training_part():
 
 
 def test_unknown_task_lists_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown task 'cifar'. Known: breast_cancer, digits, iris, wine, mnist, fashion"):
+    with pytest.raises(ValueError, match=r"Unknown task 'cifar'\. Known: breast_cancer, digits, iris, wine, mnist, fashion"):
         load_task("cifar")
 
 
 @needs_images
-@pytest.mark.parametrize("name", ["mnist", "fashion"])
-def test_images_are_read_from_a_folder(name):
-    task = load_task(name, folder=DATA, fetch=offline)
+def test_images_are_read_from_a_folder():
+    task = load_task("mnist", folder=DATA, fetch=offline)
     assert task.x_train.shape == (60000, 784) and task.x_test.shape == (10000, 784) and task.classes == 10
-    assert torch.bincount(task.y_test).tolist() == ([1000] * 10 if name == "fashion" else [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009])
+    assert torch.bincount(task.y_test).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert task.x_train.isfinite().all() and abs(task.x_train.mean()) < 1e-4
+
+
+@needs_images
+def test_fashion_has_its_own_files():
+    labels = idx.read_idx(idx.find("fashion", "t10k-labels", DATA, offline), idx.DIGESTS["fashion"]["t10k-labels"])
+    assert np.bincount(labels).tolist() == [1000] * 10
 
 
 @needs_images
@@ -174,7 +180,7 @@ def test_mlp_maps_features_to_classes(activation):
 
 
 def test_bad_mlps_are_refused():
-    with pytest.raises(ValueError, match="Unknown activation 'relu6'. Known: relu, tanh, gelu"):
+    with pytest.raises(ValueError, match=r"Unknown activation 'relu6'\. Known: relu, tanh, gelu"):
         mlp(2, [3], 2, "relu6")
     with pytest.raises(ValueError, match=r"\[2, 0, 2\]"):
         mlp(2, [0], 2)
@@ -205,7 +211,8 @@ def alone(build, task, runs, settings, seed):
 
 
 def batch_norm_net():
-    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    # no bias: before batch norm its gradient is zero but for rounding, which Adam blows up to steps of full length
+    return nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
 
 
 def convolution_net():
@@ -375,7 +382,7 @@ def test_split_holds_out_whole_runs():
 
 @pytest.mark.parametrize(("runs", "share"), [(0, 0.2), (1, 0.2), (4, 0.0), (4, 1.0), (4, 0.9)])
 def test_split_without_a_run_on_one_side_is_refused(runs, share):
-    with pytest.raises(ValueError, match=f"Holding out {share} of {runs} runs leaves one side empty"):
+    with pytest.raises(ValueError, match=f"Holding out a share of {share} of {runs} runs leaves no run on one side"):
         split_runs(Zoo(torch.zeros(runs, 1, 3), EMPTY, {}), share, seeded())
 
 

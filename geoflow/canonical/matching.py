@@ -21,8 +21,8 @@ def align(
     """Reorder (and flip, where signs are declared) the units of every network to maximise <reference, g theta>.
 
     Coordinate descent: for one group at a time the best order is a linear assignment on the gains C[i, j] of putting unit j at place i.
-    Only learned entries count. A tensor with one group on two axes is quadratic in its order; its gain is taken along one axis at a time, the
-    other as it stands, and a step that would lower the objective is not taken. A network is done when a sweep leaves it as it was.
+    Only learned entries count. A tensor with one group on two axes is quadratic in its order: its gain is taken along each axis with the
+    other as it stands. A step is taken only where it raises the objective; a network is done when a sweep leaves it as it was.
 
     The first sweep goes outwards from the pinned sites and looks only at tensors whose other axes are pinned or matched already: its
     result does not depend on the order in which the units came, so align(g theta) = align(theta) wherever the assignments are unique.
@@ -106,12 +106,18 @@ class _State:
     permutations: Groups
     signs: Groups
 
+    def at(self, node: Node) -> "_State":
+        """What the node touches."""
+        parts = {place.tensor: self.parts[place.tensor] for place in node.places}
+        orders = {} if node.permutation is None else {node.permutation: self.permutations[node.permutation]}
+        return _State(parts, orders, {g: self.signs[g] for g in node.signs})
+
     def take(self, nets: Tensor) -> "_State":
         return _State(*({key: value[nets] for key, value in table.items()} for table in (self.parts, self.permutations, self.signs)))
 
     def put(self, nets: Tensor, other: "_State") -> None:
         for mine, its in zip((self.parts, self.permutations, self.signs), (other.parts, other.permutations, other.signs), strict=True):
-            for key in mine:
+            for key in its:
                 mine[key][nets] = its[key]
 
 
@@ -150,7 +156,7 @@ def _in_old_order(nodes: list[Node], state: _State) -> Groups:
 def _step(state: _State, goal: dict[int, Tensor], node: Node) -> Tensor:
     """Improve one node where that raises the objective; returns which networks it did."""
     order, flips = _best(state, goal, node, [(place, {}) for place in node.places if place.learned])
-    trial = _State(dict(state.parts), dict(state.permutations), dict(state.signs))
+    trial = state.at(node)
     _move(trial, node, order, flips)
     touched = {place.tensor for place in node.places if place.learned}
     gain = sum(((trial.parts[t] - state.parts[t]) * goal[t]).flatten(1).sum(1) for t in touched)
@@ -171,7 +177,7 @@ def _best(state: _State, goal: dict[int, Tensor], node: Node, views: list[tuple[
     order = _unmoved(state, node.units)
     if node.permutation is not None and gains:
         order = _assign(sum(gain if key is None else gain.abs() for key, gain in gains.items()))
-    chosen = {key: gain.take_along_dim(order[:, None], 1).diagonal(dim1=1, dim2=2) for key, gain in gains.items() if key is not None}
+    chosen = {key: gain.take_along_dim(order[:, None], 1).squeeze(1) for key, gain in gains.items() if key is not None}
     return order, {key: torch.where(gain < 0, -1.0, 1.0).to(gain) for key, gain in chosen.items()}
 
 
@@ -188,14 +194,14 @@ def _move(state: _State, node: Node, order: Tensor, flips: Groups) -> None:
     state.signs |= {g: state.signs[g] * flip for g, flip in flips.items()}
     nets = torch.arange(len(order), device=order.device)[:, None]
     for place in node.places:
-        part = state.parts[place.tensor].movedim(1 + place.axis, 1).clone()
-        stretch = slice(place.start, place.start + place.units * place.repeat)
-        entries = (order[..., None] * place.repeat + torch.arange(place.repeat, device=order.device)).flatten(1) + place.start
+        part = state.parts[place.tensor].movedim(1 + place.axis, 1)
+        start, end = place.start, place.start + place.units * place.repeat
+        entries = (order[..., None] * place.repeat + torch.arange(place.repeat, device=order.device)).flatten(1) + start
         moved = part[nets, entries]
         for flip in (flips[g] for g in place.signs if g in flips):
             moved = moved * flip.repeat_interleave(place.repeat, 1).reshape(*moved.shape[:2], *[1] * (moved.ndim - 2))
-        part[:, stretch] = moved
-        state.parts[place.tensor] = part.movedim(1, 1 + place.axis)
+        whole = moved if moved.shape == part.shape else torch.cat([part[:, :start], moved, part[:, end:]], 1)
+        state.parts[place.tensor] = whole.movedim(1, 1 + place.axis)
 
 
 def _cut(spec: NetworkSpec, theta: Tensor, chosen: set[int]) -> dict[int, Tensor]:

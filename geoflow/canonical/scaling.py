@@ -69,7 +69,7 @@ def incoming(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]:
     """
     groups = spec.groups("scaling")
     ends = np.concatenate([[0], np.cumsum(list(groups.values()), dtype=int)])
-    tensors = [(offset, *_entries(spec, tensor, dict(zip(groups, ends, strict=False)))) for tensor, offset in _candidates(spec)]
+    tensors = [(offset, *_entries(spec, tensor, dict(zip(groups, ends.tolist(), strict=False)))) for tensor, offset in _candidates(spec)]
     numbered = [(np.searchsorted(ends, w, "right") - 1, np.searchsorted(ends, r, "right") - 1) for _, w, r, _ in tensors]
     closing, order = _order(len(groups), numbered)
     fed, loose = [np.empty((2, 0), int)], [np.empty((2, 0), int)]
@@ -106,15 +106,16 @@ def _entries(spec: NetworkSpec, tensor: TensorSpec, first: dict[int, int]) -> tu
 
 
 def _axis_units(spec: NetworkSpec, axis: tuple[Piece, ...], first: dict[int, int]) -> tuple[np.ndarray, ...]:
-    def units(piece: Piece, site: int | None) -> np.ndarray:
-        group = spec.group_of(site, "scaling")
-        return np.repeat(np.arange(piece.size) + first[group] if group is not None else np.full(piece.size, -1), piece.repeat)
-
     return (
-        np.concatenate([units(piece, piece.writes) for piece in axis]),
-        np.concatenate([units(piece, piece.reads) for piece in axis]),
+        np.concatenate([_units(spec, piece, piece.writes, first) for piece in axis]),
+        np.concatenate([_units(spec, piece, piece.reads, first) for piece in axis]),
         np.concatenate([np.full(piece.size * piece.repeat, int(piece.reads is not None)) for piece in axis]),
     )
+
+
+def _units(spec: NetworkSpec, piece: Piece, site: int | None, first: dict[int, int]) -> np.ndarray:
+    group = spec.group_of(site, "scaling")
+    return np.repeat(np.arange(piece.size) + first[group] if group is not None else np.full(piece.size, -1), piece.repeat)
 
 
 def _order(count: int, numbered: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[int]]:

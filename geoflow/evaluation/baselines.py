@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from geoflow.choices import choose
+
 NOISE = 0.3
 
 Thetas = Float[Tensor, "nets weights"]
@@ -68,11 +70,10 @@ def baseline(name: str, thetas: Thetas, count: int, generator: Generator) -> Mad
     >>> baseline("mean_network", torch.tensor([[0.0, 2.0], [2.0, 4.0]]), 5, torch.Generator())
     tensor([[1., 3.]])
     """
-    if name not in BASELINES:
-        raise ValueError(f"Unknown baseline {name!r}. Known: {', '.join(BASELINES)}.")
+    make = choose("baseline", name, BASELINES)
     if len(thetas) < 2:
         raise ValueError(f"A zoo of {len(thetas)} networks has no spread: baselines need at least 2. Train more runs.")
-    return BASELINES[name](thetas, count, generator)
+    return make(thetas, count, generator)
 
 
 def _draw(high: int, count: int, generator: Generator) -> Tensor:

@@ -20,7 +20,7 @@ def novelty(
     zoo_leave_one_out: near 0 for copies, 1 for networks as far from the zoo as an independent run. The search among n - 1 runs in place
     of n lengthens the last distance by a relative 1/(n d) at most, in d effective dimensions: nothing for zoos of a hundred runs.
 
-    Raises ValueError if the training networks come from fewer than two runs, or if a set is empty.
+    Raises ValueError if the training networks come from fewer than two runs or are copies of each other, or if a set is empty.
 
     >>> train = torch.tensor([[0.0], [1.0], [3.0]])
     >>> novelty(train, train, torch.tensor([[4.0]]), torch.arange(3))
@@ -28,6 +28,8 @@ def novelty(
     """
     distances = neighbour_distances(generated, train, heldout, run_of_train)
     medians = {name: values.median().item() for name, values in distances.items()}
+    if medians["zoo_leave_one_out"] == 0:
+        raise ValueError("Half of the training networks are copies of a network of another run: there is no distance to compare with.")
     return medians | {"ratio": medians["generated_to_train"] / medians["zoo_leave_one_out"]}
 
 
@@ -61,7 +63,8 @@ def nearest(
     for rows in torch.arange(len(queries)).split(CHUNK):
         distances = torch.cdist(queries[rows], others)
         if run_of_queries is not None:
-            distances = distances.masked_fill(run_of_queries[rows, None] == run_of_others, float("inf"))
+            same = run_of_queries[rows, None] == run_of_others
+            distances = distances.masked_fill(same.to(distances.device), float("inf"))
         # cdist's matrix product is fast but rounds small distances: it finds the neighbour, the difference then gives the distance
         result.append((queries[rows] - others[distances.argmin(1)]).norm(dim=1))
     return torch.cat(result)

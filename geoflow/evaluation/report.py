@@ -15,7 +15,8 @@ CAPTIONS = {
 
 
 def metrics_table(metrics: Mapping) -> str:
-    """The scores of metrics.json as plain text, aligned: one row for the zoo, the generated networks, each baseline and the ensembles.
+    """The scores of metrics.json as plain text, aligned: one row for the zoo (if it is there), the generated networks, each baseline
+    and the ensembles.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(metrics_table({"zoo": one, "generated": one, "baselines": {}, "ensemble": {}}))
@@ -53,7 +54,7 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
 
 def _rows(metrics: Mapping) -> Iterator[list[str]]:
     """Name, accuracy, NLL and ECE of every set of networks."""
-    single = {"zoo": metrics["zoo"], "generated": metrics["generated"]} | dict(metrics["baselines"])
+    single = {name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"])
     for name, scores in single.items():
         yield [name.replace("_", " "), *(f"{scores[c]['mean']:.3f} ± {scores[c]['std']:.3f}" for c in COLUMNS)]
     for name, scores in metrics["ensemble"].items():

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geoflow.graph import Block, Graph
+from geoflow.spec import Site
 from geoflow.velocity.embeddings import TimeEmbedding
 from geoflow.velocity.heads import zeroed
 
@@ -62,10 +63,23 @@ class RelationalTransformer(nn.Module):
         self.norm = nn.LayerNorm(w.node)
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
+        self.check(graph)
         nodes, edges, time = self.embed(graph, x, t)
         for layer in self.layers:
             nodes, edges = layer(graph, nodes, edges, time)
         return self.read_out(graph, nodes, edges, x)
+
+    def check(self, graph: Graph) -> None:
+        """Raise ValueError where a graph has a role, or units of a task, that this field was not built for."""
+        known = {*self.edge_in, *self.node_in}
+        if unseen := sorted({part.key for part in (*graph.blocks, *graph.features)} - known):
+            raise ValueError(f"The field has never seen the role {unseen[0]!r}; it knows {', '.join(sorted(known))}.")
+        for name, site in pinned_sites(graph).items():
+            units = len(self.places[name]) if name in self.places else 0
+            if units != site.size:
+                raise ValueError(f"The field was built for {units} units of {name!r}, not for {site.size}: another task needs another flow.")
+        if len(graph.scalars) != (self.scalar_in.in_features if self.scalar_in else 0):
+            raise ValueError(f"The field was not built for a graph with {len(graph.scalars)} scalars.")
 
     def embed(self, graph, x, t):
         """States of the nodes (per site [nets or 1, units, node]), of the edges (per block [edge, nets, targets, sources]), and of time."""
@@ -149,24 +163,20 @@ class Layer(nn.Module):
         heads, nets, n, m = self.heads, *edge.shape[1:]
         terms = (self.edge_bias @ edge.flatten(1)).reshape(-1, nets, n, m)
         bias_row, signed_row, bias_col, signed_col = terms.split(heads)
-        q, k, v, u = target[0], source[1], source[2], source[3]
-        row = _dot(q, k) + bias_row
-        message = _mix(row.softmax(-1), v)
-        signed = _mix(signed_row, u) / math.sqrt(m)
-        heard.setdefault(block.target, []).append((0, message, signed))
-        q, k, v, u = source[0], target[1], target[2], target[3]
-        col = _dot(k, q) + bias_col
+        (q, key_here, v_here, u_here), (q_there, k, v, u) = target, source
+        row = _logits(bias_row, q, k)
+        heard.setdefault(block.target, []).append((0, _mix(row.softmax(-1), v), _mix(signed_row, u / math.sqrt(m))))
+        col = _logits(bias_col, key_here, q_there)
         if graph.spec.sites[block.source].role != "input":
-            message = _mix(col.softmax(-2).mT, v)
-            signed = _mix(signed_col.mT, u) / math.sqrt(n)
-            heard.setdefault(block.source, []).append((1, message, signed))
-        return torch.cat([row, col])
+            signed = _mix(signed_col.mT, u_here / math.sqrt(n))
+            heard.setdefault(block.source, []).append((1, _mix(col.softmax(-2).mT, v_here), signed))
+        return row, col
 
     def _node(self, index, site, node, normed, heard):
         if site.role == "input":
             return node
         q, k, v = self._split(self.within(normed), 3)
-        inside = _mix(_dot(q, k).softmax(-1), v)
+        inside = _mix(_logits(None, q, k).softmax(-1), v)
         parts = [[torch.zeros_like(inside)], [torch.zeros_like(inside)], [torch.zeros_like(inside)], [torch.zeros_like(inside)]]
         for direction, message, signed in heard.get(index, []):
             parts[2 * direction].append(message)
@@ -176,22 +186,35 @@ class Layer(nn.Module):
         return node + self.mlp(self.norm_mlp(node))
 
     def _edge(self, block, edge, logits, normed, edge_time):
-        mixed = (self.edge_mix @ torch.cat([edge, logits]).flatten(1)).reshape(-1, *edge.shape[1:])
+        width = edge.shape[0]
+        by_edge, by_row, by_col = self.edge_mix.split([width, self.heads, self.heads], 1)
+        hidden = torch.addmm(by_edge @ edge.flatten(1), by_row, logits[0].flatten(1))
+        hidden = torch.addmm(hidden, by_col, logits[1].flatten(1)).view(-1, *edge.shape[1:])
         target = (self.edge_target(normed[block.target]) + edge_time[:, None]).permute(2, 0, 1)[..., None]
         source = self.edge_source(normed[block.source]).permute(2, 0, 1)[:, :, None, :]
-        hidden = F.relu(mixed + target + source)
-        return edge + (self.edge_back @ hidden.flatten(1)).reshape(edge.shape)
+        hidden = F.relu(hidden + target + source)
+        return torch.addmm(edge.flatten(1), self.edge_back, hidden.flatten(1)).view(edge.shape)
 
     def _split(self, states: Tensor, parts: int):
         """[nets, units, parts * heads * width] -> per part [heads, nets, units, width]."""
         return states.unflatten(-1, (parts, self.heads, -1)).permute(2, 3, 0, 1, 4).unbind(0)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return a @ b.mT / math.sqrt(a.shape[-1])
+def _logits(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
+    """bias + q k / sqrt(width) for [heads, nets, n, width], k also for one net that stands for all."""
+    q = q / math.sqrt(q.shape[-1])
+    if k.shape[1] == 1 and q.shape[1] > 1:  # one product per head over all rows of all nets
+        product = q.flatten(1, 2) @ k[:, 0].mT
+        return product.view(*q.shape[:3], -1) if bias is None else bias + product.view(bias.shape)
+    if bias is None:
+        return q @ k.mT
+    return torch.baddbmm(bias.flatten(0, 1), q.flatten(0, 1), k.flatten(0, 1).mT).view(bias.shape)
 
 
 def _mix(coefficients: Tensor, values: Tensor) -> Tensor:
+    """[heads, nets, n, m] @ [heads, nets or 1, m, width]."""
+    if values.shape[1] == 1 and coefficients.shape[1] > 1:
+        return (coefficients.flatten(1, 2) @ values[:, 0]).view(*coefficients.shape[:3], -1)
     return coefficients @ values
 
 
@@ -205,7 +228,7 @@ def _width(key: str) -> int:
     return int(key.rsplit(":", 1)[1])
 
 
-def pinned_sites(graph: Graph) -> dict:
+def pinned_sites(graph: Graph) -> dict[str, Site]:
     """Sites whose units are not exchangeable, by a name that other architectures for the same task share."""
     counts: dict[str, int] = {}
     named = {}

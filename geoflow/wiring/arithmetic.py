@@ -1,6 +1,6 @@
 """Wire sums and products: skip connections, gates, learned offsets and gains."""
 
-from geoflow.wiring.entries import activation, record
+from geoflow.wiring.entries import broadcast, record
 from geoflow.wiring.labels import Label, Operand, Parameter, Part, Value, is_constant, length, parts_scaling
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
@@ -9,7 +9,7 @@ from geoflow.wiring.rules import require, rule
 @rule("add", "sub", "rsub")
 def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Value:
     """Units that are added move together; numbers, and units broadcast over others, allow permutations only."""
-    a, b = spread(activation(ledger, x), activation(ledger, y), ledger)
+    a, b = spread(broadcast(ledger, x), broadcast(ledger, y), ledger)
     both_computed = isinstance(x, Value) and isinstance(y, Value)
     labels = []
     for one, other in zip(a, b, strict=True):
@@ -32,7 +32,7 @@ def multiply(ledger: Ledger, x: Operand, y: Operand) -> Value:
         x, y = y, x
     if isinstance(x, Value) and isinstance(y, Parameter):
         return gain(ledger, x, y)
-    a, b = spread(activation(ledger, x), activation(ledger, y), ledger)
+    a, b = spread(broadcast(ledger, x), broadcast(ledger, y), ledger)
     return Value(product_labels(ledger, a, b))
 
 
@@ -40,11 +40,11 @@ def multiply(ledger: Ledger, x: Operand, y: Operand) -> Value:
 def divide(ledger: Ledger, x: Operand, y: Operand, rounding_mode: str | None = None) -> Value:
     require(rounding_mode is None, "division with rounding")
     if not is_constant(y):
-        y = activation(ledger, y)
+        y = broadcast(ledger, y)
         ledger.pin(*y.labels, symmetries=MEASURES)
     elif isinstance(y, int | float):
         return x
-    a, b = spread(activation(ledger, x), activation(ledger, y), ledger)
+    a, b = spread(broadcast(ledger, x), broadcast(ledger, y), ledger)
     return Value(product_labels(ledger, a, b))
 
 
@@ -60,7 +60,7 @@ def together(ledger: Ledger, *operands: Operand) -> Value:
     """Any function of corresponding numbers: permutations pass where all operands share them."""
     result = Value(())
     for operand in operands:
-        value = activation(ledger, operand)
+        value = broadcast(ledger, operand)
         ledger.pin(*value.labels, symmetries=MEASURES)
         result = Value(product_labels(ledger, value.labels, result.labels))
     return result
@@ -71,7 +71,7 @@ def gain(ledger: Ledger, x: Value, weight: Parameter, kind: str = "gain") -> Val
     pad = len(x.labels) - len(weight.shape)
     fits = pad >= 0 and all(n in (1, m) for n, m in zip(weight.shape, x.shape[pad:], strict=True))
     if not fits:
-        return Value(product_labels(ledger, *spread(x, activation(ledger, weight), ledger)))
+        return Value(product_labels(ledger, *spread(x, broadcast(ledger, weight), ledger)))
     labels, along = list(x.labels), {}
     for i, (size, axis) in enumerate(zip(weight.shape, weight.axes, strict=True)):
         pre = x.labels[pad + i]

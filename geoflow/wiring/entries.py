@@ -14,6 +14,13 @@ def activation(ledger: Ledger, operand: Operand) -> Value:
         return operand
     if isinstance(operand, Parameter):
         return _written_by(ledger, operand)
+    return ledger.positions(torch.as_tensor(operand).shape)
+
+
+def broadcast(ledger: Ledger, operand: Operand) -> Value:
+    """As `activation`, for operands that torch broadcasts: a constant has one entry along the axes where all its entries agree."""
+    if isinstance(operand, Value | Parameter):
+        return activation(ledger, operand)
     constant = torch.as_tensor(operand)
     for axis in range(constant.ndim):
         first = constant.narrow(axis, 0, 1)

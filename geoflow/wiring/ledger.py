@@ -209,9 +209,7 @@ class Ledger:
         for place in self._origins(segment.site):
             before, _, blocks = place.share or (1, 0, 1)
             wanted[place.key, place.start] = (before * copies, units, blocks * repeat)
-            if blocks > 1 or (place.key, place.start, (before * copies, units, blocks * repeat)) in self.layout.refused:
-                return
-        if wanted and segment.repeat == 1:
+        if wanted and segment.repeat == 1 and not any((*at, share) in self.layout.refused for at, share in wanted.items()):
             self.layout.shares |= wanted
             raise Restart
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from geoflow.wiring.arithmetic import product_labels
 from geoflow.wiring.entries import activation, record
 from geoflow.wiring.labels import Label, Operand, Parameter, Value, parts_reading, parts_writing
@@ -12,9 +14,10 @@ from geoflow.wiring.rules import require, rule
 @rule("linear")
 def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) -> Value:
     require(isinstance(weight, Parameter), "its weight is computed, not an entry of the state dict")
+    require(len(weight.shape) == 2, "its weight is not a matrix")
+    nothing = isinstance(x, Tensor) and not x.any()  # such as the first state of a recurrent network: no weight is felt
     x = activation(ledger, x)
-    label = mix(ledger, x.labels[-1], weight, read=-1, write=-2) if len(weight.shape) == 2 else None
-    require(label is not None, "its weight is not a matrix")
+    label = ledger.new(weight.shape[0]) if nothing else mix(ledger, x.labels[-1], weight, read=-1, write=-2)
     add_bias(ledger, (*x.labels[:-1], label), -1, bias)
     return Value((*x.labels[:-1], label))
 

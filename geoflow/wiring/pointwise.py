@@ -6,6 +6,7 @@ from functools import partial
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from geoflow.wiring.arithmetic import together
 from geoflow.wiring.entries import activation, record
 from geoflow.wiring.labels import Operand, Parameter, Value, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
@@ -24,8 +25,10 @@ PINS = {LINEAR: (), HOMOGENEOUS: ("sign",), ODD: ("scaling",), OTHER: MEASURES}
 
 def pointwise(ledger: Ledger, x: Operand, *rest: object, pins: tuple[str, ...], **named: object) -> Operand:
     """A function applied to every number: permutations pass, `pins` do not."""
-    if not pins:
+    if not pins and ledger.node.meta["val"].is_floating_point():
         return x
+    if not pins:  # a cast to whole numbers rounds
+        return together(ledger, x)
     extra = tree_leaves((rest, named), is_leaf=lambda leaf: isinstance(leaf, Value | Parameter))
     require(not any(isinstance(leaf, Value | Parameter | Tensor) for leaf in extra), "a second operand that is a tensor")
     x = activation(ledger, x)

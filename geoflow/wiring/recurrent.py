@@ -11,13 +11,22 @@ from geoflow.wiring.rules import require, rule
 
 # Which gates are squashed to (0, 1), in the order of the rows of the weights; the others carry the sign of the hidden units.
 GATES = {"rnn_tanh": (False,), "rnn_relu": (False,), "lstm": (True, True, False, True), "gru": (True, True, False)}
+GATES |= {f"{name}_cell": gates for name, gates in GATES.items()}
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(
-    ledger: Ledger, x: Operand, start: Operand | Sequence[Operand], weights: Sequence[Operand], biased: bool, layers: int, dropout: float, train: bool,
-    bidirectional: bool, batch_first: bool = False,
-) -> tuple[Value, ...]:  # fmt: skip
+    ledger: Ledger,
+    x: Operand,
+    start: Operand | Sequence[Operand],
+    weights: Sequence[Operand],
+    biased: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool = False,
+) -> tuple[Value, ...]:
     """Units of a layer are exchanged together with their gates; tanh keeps the sign free, and relu the scale."""
     require(not train or dropout == 0, "dropout that is active in evaluation mode makes the network random")
     require(all(isinstance(weight, Parameter) for weight in weights), "its weights are computed, not entries of the state dict")
@@ -39,11 +48,26 @@ def recurrent(
     return _results(ledger, x, hidden, directions, len(states))
 
 
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(ledger: Ledger, x: Operand, start: Operand | Sequence[Operand], *weights: Operand) -> Value | tuple[Value, Value]:
+    """One step of a recurrent layer; the states before and after it move together."""
+    weights = [weight for weight in weights if weight is not None]
+    require(all(isinstance(weight, Parameter) for weight in weights), "its weights are computed, not entries of the state dict")
+    x = activation(ledger, x)
+    ledger.pin(*x.labels[:-1])
+    units = _layer(ledger, x.labels[-1], weights, 0)
+    states = start if isinstance(start, list | tuple) else [start]
+    for state in states:
+        _start(ledger, state, [units], 1)
+    after = Value((*x.labels[:-1], units))
+    return (after, after) if len(states) == 2 else after
+
+
 def _layer(ledger: Ledger, read: Label, weights: Sequence[Parameter], index: int) -> Label:
     """The hidden units of one layer and direction, each part of its gates tied to them."""
     squashed = GATES[ledger.operation]
     units = ledger.new(weights[1].shape[1], f"{ledger.node.name}/{index}")
-    ledger.pin(units, symmetries=("sign",) if ledger.operation == "rnn_relu" else ("scaling",))
+    ledger.pin(units, symmetries=("sign",) if ledger.operation.startswith("rnn_relu") else ("scaling",))
     rows: Label = ()
     for closed in squashed:
         gate = ledger.like(units) if closed else units

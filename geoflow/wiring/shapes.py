@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from geoflow.wiring.entries import activation
-from geoflow.wiring.labels import Operand, Parameter, Value, length
+from geoflow.wiring.entries import activation, broadcast
+from geoflow.wiring.labels import Label, Operand, Parameter, Segment, Value, length
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 from geoflow.wiring.views import seen
@@ -53,6 +53,16 @@ def expand(ledger: Ledger, x: Operand, *_: object, **__: object) -> Operand:
         if length(label) == 1 < size:
             ledger.pin(label, symmetries=MEASURES)
         labels.append(label if copies == 1 else ledger.position(size) if ledger.is_position(label) else label * copies)
+    return Value(tuple(labels))
+
+
+@rule("repeat_interleave")
+def repeat_interleave(ledger: Ledger, x: Operand, times: Operand, axis: int | None = None, **_: object) -> Value:
+    require(isinstance(times, int) and axis is not None, "other than one number of repeats along one axis")
+    labels = list(activation(ledger, x).labels)
+    labels[axis] = tuple(Segment(s.site, s.size, s.repeat * times) for s in labels[axis])
+    if ledger.is_position(labels[axis]):
+        labels[axis] = ledger.position(length(labels[axis]))
     return Value(tuple(labels))
 
 
@@ -115,40 +125,60 @@ def cut(ledger: Ledger, x: Operand, axis: int, start: int, stop: int) -> Operand
 
 @rule("flip", "roll", "cumsum", "index_select")
 def shuffle(ledger: Ledger, x: Operand, *rest: object) -> Value:
-    """Moves entries along axes of positions; which axes is not asked, so every axis of units that changes is pinned."""
+    """Along positions nothing stops; units that change places by their number are pinned."""
     require(all(isinstance(leaf, int | Tensor) for leaf in tree_leaves(rest)), "an index that is computed")
     x = activation(ledger, x)
     if ledger.operation in ("cumsum", "index_select"):
         axes = {rest[0] % len(x.labels)}
     else:
-        axes = {axis % len(x.labels) for axis in (rest[-1] or range(len(x.labels)))}
+        given = rest[-1] if ledger.operation == "flip" or len(rest) == 2 else ()
+        axes = {axis % len(x.labels) for axis in (given or range(len(x.labels)))}
     return Value(tuple(ledger.broken((label,), ledger.shape[i]) if i in axes else label for i, label in enumerate(x.labels)))
 
 
-@rule(*(f"{kind}_{value}" for kind in ("new",) for value in ("zeros", "ones", "full")), "zeros_like", "ones_like", "full_like")
-def filled(ledger: Ledger, x: Operand, *arguments: object, **_: object) -> Tensor:
-    """A constant of the shape of an activation."""
-    value = {"zeros": 0.0, "ones": 1.0}.get(ledger.operation.replace("new_", "").replace("_like", ""), arguments[-1] if arguments else 0.0)
-    return torch.full(ledger.shape, value)
+@rule("_assert_tensor_metadata")
+def remark(ledger: Ledger, *_: object, **__: object) -> None:
+    """The graph's note on a cast: nothing is computed."""
+
+
+@rule("zeros_like", "new_zeros")
+def zeros(ledger: Ledger, *_: object, **__: object) -> Tensor:
+    return torch.zeros(ledger.shape)
+
+
+@rule("ones_like", "new_ones")
+def ones(ledger: Ledger, *_: object, **__: object) -> Tensor:
+    return torch.ones(ledger.shape)
 
 
 @rule("cat", "concat", "concatenate")
 def cat(ledger: Ledger, parts: Sequence[Operand], axis: int = 0) -> Value:
-    parts = [activation(ledger, part) for part in parts]
-    rank = len(parts[0].labels)
-    require(all(len(part.labels) == rank for part in parts), "operands of different rank")
-    labels = []
-    for i in range(rank):
-        along = [part.labels[i] for part in parts]
-        if i != axis % rank:
-            for other in along[1:]:
-                ledger.tie(along[0], other)
-            labels.append(next((label for label in along if not ledger.is_position(label)), along[0]))
-        elif all(map(ledger.is_position, along)):
-            labels.append(ledger.position(ledger.shape[i]))
-        else:
-            labels.append(tuple(segment for label in along for segment in label))
+    parts = [part for part in parts if tuple(part.shape) != (0,)]  # which torch ignores
+    values = [broadcast(ledger, part) for part in parts]
+    axis %= len(parts[0].shape)
+    labels = [() if i == axis else _beside(ledger, parts, values, i) for i in range(len(parts[0].shape))]
+    joined = [value.labels[axis] for value in values]
+    sizes = [part.shape[axis] for part in parts]
+    whole = [label if length(label) == size else ledger.position(size) for label, size in zip(joined, sizes, strict=True)]
+    units = not all(map(ledger.is_position, whole))
+    labels[axis] = tuple(segment for label in whole for segment in label) if units else ledger.position(ledger.shape[axis])
     return Value(tuple(labels))
+
+
+def _beside(ledger: Ledger, parts: Sequence[Operand], values: Sequence[Value], axis: int) -> Label:
+    """One axis of things laid side by side along another: its units move together, and zeros move with anything."""
+    size = max(length(value.labels[axis]) for value in values)
+    first: Label | None = None
+    for label in (value.labels[axis] for value in values):
+        if length(label) == size and first is None:
+            first = label
+        elif length(label) == size:
+            ledger.tie(first, label)
+            first = label if ledger.is_position(first) else first
+    constants = [part for part in parts if isinstance(part, Tensor)]
+    if any(constant.any() for constant in constants):
+        ledger.pin(first, symmetries=MEASURES)
+    return first
 
 
 @rule("stack")

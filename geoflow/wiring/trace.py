@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.spec import NetworkSpec
-from geoflow.wiring.labels import Parameter, Value
+from geoflow.wiring.labels import Parameter, Value, length
 from geoflow.wiring.ledger import Layout, Ledger, Restart, operation
 from geoflow.wiring.rules import RULES, NoRule
 from geoflow.wiring.table import table_of
@@ -111,20 +112,41 @@ def _call(ledger: Ledger, node: Node, found: dict[Node, object]) -> object:
     try:
         if name not in RULES:
             raise NoRule("")
-        kwargs = {key: value for key, value in kwargs.items() if value is not None}
-        return RULES[name](ledger, *args, **kwargs)
+        return _fitted(ledger, _apply(name, ledger, *args, **{key: value for key, value in kwargs.items() if value is not None}))
     except NoRule as gap:
         raise ValueError(_gap(ledger, str(gap))) from None
+
+
+def _apply(name: str, ledger: Ledger, *args: object, **kwargs: object) -> object:
+    try:
+        signature(RULES[name]).bind(ledger, *args, **kwargs)
+    except TypeError as error:
+        raise NoRule(f"arguments that its rule does not know ({error})") from None
+    return RULES[name](ledger, *args, **kwargs)
+
+
+def _fitted(ledger: Ledger, result: object) -> object:
+    """Spread the axes of one position where a constant was broadcast; a result of another shape is a gap in a rule."""
+    if not isinstance(result, Value) or result.shape == ledger.shape:
+        return result
+    missing = len(ledger.shape) - len(result.shape)
+    labels = [*map(ledger.position, ledger.shape[:missing]), *result.labels]
+    for axis, size in enumerate(ledger.shape):
+        if length(labels[axis]) == 1 != size:
+            ledger.pin(labels[axis])
+            labels[axis] = ledger.position(size)
+    if tuple(map(length, labels)) != ledger.shape:
+        raise NoRule(f"its rule gives the shape {result.shape} instead of {ledger.shape}")
+    return Value(tuple(labels))
 
 
 def _constant(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> object:
     """What depends on no weight and no input is simply computed."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         raise ValueError(_gap(ledger, "random numbers make the network no function of its weights"))
-    copies = (
-        tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs)) if operation(node)[1] else (args, kwargs)
-    )
-    return node.target(*copies[0], **copies[1])
+    if operation(node)[1]:
+        args = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
+    return node.target(*args, **kwargs)
 
 
 def _path(node: Node) -> str:
@@ -153,7 +175,7 @@ def _overwrite(node: Node, found: dict[Node, object]) -> None:
     family = [changed]
     for member in family:
         up = [member.args[0]] if member.op == "call_function" and _views(member) else []
-        down = [user for user in member.users if user is not node and _views(user)]
+        down = [user for user in member.users if user < node and _views(user)]
         family += [other for other in up + down if other not in family]
     shared = any(user > node for member in family if member is not changed for user in member.users)
     if shared or changed.op == "placeholder" or isinstance(found[changed], Parameter):

@@ -112,5 +112,15 @@ def _split(ledger: Ledger, label: Label, sizes: list[int]) -> list[Label]:
     return [ledger.position(size) for size in sizes]
 
 
+@rule("pixel_shuffle")
+def pixel_shuffle(ledger: Ledger, x: Operand, factor: int) -> Value:
+    """Blocks of factor^2 channels become one channel each."""
+    labels = activation(ledger, x).labels
+    channels, _ = _split(ledger, labels[-3], [ledger.shape[-3], factor**2])
+    ledger.pin(*labels[-2:])
+    return Value((*labels[:-3], channels, *map(ledger.position, ledger.shape[-2:])))
+
+
 def seen(x: Parameter, shape: Sequence[int], axes: Sequence[int | None]) -> Parameter:
+    """A parameter with its axes in another order, or with axes of one entry more or less."""
     return Parameter(x.name, tuple(shape), tuple(axes), x.entry, x.learned, x.start)

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from geoflow.choices import choose
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
@@ -22,12 +24,11 @@ def mlp(features: int, hidden: Sequence[int], classes: int, activation: str = "r
       (4): Linear(in_features=16, out_features=2, bias=True)
     )
     """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"Unknown activation {activation!r}. Known: {', '.join(ACTIVATIONS)}.")
+    make_activation = choose("activation", activation, ACTIVATIONS)
     widths = [features, *hidden, classes]
     if min(widths) < 1:
         raise ValueError(f"Widths {widths} of an mlp must all be at least 1.")
     layers: list[nn.Module] = []
     for inward, outward in pairwise(widths):
-        layers += [nn.Linear(inward, outward), ACTIVATIONS[activation]()]
+        layers += [nn.Linear(inward, outward), make_activation()]
     return nn.Sequential(*layers[:-1])

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from geoflow.choices import choose
 from geoflow.zoo.idx import Fetch, download, load_idx
 
 TEST_SHARE = 0.2
@@ -64,9 +65,7 @@ def load_task(name: str, seed: int = 0, folder: str | Path | None = None, fetch:
     >>> task.x_train.shape, task.x_test.shape, task.classes
     (torch.Size([455, 30]), torch.Size([114, 30]), 2)
     """
-    if name not in TASKS:
-        raise ValueError(f"Unknown task {name!r}. Known: {', '.join(TASKS)}.")
-    source, scaling = TASKS[name]
+    source, scaling = choose("task", name, TASKS)
     raw = source(seed=seed, folder=folder, fetch=fetch)
     mean, scale = scaling(raw.x_train.astype(np.float64))
     x_train, x_test = (torch.from_numpy(((x - mean) / scale).astype(np.float32)) for x in (raw.x_train, raw.x_test))

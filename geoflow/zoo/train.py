@@ -10,6 +10,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from geoflow.choices import choose
 from geoflow.zoo.tasks import Task
 
 State = dict[str, Tensor]
@@ -108,8 +109,7 @@ def _seed(generator: torch.Generator) -> int:
 
 
 def _check(runs: int, epochs: int, batch: int, snapshots: int, every: int, schedule: str, examples: int) -> None:
-    if schedule not in SCHEDULES:
-        raise ValueError(f"Unknown schedule {schedule!r}. Known: {', '.join(SCHEDULES)}.")
+    choose("schedule", schedule, SCHEDULES)
     for name, value in {"runs": runs, "epochs": epochs, "batch": batch, "snapshots": snapshots, "every": every}.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")

@@ -1,0 +1,79 @@
+"""Say how good and how new the networks of a run are."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from geoflow.canonical import align, canonicalize
+from geoflow.evaluation.baselines import BASELINES, baseline
+from geoflow.evaluation.metrics import Scores, ensemble_scores, evaluate, summary
+from geoflow.evaluation.novelty import neighbour_distances, novelty
+from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights
+from geoflow.flow import Flow
+from geoflow.spec import NetworkSpec
+from geoflow.symmetry import apply_symmetry
+from geoflow.zoo.store import Zoo
+from geoflow.zoo.tasks import Task
+
+Thetas = Float[Tensor, "nets weights"]
+
+
+class Exam:
+    """The test part of a task, on a device, for networks of one architecture."""
+
+    def __init__(self, network: nn.Module, spec: NetworkSpec, task: Task, device: str):
+        self.network, self.spec, self.device = network, spec, device
+        self.x, self.y = task.x_test.to(device), task.y_test.to(device)
+
+    def single(self, thetas: Thetas) -> Scores:
+        """The scores of every network."""
+        return evaluate(self.network, self.spec, thetas.to(self.device), self.x, self.y)
+
+    def ensemble(self, thetas: Thetas) -> dict[str, float]:
+        """The scores of the average of all networks' probabilities."""
+        found = ensemble_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
+        return {"n": len(thetas)} | {name: value["mean"] for name, value in summary(found).items()}
+
+
+def score(exam: Exam, thetas: Thetas) -> dict:
+    """What metrics.json says of generated networks alone."""
+    return {"generated": summary(exam.single(thetas)), "baselines": {}, "ensemble": {"generated": exam.ensemble(thetas)}}
+
+
+def assess(
+    exam: Exam, flow: Flow, fitted: Zoo, heldout: Zoo, points: Tensor, thetas: Thetas, paths: Tensor, generator: torch.Generator
+) -> tuple[dict, Mapping[str, Figure]]:
+    """Generated networks beside the zoo that the flow was fitted to and beside the baselines: what metrics.json says, and the figures.
+
+    Baselines and distances live in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances.
+    `points` are the fitted zoo's coordinates, `paths` [times, nets, size] those of the sampler on its way.
+    """
+    spec, balance = flow.spec, flow.chart.recipe.balance
+    train = flow.chart.theta(points)
+    new, old = (canonicalize(spec, one, flow.reference, balance).theta for one in (thetas, heldout.networks))
+    made = {name: baseline(name, train, len(thetas), generator) for name in BASELINES}
+    scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
+    some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]
+    metrics = {
+        "zoo": summary(scores["zoo"]),
+        "generated": summary(scores["generated"]),
+        "baselines": {name: summary(scores[name]) for name in BASELINES},
+        "ensemble": {"generated": exam.ensemble(thetas), "zoo": exam.ensemble(some)},
+        "novelty": novelty(new, train, old, fitted.run_of),
+    }
+    figures = {
+        "scores": plot_scores(scores),
+        "loss": plot_loss(flow.losses),
+        "weights": plot_weights(train, new, _in_the_order_of_their_end(flow, paths)),
+        "distances": plot_distances(neighbour_distances(new, train, old, fitted.run_of)),
+    }
+    return metrics, figures
+
+
+def _in_the_order_of_their_end(flow: Flow, paths: Float[Tensor, "times nets size"]) -> Float[Tensor, "times nets weights"]:
+    """The weights on each path, their units all the way in the order that makes its last network canonical."""
+    thetas = flow.chart.theta(paths)
+    return apply_symmetry(flow.spec, thetas, align(flow.spec, thetas[-1], flow.reference)[1])

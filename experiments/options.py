@@ -1,0 +1,171 @@
+"""Check what the user asked for, and complete what was left open, before anything is computed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from folder import described
+from sacred.utils import SacredError, SacredInterrupt
+
+from geoflow.chart import FLOWS
+from geoflow.choices import choose
+from geoflow.couplings import COUPLINGS
+from geoflow.flow import PREDICTIONS
+from geoflow.sampling import SOLVERS
+from geoflow.training import TIMES
+from geoflow.velocity import VELOCITIES
+from geoflow.zoo.networks import ACTIVATIONS
+from geoflow.zoo.store import ZOO_DEFAULTS
+from geoflow.zoo.tasks import TASKS
+from geoflow.zoo.train import SCHEDULES
+
+DEVICES = ("auto", "cpu", "cuda")
+FURTHER = ("sample", "evaluate", "transfer")  # the commands on a saved flow
+NETWORK = ("task", "hidden", "activation")  # what says which network is made
+STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
+
+CHOICES: dict[str, Mapping | tuple] = {
+    "flow": FLOWS,
+    "velocity": VELOCITIES,
+    "coupling": COUPLINGS,
+    "time": TIMES,
+    "prediction": PREDICTIONS,
+    "solver": SOLVERS,
+    "task": TASKS,
+    "activation": ACTIVATIONS,
+    "device": DEVICES,
+}
+
+Number = tuple[type | tuple, Callable[[float], bool], str]
+COUNT: Number = (int, lambda n: n >= 1, "a whole number of at least 1")
+POSITIVE: Number = ((int, float), lambda n: 0 < n < float("inf"), "a number above 0")
+NOT_NEGATIVE: Number = ((int, float), lambda n: 0 <= n < float("inf"), "a number of at least 0")
+SHARE: Number = (float, lambda n: 0 < n < 1, "a number between 0 and 1")
+NUMBERS: dict[str, Number] = {
+    "runs": COUNT,
+    "snapshots": COUNT,
+    "heldout": SHARE,
+    "iterations": COUNT,
+    "batch": COUNT,
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "ema": ((int, float), lambda n: 0 <= n < 1, "a number from 0 to below 1"),
+    "every": COUNT,
+    "count": COUNT,
+    "steps": COUNT,
+    "guidance": NOT_NEGATIVE,
+    "seed": (int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1"),
+}
+ZOO_NUMBERS: dict[str, Number] = {"epochs": COUNT, "batch": COUNT, "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "every": COUNT}
+
+
+class InputError(SacredError):
+    """Something that the user can set right: shown as one line, without a traceback (see it with --debug, or in run.json)."""
+
+    def __init__(self, message: str):
+        super().__init__(message, print_traceback=False)
+
+
+class Interrupted(SacredInterrupt, InputError):
+    """Ctrl-C: the run is marked INTERRUPTED."""
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Show the library's complaints about its input, about files and about diverging losses as one line."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("Stopped. The same command goes on from the last checkpoint.") from error
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise InputError(str(error)) from error
+
+
+def complete(config: Mapping, command: str) -> dict:
+    """The values to put in place of each None, so that config.json records all of them.
+
+    For the main job they are the task's defaults; for a further command what its checkpoint was made for.
+    Raises ValueError or InputError for a wrong value, naming the right ones.
+    """
+    own = _of_the_checkpoint(config, command) if command in FURTHER else _of_the_task(config)
+    _check({**config, **own})
+    return own
+
+
+def device_of(name: str) -> str:
+    """Where to compute: "cpu" or "cuda"."""
+    gpu = torch.cuda.is_available()
+    if name == "cuda" and not gpu:
+        raise InputError("device=cuda is asked for, but torch finds no GPU here. Choose device=auto or device=cpu.")
+    return "cuda" if gpu and name != "cpu" else "cpu"
+
+
+def zoo_settings(config: Mapping) -> dict:
+    """The arguments of `train_zoo` that a completed configuration holds."""
+    return {"runs": config["runs"], "snapshots": config["snapshots"], **config["zoo"]}
+
+
+def flow_settings(config: Mapping) -> dict:
+    """The configuration that `prepare` takes, with what a saved flow must know of its network."""
+    names = ("flow", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "seed")
+    plain = {name: config[name] for name in names}
+    return plain | {"sizes": dict(config["sizes"])} | {name: config[name] for name in NETWORK} | {"hidden": list(config["hidden"])}
+
+
+def _of_the_task(config: Mapping) -> dict:
+    network = {name: STANDARD[name] if config[name] is None else config[name] for name in NETWORK}
+    choose("task", str(network["task"]), TASKS)
+    default = ZOO_DEFAULTS[network["task"]]
+    zoo = {name: default[name] if value is None else value for name, value in config["zoo"].items()}
+    return network | {name: default[name] if config[name] is None else config[name] for name in ("runs", "snapshots")} | {"zoo": zoo}
+
+
+def _of_the_checkpoint(config: Mapping, command: str) -> dict:
+    if config["checkpoint"] is None:
+        raise InputError(f"{command} works on a saved flow: {command} with checkpoint=runs/3 (a run folder or a flow.safetensors).")
+    made_for = described(config["checkpoint"])
+    if missing := [name for name in NETWORK if name not in made_for]:
+        raise InputError(f"The flow of {config['checkpoint']} does not say its {', '.join(missing)}: experiments/run.py did not make it.")
+    network = {name: made_for[name] if config[name] is None else config[name] for name in NETWORK}
+    changed = [name for name in NETWORK if network[name] != made_for[name]]
+    if command == "transfer" and not changed:
+        raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
+    if command != "transfer" and changed:
+        raise InputError(f"{command} serves the network that the flow was fitted to; for another {' or '.join(changed)} use transfer.")
+    return network
+
+
+def _check(config: Mapping) -> None:
+    for option, table in CHOICES.items():
+        choose(option, str(config[option]), dict.fromkeys(table))
+    for option, number in NUMBERS.items():
+        _check_number(option, config[option], number)
+    hidden = config["hidden"]
+    if not isinstance(hidden, list | tuple) or not all(type(n) is int and n >= 1 for n in hidden):
+        raise InputError(f"hidden={hidden} must be a list of widths of at least 1, such as hidden=[16,16].")
+    device_of(config["device"])
+    if config["runs"] is not None:
+        _check_zoo(config)
+
+
+def _check_zoo(config: Mapping) -> None:
+    for option, number in ZOO_NUMBERS.items():
+        _check_number(f"zoo.{option}", config["zoo"][option], number)
+    choose("zoo.schedule", str(config["zoo"]["schedule"]), SCHEDULES)
+    runs, snapshots = config["runs"], config["snapshots"]
+    kept = runs - max(1, round(config["heldout"] * runs))
+    if kept < 2 or kept * snapshots < 3:
+        raise InputError(
+            f"runs={runs} with heldout={config['heldout']} leave {kept} to fit the flow on, too few to compare. Train more runs."
+        )
+    if kept * snapshots < config["batch"]:
+        raise InputError(
+            f"batch={config['batch']} is more than the {kept * snapshots} networks that the flow is fitted to "
+            f"({kept} of {runs} runs, {snapshots} snapshots each). Choose a smaller batch or more runs."
+        )
+
+
+def _check_number(option: str, value, number: Number) -> None:
+    kind, fits, words = number
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or not fits(value)):
+        raise InputError(f"{option}={value} must be {words}.")

@@ -1,0 +1,281 @@
+"""Train a zoo, fit a flow to it, make new networks, and say how good and how new they are.
+
+python experiments/run.py with flow=geometric
+python experiments/run.py with digits seed=1
+python experiments/run.py sample with checkpoint=runs/3 count=16
+python experiments/run.py evaluate with checkpoint=runs/3
+python experiments/run.py transfer with checkpoint=runs/3 'hidden=[32]'
+"""
+
+# ruff: noqa: F841  Sacred reads the local variables of config functions; a docstring would be one of them
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from assess import Exam, assess, score
+from folder import RunFolder, Samples, flow_file, probe, read_samples, samples_file, save_flow, save_samples, write_json
+from options import FURTHER, NETWORK, InputError, complete, device_of, flow_settings, plainly, zoo_settings
+from sacred import SETTINGS, Experiment
+from sacred.run import Run
+from sacred.utils import apply_backspaces_and_linefeeds
+from torch import Tensor, nn
+
+from geoflow.evaluation.plots import SHOWN_PATHS, save_figures
+from geoflow.evaluation.report import metrics_table, write_report
+from geoflow.flow import Flow
+from geoflow.graph import graph_of
+from geoflow.guidance import no_guidance, task_guidance
+from geoflow.sampling import sample as draw
+from geoflow.spec import NetworkSpec
+from geoflow.training import prepare, train
+from geoflow.wiring import spec_of
+from geoflow.zoo.networks import mlp
+from geoflow.zoo.store import digest, load_zoo, split_runs
+from geoflow.zoo.tasks import Task, load_task
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
+
+SETTINGS.CAPTURE_MODE = "sys"  # the default captures by file descriptors, which hides the terminal from the progress bars
+ex = Experiment("geoflow", base_dir=ROOT, save_git_info=shutil.which("git") is not None)
+ex.captured_out_filter = apply_backspaces_and_linefeeds
+ex.observers.append(RunFolder(ROOT / "runs"))
+
+
+@ex.config
+def config():
+    # the network and its zoo; None: the task's default, or what the checkpoint was made for
+    task = None  # breast_cancer, digits, iris, wine, mnist or fashion; default: breast_cancer
+    hidden = None  # widths of the hidden layers; default: [16, 16]
+    activation = None  # relu, tanh or gelu; default: relu
+    runs = None  # independent training runs
+    snapshots = None  # networks kept from each
+    zoo = {"epochs": None, "batch": None, "lr": None, "weight_decay": None, "every": None, "schedule": None}  # how they are trained
+    heldout = 0.125  # share of the runs that the flow does not see
+    # the flow
+    flow = "geometric"  # euclidean, normalized or geometric
+    velocity = "transformer"  # transformer or mlp
+    coupling = "independent"  # independent, ot or equivariant_ot
+    time = "uniform"  # uniform or beta
+    prediction = "preconditioned"  # preconditioned, velocity or endpoint
+    sizes = {}  # the velocity's own
+    iterations = 2000
+    batch = 32
+    lr = 2e-3
+    weight_decay = 1e-3
+    ema = 0.999
+    every = 250  # iterations between checkpoints
+    # new networks
+    count = 256
+    solver = "euler"  # euler, midpoint, heun or rk4
+    steps = 100
+    guidance = 0.0  # strength of the pull towards a low training loss
+    checkpoint = None  # for the further commands: a run folder or a flow.safetensors
+    # where and with which random numbers
+    device = "auto"  # auto, cpu or cuda
+    seed = 0
+    cache = ".cache"  # zoos, and trainings under way
+
+
+@ex.named_config  # everything once, in seconds
+def smoke():
+    task = "iris"
+    hidden = [5]
+    runs = 12
+    snapshots = 2
+    zoo = {"epochs": 12, "batch": 16, "lr": 1e-2, "weight_decay": 0.1, "every": 1, "schedule": "constant"}
+    iterations = 20
+    batch = 8
+    count = 8
+    steps = 5
+
+
+@ex.named_config  # the default: 30-16-16-2
+def breast_cancer():
+    task = "breast_cancer"
+    hidden = [16, 16]
+
+
+@ex.named_config  # 64-10-10, small and hard: the mean of aligned networks is far below the zoo
+def digits():
+    task = "digits"
+    hidden = [10]
+    iterations = 10000
+
+
+@ex.option_hook
+def one_folder(options):
+    """-F names the folder of the runs in place of runs/; two observers would dispute the run's number."""
+    ex.observers[:] = [RunFolder(options.get("--file_storage") or ROOT / "runs")]
+    options["--file_storage"] = None
+
+
+@ex.config_hook
+def checked(config, command_name, logger):
+    """Everything that can be seen to be wrong is seen before a run begins."""
+    with plainly():
+        if command_name in (main.__name__, *FURTHER):
+            probe(ex.observers[0].basedir, "Choose another folder for the runs: python experiments/run.py -F /a/folder with ...")
+            probe(ROOT / Path(config["cache"]).expanduser(), "Choose another: cache=/a/folder.")
+        return complete(config, command_name)
+
+
+@ex.main
+@plainly()
+def main(_config, _run):
+    """Train a zoo, fit a flow to it, make new networks, and say how good and how new they are."""
+    folder, cache, seconds = folder_of(_run), ROOT / Path(_config["cache"]).expanduser(), {}
+    device, seed, settings = device_of(_config["device"]), _config["seed"], flow_settings(_config)
+
+    with timed(seconds, "collect"):
+        task = load_task(_config["task"], seed)
+        network = network_for(task, settings)
+        spec = spec_of(network, task.x_train[:2])
+        zoo = load_zoo(cache, partial(network_for, task, settings), spec, task, zoo_settings(_config), seed, device)
+        fitted, heldout = split_runs(zoo, _config["heldout"], randomness(seed, "split"))
+    with timed(seconds, "prepare"):
+        untrained, points = prepare(spec, fitted.networks, settings)
+    with timed(seconds, "train"):
+        training = digest({"zoo": zoo.configuration, "heldout": _config["heldout"], "flow": settings})
+        checkpoint = cache / f"flow-{task.name}-{training[:16]}.safetensors"
+        if checkpoint.exists():
+            print(f"Going on with the interrupted training of {checkpoint}.")
+        flow = train(untrained.to(device), points.to(device), checkpoint, _config["every"])
+        save_flow(folder / "flow.safetensors", flow)
+    with timed(seconds, "sample"):
+        thetas, paths = generate(flow, network, spec, task, _config)
+        save_samples(folder / "samples.safetensors", Samples(thetas, spec, settings | sampling_settings(_config)))
+    with timed(seconds, "evaluate"):
+        exam = Exam(network, spec, task, device)
+        metrics, figures = assess(exam, flow, fitted, heldout, points, thetas, paths, randomness(seed, "evaluate"))
+        save_figures(folder / "figures", figures)
+
+    metrics |= {"time": seconds, "flow": _config["flow"], "task": task.name, "seed": seed, "parameters": spec.weights}
+    write_json(folder / "metrics.json", metrics)
+    write_report(folder, metrics, _config)
+    checkpoint.unlink(missing_ok=True)
+    print(metrics_table(metrics), f"Written to {folder}", sep="\n\n")
+
+
+@ex.command
+@plainly()
+def sample(_config, _run):
+    """Draw new networks from the flow of checkpoint=runs/3."""
+    folder = folder_of(_run)
+    flow, network, spec, task = reopen(_config)
+    thetas, _ = generate(flow, network, spec, task, _config)
+    save_samples(folder / "samples.safetensors", Samples(thetas, spec, dict(flow.config) | sampling_settings(_config)))
+    print(f"{len(thetas)} networks of {spec.weights} parameters written to {folder / 'samples.safetensors'}")
+
+
+@ex.command
+@plainly()
+def evaluate(_config, _run):
+    """Score the saved samples of checkpoint=runs/3 on the test set; where there are none, newly drawn ones."""
+    saved, seconds = samples_file(_config["checkpoint"]), {}
+    if not saved.exists():
+        return test_new_networks(_config, _run)
+    print(f"The samples of {saved}:")
+    samples = read_samples(saved)
+    with timed(seconds, "evaluate"):
+        task = load_task(samples.config["task"], samples.config["seed"])
+        exam = Exam(network_for(task, samples.config), samples.spec, task, device_of(_config["device"]))
+        metrics = score(exam, samples.thetas)
+    return report(metrics | {"time": seconds}, samples, folder_of(_run))
+
+
+@ex.command
+@plainly()
+def transfer(_config, _run):
+    """Draw networks of another architecture, or for another data set, from the flow of checkpoint=runs/3, and score them."""
+    test_new_networks(_config, _run)
+
+
+def test_new_networks(config: Mapping, run: Run) -> None:
+    folder, seconds = folder_of(run), {}
+    with timed(seconds, "sample"):
+        flow, network, spec, task = reopen(config)
+        thetas, _ = generate(flow, network, spec, task, config)
+        made_for = {name: config[name] for name in NETWORK} | {"hidden": list(config["hidden"])}
+        samples = Samples(thetas, spec, dict(flow.config) | made_for | sampling_settings(config))
+        save_samples(folder / "samples.safetensors", samples)
+    with timed(seconds, "evaluate"):
+        metrics = score(Exam(network, spec, task, device_of(config["device"])), thetas)
+    report(metrics | {"time": seconds}, samples, folder)
+
+
+def report(metrics: dict, samples: Samples, folder: Path) -> None:
+    """Write and show the scores of generated networks alone."""
+    metrics |= {name: samples.config[name] for name in ("flow", "task", "seed")} | {"parameters": samples.spec.weights}
+    write_json(folder / "metrics.json", metrics)
+    print(metrics_table(metrics), f"Written to {folder}", sep="\n\n")
+
+
+def generate(flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, config: Mapping) -> tuple[Tensor, Tensor]:
+    """New networks [count, weights], and the points [times, nets, size] of some of them on their way."""
+    generator, device = randomness(config["seed"], "sample"), device_of(config["device"])
+    some = torch.randperm(len(task.x_train), generator=generator)[:GUIDING_EXAMPLES]
+    x, y, strength = task.x_train[some].to(device), task.y_train[some].to(device), config["guidance"]
+    guidance = task_guidance(network, x, y, strength) if strength else no_guidance
+    points = []
+    thetas = draw(
+        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], guidance=guidance, generator=generator,
+        watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=True,
+    )  # fmt: skip
+    return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
+    """A saved flow, and what it is to make: a network, its table, and the task with the test part that the flow never saw."""
+    flow = Flow.load(flow_file(config["checkpoint"]), device_of(config["device"]))
+    task = load_task(config["task"], flow.config["seed"])
+    network = network_for(task, config)
+    spec = spec_of(network, task.x_train[:2])
+    made, fitted = ([site.size for site in one.sites if site.role != "hidden"] for one in (spec, flow.spec))
+    if made != fitted:
+        raise InputError(
+            f"task={task.name} has {' inputs and '.join(map(str, made))} outputs, the flow's task {' and '.join(map(str, fitted))}."
+        )
+    known, asked = ({part.key for part in (*g.blocks, *g.features)} for g in (flow.chart.graph, graph_of(spec)))
+    if unseen := sorted(asked - known):
+        raise InputError(f"The flow has never seen the role {', '.join(unseen)}; it knows {', '.join(sorted(known))}. Choose other layers.")
+    return flow, network, spec, task
+
+
+def network_for(task: Task, config: Mapping) -> nn.Module:
+    return mlp(task.features, list(config["hidden"]), task.classes, config["activation"])
+
+
+def sampling_settings(config: Mapping) -> dict:
+    return {"sampling": {name: config[name] for name in ("solver", "steps", "guidance", "seed")}}
+
+
+def folder_of(run: Run) -> Path:
+    """The folder of this run. Raises InputError where Sacred was told to keep none."""
+    folders = [observer.dir for observer in run.observers if isinstance(observer, RunFolder)]
+    if not folders:
+        raise InputError("This command writes a run folder: leave out --unobserved.")
+    return Path(folders[0])
+
+
+def randomness(seed: int, phase: str) -> torch.Generator:
+    """The random numbers of one phase, independent of those of the others."""
+    number = hashlib.sha256(f"{phase} {seed}".encode()).digest()[:7]
+    return torch.Generator().manual_seed(int.from_bytes(number))
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = perf_counter()
+    yield
+    seconds[phase] = perf_counter() - start
+
+
+if __name__ == "__main__":
+    ex.run_commandline()

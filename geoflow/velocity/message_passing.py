@@ -1,0 +1,94 @@
+"""Run the relational transformer as message passing on torch_geometric graphs: the readable reference of the block form.
+
+Here every edge is a row of a list, and attention is PyG's grouped softmax and scatter (torch-scatter serves them where it is installed).
+It takes any edge list, so pruned networks and batches of unlike networks too; the dense blocks of
+`geoflow.velocity.relational_transformer` compute the same numbers, faster.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.data import Batch
+from torch_geometric.utils import scatter, softmax
+
+from geoflow.graph import Graph, site_starts, to_pyg
+from geoflow.velocity.relational_transformer import Layer, RelationalTransformer
+
+
+class MessagePassingTransformer(nn.Module):
+    """v(graph, x, t) with the parameters of a `RelationalTransformer`, computed edge by edge."""
+
+    def __init__(self, transformer: RelationalTransformer):
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
+        blocks_of_nodes, blocks_of_edges, time = self.transformer.embed(graph, x, t)
+        data = Batch.from_data_list([to_pyg(graph.spec, theta[: graph.spec.weights]) for theta in x.detach()])
+        nodes = torch.cat([n.expand(len(x), -1, -1) for n in blocks_of_nodes], 1).flatten(0, 1)
+        edges = torch.cat([e.permute(1, 2, 3, 0).flatten(1, 2) for e in blocks_of_edges], 1).flatten(0, 1)
+        for layer in self.transformer.layers:
+            nodes, edges = message_passing_layer(layer, graph, data, nodes, edges, time)
+        starts = site_starts(graph.spec)
+        nodes = nodes.unflatten(0, (len(x), starts[-1]))
+        nodes = [nodes[:, a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        edges = edges.unflatten(0, (len(x), -1)).split([b.index[..., 0].numel() for b in graph.blocks], 1)
+        edges = [e.unflatten(1, b.index.shape[:2]).permute(3, 0, 1, 2) for e, b in zip(edges, graph.blocks, strict=True)]
+        return self.transformer.read_out(graph, nodes, edges, x)
+
+
+def message_passing_layer(layer: Layer, graph: Graph, data: Batch, nodes: Tensor, edges: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer on nodes [all units, node] and edges [all edges, edge] of a batch of graphs."""
+    width, heads = nodes.shape[1], layer.heads
+    is_input = torch.tensor([site.role == "input" for site in graph.spec.sites], device=nodes.device)[data.site]
+    shift, scale, edge_time = layer.time(time).split([width, width, layer.edge_target.out_features], -1)
+    normed = layer.norm(nodes)
+    normed = torch.where(is_input[:, None], normed, normed * (1 + scale[data.batch]) + shift[data.batch])
+    source, target = data.edge_index
+    q_t, k_t, v_t, u_t = layer.as_target(normed).unflatten(-1, (4, heads, -1)).unbind(1)
+    q_s, k_s, v_s, u_s = layer.as_source(normed).unflatten(-1, (4, heads, -1)).unbind(1)
+    bias_row, signed_row, bias_col, signed_col = (edges @ layer.edge_bias.T).split(heads, -1)
+    row = (q_t[target] * k_s[source]).sum(-1) / math.sqrt(width // heads) + bias_row
+    col = (q_s[source] * k_t[target]).sum(-1) / math.sqrt(width // heads) + bias_col
+    everywhere = len(nodes)
+    heard = [
+        _attend(row, v_s[source], target, data.edge_block, everywhere),
+        _signed_sum(signed_row, u_s[source], target, data.edge_block, everywhere),
+        _attend(col, v_t[target], source, data.edge_block, everywhere),
+        _signed_sum(signed_col, u_t[target], source, data.edge_block, everywhere),
+        _attend_within(layer, normed, data),
+    ]
+    new = nodes + layer.out(torch.cat([h.flatten(1) for h in heard], -1))
+    new = new + layer.mlp(layer.norm_mlp(new))
+    nodes = torch.where(is_input[:, None], nodes, new)
+    normed = layer.norm_edge(nodes)
+    mixed = torch.cat([edges, row, col], -1) @ layer.edge_mix.T
+    ends = layer.edge_target(normed)[target] + layer.edge_source(normed)[source] + edge_time[data.batch[target]]
+    return nodes, edges + F.relu(mixed + ends) @ layer.edge_back.T
+
+
+def _attend(logits: Tensor, values: Tensor, to: Tensor, block: Tensor, nodes: int) -> Tensor:
+    """Softmax over the edges that reach a node within one block, then the weighted sum; the blocks' sums are added."""
+    group = block * nodes + to
+    weights = softmax(logits, group)
+    return scatter(weights[..., None] * values, to, dim_size=nodes, reduce="sum")
+
+
+def _signed_sum(signs: Tensor, values: Tensor, to: Tensor, block: Tensor, nodes: int) -> Tensor:
+    """The sum over a block's edges with their own signed coefficients, over the root of their number."""
+    group = block * nodes + to
+    count = scatter(torch.ones_like(to, dtype=values.dtype), group, reduce="sum")[group]
+    return scatter((signs / count.sqrt()[:, None])[..., None] * values, to, dim_size=nodes, reduce="sum")
+
+
+def _attend_within(layer: Layer, normed: Tensor, data: Batch) -> Tensor:
+    """Attention among the units of each site of each network."""
+    q, k, v = layer.within(normed).unflatten(-1, (3, layer.heads, -1)).unbind(1)
+    same = (data.batch[:, None] == data.batch) & (data.site[:, None] == data.site)
+    to, other = same.nonzero(as_tuple=True)
+    logits = (q[to] * k[other]).sum(-1) / math.sqrt(q.shape[-1])
+    weights = softmax(logits, to, num_nodes=len(normed))
+    return scatter(weights[..., None] * v[other], to, dim_size=len(normed), reduce="sum")

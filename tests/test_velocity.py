@@ -1,0 +1,134 @@
+"""The fields: equivariant, equal to their PyG twin, independent of width, depth and batch."""
+
+import pytest
+import torch
+from tests.networks import NETWORKS
+
+from geoflow import apply_symmetry, fit, graph_of, random_symmetry, sample, spec_of
+from geoflow.chart import FLOWS, Chart, fit_chart
+from geoflow.symmetry import Symmetry
+from geoflow.velocity import MLPVelocity, RelationalTransformer
+from geoflow.velocity.message_passing import MessagePassingTransformer
+from geoflow.velocity.relational_transformer import Widths
+from geoflow.zoo.networks import mlp
+
+SMALL = Widths(layers=2, node=16, edge=8, edge_hidden=8, heads=4)
+
+
+def randomised(graph, widths=SMALL):
+    """A transformer whose heads are not zero, so that every path counts."""
+    torch.manual_seed(0)
+    field = RelationalTransformer(graph, widths)
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return field
+
+
+def inputs(graph, nets=3):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(nets, graph.size, generator=generator), torch.rand(nets, generator=generator)
+
+
+@pytest.fixture(params=NETWORKS)
+def graph(request):
+    make, example = NETWORKS[request.param]
+    return graph_of(spec_of(make(), example()), extras=1)
+
+
+def test_the_velocity_moves_with_the_permutations(graph, generator):
+    """v(g x) = g v(x) to 1e-5 in float32, and not for a permutation that forgets what reads the units."""
+    field, (x, t) = randomised(graph), inputs(graph)
+    move = Symmetry(random_symmetry(graph.spec, generator).permutations)
+    weights = graph.spec.weights
+
+    def g(vector):
+        return torch.cat([apply_symmetry(graph.spec, vector[:, :weights], move), vector[:, weights:]], 1)
+
+    v = field(graph, x, t)
+    assert (field(graph, g(x), t) - g(v)).abs().max() <= 1e-5 * max(1, v.abs().max())
+    assert v.std() > 1e-2
+
+
+def test_an_uncoupled_permutation_does_not_pass_through():
+    graph = graph_of(spec_of(mlp(5, [4], 2), torch.zeros(1, 5)))
+    field, (x, t) = randomised(graph), inputs(graph)
+    rows = graph.blocks[0].index[..., 0]
+    moved = x.clone()
+    moved[:, rows] = x[:, rows.flip(0)]
+    expected = field(graph, x, t)
+    expected[:, rows] = expected[:, rows.flip(0)]
+    assert (field(graph, moved, t) - expected).abs().max() > 1e-3
+
+
+def test_the_blocks_equal_message_passing_on_pyg(graph):
+    field, (x, t) = randomised(graph), inputs(graph)
+    v = field(graph, x, t)
+    assert (MessagePassingTransformer(field)(graph, x, t) - v).abs().max() <= 1e-5 * max(1, v.abs().max())
+
+
+def test_each_network_of_a_batch_is_treated_alone():
+    graph = graph_of(spec_of(mlp(5, [4, 3], 2), torch.zeros(1, 5)))
+    field, (x, t) = randomised(graph), inputs(graph, nets=6)
+    one_by_one = torch.cat([field(graph, x[i : i + 1], t[i : i + 1]) for i in range(6)])
+    assert torch.allclose(field(graph, x, t), one_by_one, atol=1e-6)
+
+
+@pytest.mark.parametrize("hidden", [[3], [40], [7, 9], [4, 4, 4, 4]])
+def test_one_field_serves_every_width_and_depth(hidden):
+    field = randomised(graph_of(spec_of(mlp(5, [4, 6], 2), torch.zeros(1, 5))))
+    other = graph_of(spec_of(mlp(5, hidden, 2), torch.zeros(1, 5)))
+    x, t = inputs(other)
+    assert field(other, x, t).shape == x.shape
+
+
+def test_a_role_that_was_never_seen_is_named():
+    field = randomised(graph_of(spec_of(mlp(5, [4], 2), torch.zeros(1, 5))))
+    other = graph_of(spec_of(mlp(5, [4, 4], 2), torch.zeros(1, 5)))
+    with pytest.raises(ValueError, match="weight:hidden<hidden"):
+        field(other, *inputs(other))
+
+
+def test_other_inputs_than_the_tasks_are_refused():
+    field = randomised(graph_of(spec_of(mlp(5, [4], 2), torch.zeros(1, 5))))
+    other = graph_of(spec_of(mlp(6, [4], 2), torch.zeros(1, 6)))
+    with pytest.raises(ValueError, match="5 units"):
+        field(other, *inputs(other))
+
+
+def test_the_mlp_serves_its_own_architecture_only():
+    graph = graph_of(spec_of(mlp(5, [4], 2), torch.zeros(1, 5)))
+    other = graph_of(spec_of(mlp(5, [9], 2), torch.zeros(1, 5)))
+    field = MLPVelocity(graph, 16)
+    assert field(graph, *inputs(graph)).shape == (3, graph.size)
+    with pytest.raises(ValueError, match="velocity=transformer"):
+        field(other, *inputs(other))
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_transfer_gives_networks_of_the_other_width(flow):
+    spec, wide = (spec_of(mlp(5, [n], 2), torch.zeros(1, 5)) for n in (4, 11))
+    thetas = torch.randn(20, spec.weights, generator=torch.Generator().manual_seed(0))
+    trained = fit(spec, thetas, flow=flow, iterations=2, batch=8, progress=False)
+    assert sample(trained, 3, spec=wide, steps=2).shape == (3, wide.weights)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "mlp prelu", "mlp batch norm"])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_the_chart_goes_there_and_back(name, flow, generator):
+    """theta(point(theta)) is theta; points lie on the manifold; for the normalized flow theta is balanced before."""
+    from geoflow import canonicalize
+
+    make, example = NETWORKS[name]
+    network = make()
+    spec = spec_of(network, example())
+    thetas = torch.randn(8, spec.weights, generator=generator, dtype=torch.float64)
+    for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
+        if tensor.kind == "running_var":
+            thetas[:, offset : offset + tensor.numel].abs_()
+    canonical = canonicalize(spec, thetas, balance=FLOWS[flow].balance).theta
+    chart = fit_chart(spec, FLOWS[flow], canonical)
+    points = chart.point(canonical)
+    assert chart.manifold._check_point_on_manifold(points)[0]
+    assert torch.allclose(chart.theta(points), canonical, atol=1e-6)
+    assert isinstance(chart, Chart)
