@@ -120,10 +120,11 @@ def one_folder(options):
 def checked(config, command_name, logger):
     """Everything that can be seen to be wrong is seen before a run begins."""
     with plainly():
+        completed = complete(config, command_name)
         if command_name in (main.__name__, *FURTHER):
             probe(ex.observers[0].basedir, "Choose another folder for the runs: python experiments/run.py -F /a/folder with ...")
             probe(ROOT / Path(config["cache"]).expanduser(), "Choose another: cache=/a/folder.")
-        return complete(config, command_name)
+    return completed
 
 
 @ex.main

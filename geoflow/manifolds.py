@@ -153,9 +153,8 @@ class Product(geoopt.Manifold):
         self, x_0: Float[Tensor, "*#batch size"], x_1: Float[Tensor, "*#batch size"], t: Float[Tensor, "*#batch"]
     ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
         """x_t on the geodesic from x_0 to x_1, and its velocity dx_t; see `Sphere` for antipodal points."""
-        ends = [
-            self.sphere.interpolate(a, b, t.unsqueeze(-1)) if sphere else _straight(a, b, t) for sphere, (a, b) in self._pairs(x_0, x_1)
-        ]
+        curve = self.sphere.interpolate
+        ends = [curve(a, b, t.unsqueeze(-1)) if sphere else _straight(a, b, t) for sphere, (a, b) in self._pairs(x_0, x_1)]
         return self.join([x_t for x_t, _ in ends]), self.join([dx_t for _, dx_t in ends])
 
     def inner(self, x: Tensor, u: Float[Tensor, "*#batch size"], v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:

@@ -1,0 +1,359 @@
+"""The main job and the further commands, from the configuration to the files of a run."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import geoflow
+from geoflow import training
+from geoflow.evaluation.baselines import BASELINES
+from geoflow.flow import Flow
+from geoflow.zoo import store
+from geoflow.zoo.networks import mlp
+from geoflow.zoo.store import ZOO_DEFAULTS
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+FILES = {"config.json", "run.json", "metrics.json", "flow.safetensors", "samples.safetensors", "report.md", "figures", "cout.txt"}
+FIGURES = {"scores", "loss", "weights", "distances"}
+STATISTICS = {"mean": float, "std": float}
+SCORES = {"accuracy": STATISTICS, "nll": STATISTICS, "ece": STATISTICS}
+ENSEMBLE = {"n": int, "accuracy": float, "nll": float, "ece": float}
+SCHEMA = {
+    "zoo": SCORES,
+    "generated": SCORES,
+    "baselines": {name: SCORES for name in ("mean_network", "interpolation", "gaussian", "pca_gaussian", "noised", "retrieval")},
+    "ensemble": {"generated": ENSEMBLE, "zoo": ENSEMBLE},
+    "novelty": dict.fromkeys(("generated_to_train", "heldout_to_train", "zoo_leave_one_out", "ratio"), float),
+    "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), float),
+    "flow": str,
+    "task": str,
+    "seed": int,
+    "parameters": int,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def experiments_on_path():
+    """As `python experiments/run.py` has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Where the runs and the cache of all these tests lie."""
+    return tmp_path_factory.mktemp("experiments")
+
+
+@pytest.fixture(scope="module")
+def finished(place) -> Path:
+    """The folder of one smoke run."""
+    return launch(place)
+
+
+def launch(place: Path, command: str = "main", runs: str | None = None, named=("smoke",), **config) -> Path:
+    """Run a command in this process; the folder that it wrote."""
+    from run import ex
+
+    options = {"--file_storage": runs or str(place / "runs")}
+    ex.run(command, {"cache": str(place / "cache"), **config}, named, options=options)
+    return place / "runs" / ex.current_run._id
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def types_of(value):
+    return {name: types_of(one) for name, one in value.items()} if isinstance(value, dict) else type(value)
+
+
+def say(argv: str, capsys) -> str:
+    """What the command line answers to a mistake, besides a non-zero exit status."""
+    from run import ex
+
+    with pytest.raises(SystemExit) as stopped:
+        ex.run_commandline(f"run.py {argv}")
+    assert stopped.value.code == 1
+    return capsys.readouterr().err
+
+
+# The main job
+
+
+def test_a_run_leaves_its_files(finished):
+    assert {path.name for path in finished.iterdir()} == FILES
+    assert {path.stem for path in (finished / "figures").iterdir()} == FIGURES
+    for path in (finished / "figures").iterdir():
+        picture = matplotlib.image.imread(path)[..., :3]
+        assert min(picture.shape[:2]) > 200 and picture.std() > 0.01, f"{path.name} is blank"
+    assert all(f"figures/{name}.png" in (finished / "report.md").read_text() for name in FIGURES)
+    assert read(finished, "run.json")["status"] == "COMPLETED"
+
+
+def test_metrics_have_their_schema(finished):
+    metrics = read(finished, "metrics.json")
+    assert types_of(metrics) == SCHEMA
+    assert set(metrics["baselines"]) == set(BASELINES)
+    assert (metrics["flow"], metrics["task"], metrics["seed"], metrics["parameters"]) == ("geometric", "iris", 0, 4 * 5 + 5 + 5 * 3 + 3)
+    assert metrics["ensemble"]["generated"]["n"] == metrics["ensemble"]["zoo"]["n"] == 8
+    assert metrics["novelty"]["ratio"] == metrics["novelty"]["generated_to_train"] / metrics["novelty"]["zoo_leave_one_out"]
+    assert all(seconds > 0 for seconds in metrics["time"].values())
+
+
+def test_the_configuration_is_recorded_completely(finished):
+    config = read(finished, "config.json")
+    assert [name for name, value in {**config, **config["zoo"]}.items() if value is None] == ["checkpoint"]
+    assert (config["hidden"], config["activation"], config["zoo"]["epochs"]) == ([5], "relu", 12)
+
+
+def test_samples_load_into_the_network(finished):
+    from folder import read_samples
+
+    samples, network = read_samples(finished / "samples.safetensors"), mlp(4, [5], 3)
+    assert samples.thetas.shape == (8, samples.spec.weights) and samples.thetas.isfinite().all()
+    network.load_state_dict(geoflow.unpack(samples.spec, samples.thetas[0]), strict=True)
+    assert samples.config["sampling"] == {"solver": "euler", "steps": 5, "guidance": 0.0, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flow": "euclidean", "velocity": "mlp", "coupling": "ot", "time": "beta", "solver": "heun", "prediction": "velocity"},
+        {"flow": "normalized", "coupling": "equivariant_ot", "solver": "midpoint", "prediction": "endpoint", "guidance": 0.1},
+    ],
+    ids=lambda options: options["flow"],
+)
+def test_other_flows_share_the_cached_zoo(finished, place, monkeypatch, options):
+    monkeypatch.setattr(store, "train_zoo", None)  # so a second training would fail
+    metrics, first = read(launch(place, **options), "metrics.json"), read(finished, "metrics.json")
+    assert types_of(metrics) == SCHEMA
+    assert metrics["flow"] == options["flow"] and metrics["zoo"] == first["zoo"]
+
+
+def test_another_seed_is_another_split_and_zoo(finished, place):
+    metrics, first = (read(folder, "metrics.json") for folder in (launch(place, seed=1, iterations=2), finished))
+    assert metrics["seed"] == 1 and metrics["zoo"] != first["zoo"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_result(finished, place, monkeypatch, capsys):
+    from options import Interrupted
+
+    step, done = training.train_step, []
+
+    def interrupted(*args):
+        if len(done) == 12:
+            raise KeyboardInterrupt
+        done.append(args)
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", interrupted)
+        with pytest.raises(Interrupted, match="The same command goes on"):
+            launch(place, every=5)
+    stopped = max((place / "runs").glob("[0-9]*"), key=lambda path: int(path.name))
+    assert read(stopped, "run.json")["status"] == "INTERRUPTED"
+    assert not (stopped / "metrics.json").exists()
+
+    again = launch(place, every=5)
+    assert "Going on with the interrupted training" in capsys.readouterr().out
+    whole, resumed = (load_file(folder / "flow.safetensors") for folder in (finished, again))
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert {**read(again, "metrics.json"), "time": 0} == {**read(finished, "metrics.json"), "time": 0}
+    assert not list((place / "cache").glob("flow-*")), "the checkpoint of a completed run is removed"
+
+
+def test_a_training_of_another_zoo_is_not_gone_on_with(place, monkeypatch, capsys):
+    """The checkpoint's name holds the digest of the zoo and the flow."""
+
+    def interrupted(*args):
+        raise FloatingPointError("The flow's loss is nan at iteration 3. Lower lr.")
+
+    from options import InputError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", interrupted)
+        with pytest.raises(InputError, match="Lower lr"):
+            launch(place, iterations=3)
+    launch(place, iterations=3, lr=1e-4)
+    assert "Going on" not in capsys.readouterr().out
+
+
+def test_the_command_line_runs_it(place, finished):
+    command = [sys.executable, EXPERIMENTS / "run.py", "--file_storage", place / "line", "with", "smoke", "iterations=2", "device=cpu"]
+    command += [f"cache={place / 'cache'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "generated" in done.stdout and "ensemble of 8 zoo" in done.stdout and str(place / "line" / "1") in done.stdout
+    assert "flow: 100%" in done.stderr and "Warning" not in done.stderr
+    assert types_of(read(place / "line" / "1", "metrics.json")) == SCHEMA
+
+
+# The commands on a saved flow
+
+
+def test_sample_draws_more_networks(finished, place):
+    from folder import read_samples
+
+    plain, guided = (
+        read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=3, steps=4, **more) / "samples.safetensors")
+        for more in ({}, {"guidance": 0.1})
+    )
+    assert plain.thetas.shape == guided.thetas.shape == (3, 43)
+    assert not torch.allclose(plain.thetas, guided.thetas)
+
+
+def test_evaluate_gives_the_figures_of_the_run(finished, place):
+    folder = launch(place, "evaluate", named=(), checkpoint=str(finished))
+    metrics, first = read(folder, "metrics.json"), read(finished, "metrics.json")
+    assert metrics["generated"] == first["generated"] and metrics["ensemble"]["generated"] == first["ensemble"]["generated"]
+    assert (metrics["task"], metrics["parameters"]) == ("iris", 43)
+
+
+def test_evaluate_draws_where_nothing_is_saved(finished, place):
+    folder = launch(place, "evaluate", named=(), checkpoint=str(finished / "flow.safetensors"), count=3, steps=2)
+    assert read(folder, "metrics.json")["ensemble"]["generated"]["n"] == 3
+
+
+def test_evaluate_scores_what_sample_drew(finished, place):
+    drawn = launch(place, "sample", named=(), checkpoint=str(finished), count=3, steps=2)
+    assert read(launch(place, "evaluate", named=(), checkpoint=str(drawn)), "metrics.json")["ensemble"]["generated"]["n"] == 3
+
+
+def test_transfer_makes_another_architecture(finished, place, capsys):
+    folder = launch(place, "transfer", named=(), checkpoint=str(finished), hidden=[9], count=3, steps=2)
+    metrics = read(folder, "metrics.json")
+    assert metrics["parameters"] == 4 * 9 + 9 + 9 * 3 + 3
+    assert read(folder, "config.json")["task"] == "iris"
+    assert "generated" in capsys.readouterr().out
+    again = read(launch(place, "evaluate", named=(), checkpoint=str(folder)), "metrics.json")
+    assert again["generated"] == metrics["generated"]
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "words"),
+    [
+        ("transfer", {"hidden": [5, 5]}, "never seen the role weight:hidden<hidden"),
+        ("transfer", {"task": "wine"}, "task=wine has 13 inputs and 3 outputs, the flow's task 4 and 3"),
+        ("transfer", {}, "transfer needs another network"),
+        ("sample", {"hidden": [9]}, "for another hidden use transfer"),
+        ("evaluate", {"task": "wine"}, "for another task use transfer"),
+    ],
+)
+def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words):
+    from options import InputError
+
+    with pytest.raises(InputError, match=words):
+        launch(place, command, named=(), checkpoint=str(finished), count=2, steps=2, **config)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("with flow=geometri", "Unknown flow 'geometri'. Known: euclidean, normalized, geometric."),
+        ("with task=minst", "Unknown task 'minst'. Known: breast_cancer, digits, iris, wine, mnist, fashion."),
+        ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4."),
+        ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, mlp."),
+        ("with coupling=sinkhorn", "Unknown coupling 'sinkhorn'. Known: independent, ot, equivariant_ot."),
+        ("with time=normal", "Unknown time 'normal'. Known: uniform, beta."),
+        ("with activation=sine", "Unknown activation 'sine'. Known: relu, tanh, gelu."),
+        ("with prediction=noise", "Unknown prediction 'noise'. Known: preconditioned, velocity, endpoint."),
+        ("with device=gpu", "Unknown device 'gpu'. Known: auto, cpu, cuda."),
+        ("with zoo.schedule=linear", "Unknown zoo.schedule 'linear'. Known: constant, cosine."),
+        ("with hidden=[0]", "hidden=[0] must be a list of widths of at least 1"),
+        ("with hidden=16", "hidden=16 must be a list"),
+        ("with iterations=0", "iterations=0 must be a whole number of at least 1."),
+        ("with count=0", "count=0 must be a whole number of at least 1."),
+        ("with steps=many", "steps=many must be a whole number of at least 1."),
+        ("with heldout=1.0", "heldout=1.0 must be a number between 0 and 1."),
+        ("with lr=-1", "lr=-1 must be a number above 0."),
+        ("with zoo.epochs=0", "zoo.epochs=0 must be a whole number of at least 1."),
+        ("with guidance=-0.1", "guidance=-0.1 must be a number of at least 0."),
+        ("with seed=-1", "seed=-1 must be a whole number"),
+        ("with runs=2 snapshots=4", "leave 1 to fit the flow on"),
+        ("with runs=10 snapshots=1", "batch=32 is more than the 9 networks that the flow is fitted to"),
+        ("with flwo=geometric", "flwo=geometric"),
+        ("with zoo.epoch=3", "zoo.epoch"),
+        ("sample with count=2", "sample with checkpoint=runs/3"),
+        ("transfer with hidden=[32]", "transfer with checkpoint=runs/3"),
+        ("evaluate with checkpoint=runs/none", "There is no flow at runs/none"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_line(argv, words, capsys, tmp_path):
+    command, _, updates = argv.rpartition("with ")
+    answer = say(f"{command} --file_storage={tmp_path} with {updates}", capsys)
+    assert words in answer and "Traceback" not in answer
+    assert not list(tmp_path.iterdir()), "no run begins"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_said(capsys, tmp_path):
+    answer = say(f"--file_storage={tmp_path} with smoke device=cuda", capsys)
+    assert "torch finds no GPU here. Choose device=auto or device=cpu." in answer
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "corrupt"), (b"not a tensor in sight", "corrupt"), ("foreign", "not a flow of this version")]
+)
+def test_a_file_that_is_no_flow_is_said(content, words, capsys, tmp_path):
+    path = tmp_path / "flow.safetensors"
+    if content == "foreign":
+        save_file({"theta": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(content)
+    answer = say(f"sample --file_storage={tmp_path / 'runs'} with checkpoint={tmp_path}", capsys)
+    assert words in answer and str(path) in answer and "Traceback" not in answer
+
+
+def test_a_flow_that_says_not_what_it_makes_is_refused(finished, place, capsys, tmp_path):
+    flow = Flow.load(finished / "flow.safetensors")
+    flow.config = {name: value for name, value in flow.config.items() if name != "task"}
+    flow.save(tmp_path / "flow.safetensors")
+    assert "does not say its task" in say(f"sample --file_storage={tmp_path / 'runs'} with checkpoint={tmp_path}", capsys)
+
+
+@pytest.mark.parametrize("unwritable", ["runs", "cache"])
+def test_an_unwritable_folder_is_said_before_the_computing(unwritable, capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    places = {"runs": tmp_path / "runs", "cache": tmp_path / "cache"} | {unwritable: tmp_path / "file" / "below"}
+    answer = say(f"--file_storage={places['runs']} with smoke cache={places['cache']}", capsys)
+    assert f"{tmp_path / 'file' / 'below'} cannot be written" in answer and "Choose another" in answer
+    assert "Traceback" not in answer
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
+    from folder import write_json
+
+    write_json(tmp_path / "metrics.json", {"accuracy": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "metrics.json", {"accuracy": object()})
+    assert read(tmp_path, "metrics.json") == {"accuracy": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+# The named configurations
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "hidden"),
+    [(None, "breast_cancer", [16, 16]), ("breast_cancer", "breast_cancer", [16, 16]), ("digits", "digits", [10])],
+)
+def test_named_configurations_take_the_defaults_of_their_task(name, task, hidden, tmp_path):
+    from run import ex
+
+    config = ex.run("print_config", named_configs=(name,) if name else (), options={"--file_storage": str(tmp_path)}).config
+    assert (config["task"], config["hidden"], config["activation"], config["flow"]) == (task, hidden, "relu", "geometric")
+    zoo = {"runs": config["runs"], "snapshots": config["snapshots"], **config["zoo"]}
+    assert zoo == ZOO_DEFAULTS[task]
+    assert all(math.isfinite(value) for value in (config["lr"], config["ema"]))

@@ -1,0 +1,274 @@
+"""The flow from noise to networks: right velocities, right integration, right stops."""
+
+import math
+
+import pytest
+import torch
+
+from geoflow import FLOWS, Flow, fit, pack, sample, spec_of, task_guidance
+from geoflow.chart import fit_chart
+from geoflow.checkpoint import Progress
+from geoflow.evaluation.metrics import evaluate
+from geoflow.flow import PREDICTIONS, build_flow
+from geoflow.manifolds import Product
+from geoflow.sampling import SOLVERS, integrate
+from geoflow.training import TIMES, matching_loss, prepare, train
+from geoflow.zoo.networks import mlp
+from geoflow.zoo.tasks import load_task
+
+CONFIG = {"flow": "geometric", "velocity": "transformer", "coupling": "independent", "time": "uniform", "prediction": "preconditioned"}
+CONFIG |= {"sizes": {}, "iterations": 6, "batch": 4, "lr": 1e-3, "weight_decay": 1e-3, "ema": 0.9, "seed": 0}
+
+
+@pytest.fixture
+def spec():
+    return spec_of(mlp(3, [4], 2), torch.zeros(1, 3))
+
+
+@pytest.fixture
+def thetas(spec, generator):
+    return torch.randn(20, spec.weights, generator=generator)
+
+
+def test_an_ideal_denoiser_keeps_the_targets_spread(generator):
+    """N(0, 1) -> N(1, 1): E[x_1 | x_t] is known, and 100 Euler steps give std 1 +- .02, mean 1 +- .02 (not .49, as anchored at x_0)."""
+
+    def v(x, t):
+        s2 = t**2 + (1 - t) ** 2
+        end = 1 + t / s2 * (x - t)
+        return (end - x) / (1 - t)
+
+    x_0 = torch.randn(40_000, 1, generator=generator, dtype=torch.float64)
+    x_1 = integrate(v, x_0, torch.linspace(0, 1, 101, dtype=torch.float64), Product(1))
+    assert x_1.std().item() == pytest.approx(1, abs=0.02)
+    assert x_1.mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_an_ideal_network_keeps_the_spread_through_sample(prediction, spec, generator):
+    """Standardised Gaussian zoos in flat space: the network's ideal raw output is known for each prediction."""
+    thetas = torch.randn(5000, spec.weights, generator=generator)
+    chart = fit_chart(spec, FLOWS["euclidean"], thetas)
+
+    class Ideal(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.place = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, graph, x, t):
+            t = t[:, None]
+            s2 = t**2 + (1 - t) ** 2
+            return {"preconditioned": 0 * x, "velocity": (2 * t - 1) / s2 * x, "endpoint": t / s2 * x}[prediction]
+
+    flow = Flow(chart, Ideal(), thetas.mean(0), CONFIG | {"prediction": prediction})
+    points = chart.point(sample(flow, 2000, steps=100, generator=generator))
+    assert points.std().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+@pytest.mark.parametrize("spheres", [(), (torch.arange(3)[None],)], ids=["flat", "sphere"])
+def test_the_solvers_have_their_order(solver, order, spheres):
+    """The slope of log error over log step, against 4,096 steps of rk4, for a field that depends on place and time."""
+    manifold = Product(3, spheres)
+    skew = torch.tensor([[0.0, 1.0, -2.0], [-1.0, 0.0, 0.5], [2.0, -0.5, 0.0]], dtype=torch.float64)
+
+    def v(x, t):
+        return manifold.proju(x, x @ skew * torch.cos(3 * t) + torch.sin(x + t))
+
+    x_0 = manifold.projx(torch.tensor([[0.6, -0.5, 0.8]], dtype=torch.float64))
+    exact = integrate(v, x_0, torch.linspace(0, 1, 4097, dtype=torch.float64), manifold, SOLVERS["rk4"])
+    errors = []
+    for steps in (16, 32, 64):
+        x_1 = integrate(v, x_0, torch.linspace(0, 1, steps + 1, dtype=torch.float64), manifold, SOLVERS[solver])
+        errors.append((x_1 - exact).norm().item())
+    slope = math.log2(errors[0] / errors[2]) / 2
+    assert slope == pytest.approx(order, abs=0.35)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_prediction_is_a_tangent_velocity_with_a_finite_loss(prediction, spec, thetas, generator):
+    flow, points = prepare(spec, thetas, CONFIG | {"prediction": prediction})
+    with torch.no_grad():
+        for parameter in flow.field.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    for t in (0.0, 0.5, 1.0):
+        v, weight = flow.predict(flow.chart, points, torch.full((len(points),), t))
+        manifold = flow.chart.manifold
+        assert torch.allclose(manifold.proju(points, v), v, atol=1e-4 * max(1, v.abs().max().item()))
+        assert (weight >= 0).all()
+        assert matching_loss(flow, points, v, torch.full((len(points),), t)).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("time", "mean"), [("uniform", 1 / 2), ("beta", 1 / 3)])
+def test_the_times_have_their_mean(time, mean, generator):
+    t = TIMES[time](generator, 100_000)
+    assert 0 <= t.min() and t.max() < 1
+    assert t.mean().item() == pytest.approx(mean, abs=0.01)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("velocity", ["transformer", "mlp"])
+def test_a_flow_is_saved_and_read_to_the_last_bit(flow, velocity, spec, thetas, tmp_path):
+    trained = fit(spec, thetas, flow=flow, velocity=velocity, iterations=2, batch=4, progress=False)
+    trained.save(tmp_path / "flow.safetensors")
+    read = Flow.load(tmp_path / "flow.safetensors")
+    first, second = (sample(f, 3, steps=2, generator=torch.Generator().manual_seed(1)) for f in (trained, read))
+    assert torch.equal(first, second)
+    assert read.spec == trained.spec and read.losses == pytest.approx(trained.losses)
+
+
+@pytest.mark.parametrize("coupling", ["independent", "ot", "equivariant_ot"])
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(coupling, spec, thetas, tmp_path):
+    config = CONFIG | {"coupling": coupling}
+    whole = train(*prepare(spec, thetas, config), progress=False)
+    flow, points = prepare(spec, thetas, config)
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        _train_until(4, flow, points, path)
+    resumed = train(*prepare(spec, thetas, config), checkpoint=path, every=3, progress=False)
+    assert resumed.losses == whole.losses
+    for a, b in zip(whole.field.state_dict().values(), resumed.field.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def _train_until(iteration, flow, points, path):
+    """Train with checkpoints every 3 iterations and be interrupted in the middle of a later one."""
+    step = Progress.step
+
+    def interrupted(self, loss):
+        step(self, loss)
+        if self.iteration == iteration:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "step", interrupted)
+        train(flow, points, path, every=3, progress=False)
+
+
+def test_a_checkpoint_of_another_training_is_refused(spec, thetas, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    train(*prepare(spec, thetas, CONFIG), checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match="another training"):
+        train(*prepare(spec, thetas, CONFIG | {"lr": 5e-4}), checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match="another training"):
+        train(*prepare(spec, thetas * 2, CONFIG), checkpoint=path, progress=False)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="corrupt"):
+        train(*prepare(spec, thetas, CONFIG), checkpoint=path, progress=False)
+
+
+def test_corrupt_foreign_and_missing_flows_are_named(spec, thetas, tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(FileNotFoundError, match="no flow at"):
+        Flow.load(tmp_path / "none.safetensors")
+    (tmp_path / "corrupt.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match="corrupt"):
+        Flow.load(tmp_path / "corrupt.safetensors")
+    save_file({"weights": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="not a flow of this version"):
+        Flow.load(tmp_path / "foreign.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flow": "geometri"}, "Unknown flow 'geometri'. Known: euclidean, normalized, geometric"),
+        ({"velocity": "gnn"}, "Known: transformer, mlp"),
+        ({"coupling": "none"}, "Known: independent, ot, equivariant_ot"),
+        ({"time": "late"}, "Known: uniform, beta"),
+        ({"prediction": "noise"}, "Known: preconditioned, velocity, endpoint"),
+        ({"batch": 21}, "batch=21 is more than the 20 networks"),
+        ({"velocity": "mlp", "coupling": "equivariant_ot"}, "velocity=transformer"),
+    ],
+)
+def test_wrong_options_are_answered_with_the_right_ones(options, message, spec, thetas):
+    with pytest.raises(ValueError, match=message):
+        fit(spec, thetas, progress=False, **{"batch": 4, "iterations": 1} | options)
+
+
+def test_wrong_zoos_are_named(spec, thetas):
+    with pytest.raises(ValueError, match="at least 2 networks"):
+        fit(spec, thetas[:1], batch=1, iterations=1, progress=False)
+    broken = thetas.clone()
+    broken[7, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"[Nn]etwork 7.*0\.weight"):
+        fit(spec, broken, batch=4, iterations=1, progress=False)
+    dead = thetas.clone()
+    dead[5, :3] = 0
+    with pytest.raises(ValueError, match="dead units.*network 5.*unit"):
+        fit(spec, dead, batch=4, iterations=1, progress=False)
+    for flow in ("euclidean", "normalized"):
+        fit(spec, dead, flow=flow, batch=4, iterations=1, progress=False)
+    states = [mlp(3, [4], 2).state_dict(), mlp(3, [5], 2).state_dict()]
+    with pytest.raises(ValueError, match=r"Network 1.*0\.weight.*architecture"):
+        pack(spec, states)
+    with pytest.raises(ValueError, match="empty"):
+        pack(spec, [])
+
+
+def test_a_diverging_training_is_stopped(spec, thetas):
+    flow, points = prepare(spec, thetas, CONFIG)
+    points[:] = float("inf")
+    with pytest.raises(FloatingPointError, match="iteration 0"):
+        train(flow, points, progress=False)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_guidance_lowers_the_loss(flow, generator):
+    """The same noise through an untrained field: the stronger the pull, the lower the loss of what comes out."""
+    task = load_task("iris")
+    network = mlp(4, [6], 3)
+    spec = spec_of(network, task.x_train[:2])
+    thetas = torch.randn(40, spec.weights, generator=generator)
+    untrained, _ = prepare(spec, thetas, CONFIG | {"flow": flow})
+    losses = []
+    for strength in (0.0, 1.0, 10.0):
+        pull = task_guidance(network, task.x_train, task.y_train, strength)
+        drawn = sample(untrained, 20, steps=20, guidance=pull, generator=torch.Generator().manual_seed(3))
+        losses.append(evaluate(network, spec, drawn, task.x_train, task.y_train).nll.mean().item())
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_the_guidance_gradient_is_the_riemannian_one(generator):
+    """Against central differences of the loss along geodesics, in float64."""
+    task = load_task("iris")
+    network = mlp(4, [6], 3).double()
+    spec = spec_of(network, task.x_train[:2].double())
+    thetas = torch.randn(10, spec.weights, generator=generator, dtype=torch.float64)
+    untrained, points = prepare(spec, thetas, CONFIG)
+    chart = untrained.chart
+    x, y = task.x_train.double(), task.y_train
+    bend = task_guidance(network, x, y, 1.0)(chart)(points[:1], torch.zeros(()))
+    assert torch.allclose(chart.manifold.proju(points[:1], bend), bend, atol=1e-12)
+    direction = chart.manifold.proju(points[:1], torch.randn(1, points.shape[1], generator=generator, dtype=torch.float64))
+    step = 1e-5
+    ends = [chart.theta(chart.manifold.expmap(points[:1], sign * step * direction)) for sign in (1, -1)]
+    ahead, behind = (evaluate(network, spec, end, x, y).nll.item() for end in ends)
+    assert -(bend * direction).sum().item() == pytest.approx((ahead - behind) / 2 / step, rel=1e-5)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(0, 5), (5, 0)])
+def test_sampling_needs_something_to_do(count, steps, spec, thetas):
+    flow, _ = prepare(spec, thetas, CONFIG)
+    with pytest.raises(ValueError, match="at least one"):
+        sample(flow, count, steps=steps)
+
+
+def test_an_unknown_solver_is_answered_with_the_known(spec, thetas):
+    flow, _ = prepare(spec, thetas, CONFIG)
+    with pytest.raises(ValueError, match="euler, midpoint, heun, rk4"):
+        sample(flow, 1, solver="eular")
+
+
+def test_batches_of_sampling_do_not_change_the_samples(spec, thetas):
+    flow, _ = prepare(spec, thetas, CONFIG)
+    first, second = (sample(flow, 7, steps=3, batch=b, generator=torch.Generator().manual_seed(0)) for b in (7, 2))
+    assert torch.allclose(first, second, atol=1e-5)
+
+
+def test_the_seed_decides_the_field(spec, thetas):
+    chart = prepare(spec, thetas, CONFIG)[0].chart
+    a, b, c = (build_flow(chart, thetas[0], CONFIG | {"seed": seed}).field.state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
