@@ -109,7 +109,7 @@ def flow_settings(config: Mapping) -> dict:
     """The configuration that `prepare` takes, with what a saved flow must know of its network."""
     names = ("flow", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "seed")
     plain = {name: config[name] for name in names}
-    return plain | {"sizes": dict(config["sizes"])} | {name: config[name] for name in NETWORK} | {"hidden": list(config["hidden"])}
+    return plain | {"sizes": {}} | {name: config[name] for name in NETWORK} | {"hidden": list(config["hidden"])}
 
 
 def _of_the_task(config: Mapping) -> dict:

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from geoflow.evaluation.plots import SHOWN_PATHS, save_figures
 from geoflow.evaluation.report import metrics_table, write_report
 from geoflow.flow import Flow
-from geoflow.graph import graph_of
 from geoflow.guidance import no_guidance, task_guidance
 from geoflow.sampling import sample as draw
 from geoflow.spec import NetworkSpec
@@ -64,7 +63,6 @@ def config():
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint
-    sizes = {}  # the velocity's own
     iterations = 2000
     batch = 32
     lr = 2e-3
@@ -238,14 +236,6 @@ def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
     task = load_task(config["task"], flow.config["seed"])
     network = network_for(task, config)
     spec = spec_of(network, task.x_train[:2])
-    made, fitted = ([site.size for site in one.sites if site.role != "hidden"] for one in (spec, flow.spec))
-    if made != fitted:
-        raise InputError(
-            f"task={task.name} has {' inputs and '.join(map(str, made))} outputs, the flow's task {' and '.join(map(str, fitted))}."
-        )
-    known, asked = ({part.key for part in (*g.blocks, *g.features)} for g in (flow.chart.graph, graph_of(spec)))
-    if unseen := sorted(asked - known):
-        raise InputError(f"The flow has never seen the role {', '.join(unseen)}; it knows {', '.join(sorted(known))}. Choose other layers.")
     return flow, network, spec, task
 
 

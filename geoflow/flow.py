@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
 from geoflow.spec import NetworkSpec
-from geoflow.velocity import VELOCITIES
+from geoflow.velocity import build_field
 
 FORMAT = "geoflow-1"
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
@@ -129,7 +129,7 @@ def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mappi
     choose("prediction", config["prediction"], PREDICTIONS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        field = choose("velocity", config["velocity"], VELOCITIES)(chart.graph, **config["sizes"])
+        field = build_field(chart.graph, config["velocity"], config["sizes"])
     return Flow(chart, field, reference, config)
 
 

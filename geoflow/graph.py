@@ -47,6 +47,11 @@ class Graph:
     scalars: Int[Tensor, " scalars"]
 
     @cached_property
+    def order(self) -> Int[Tensor, " size"]:
+        """Where each coordinate stands among the entries of all blocks, features and scalars, laid one after the other."""
+        return torch.cat([*(part.index.flatten() for part in (*self.blocks, *self.features)), self.scalars]).argsort()
+
+    @cached_property
     def size(self) -> int:
         """Length of the vectors that this graph is a view of."""
         return sum(part.index.numel() for part in (*self.blocks, *self.features)) + len(self.scalars)

@@ -18,6 +18,7 @@ from geoflow.flow import Flow, build_flow
 from geoflow.paths import geodesic
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
+from geoflow.velocity import complete_sizes
 
 # name: (generator, count) -> times [count] in (0, 1)
 TIMES = {
@@ -81,6 +82,7 @@ def prepare(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Ma
     choose("coupling", config["coupling"], COUPLINGS)
     choose("time", config["time"], TIMES)
     _check(len(thetas), config)
+    config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
     canonical = canonicalize(spec, thetas, balance=recipe.balance)
     chart = fit_chart(spec, recipe, canonical.theta)
     return build_flow(chart, canonical.reference, config), chart.point(canonical.theta)

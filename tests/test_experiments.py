@@ -242,8 +242,8 @@ def test_transfer_makes_another_architecture(finished, place, capsys):
 @pytest.mark.parametrize(
     ("command", "config", "words"),
     [
-        ("transfer", {"hidden": [5, 5]}, "never seen the role weight:hidden<hidden"),
-        ("transfer", {"task": "wine"}, "task=wine has 13 inputs and 3 outputs, the flow's task 4 and 3"),
+        ("transfer", {"hidden": [5, 5]}, "never seen the role 'weight:hidden<hidden:1'"),
+        ("transfer", {"task": "wine"}, "built for 4 units of 'input0', not for 13: another task needs another flow"),
         ("transfer", {}, "transfer needs another network"),
         ("sample", {"hidden": [9]}, "for another hidden use transfer"),
         ("evaluate", {"task": "wine"}, "for another task use transfer"),

@@ -17,7 +17,7 @@ from geoflow.zoo.networks import mlp
 from geoflow.zoo.tasks import load_task
 
 CONFIG = {"flow": "geometric", "velocity": "transformer", "coupling": "independent", "time": "uniform", "prediction": "preconditioned"}
-CONFIG |= {"sizes": {}, "iterations": 6, "batch": 4, "lr": 1e-3, "weight_decay": 1e-3, "ema": 0.9, "seed": 0}
+CONFIG |= {"sizes": {"layers": 1, "node": 16, "edge": 8, "edge_hidden": 8}, "iterations": 6, "batch": 4, "lr": 1e-3, "weight_decay": 1e-3, "ema": 0.9, "seed": 0}
 
 
 @pytest.fixture

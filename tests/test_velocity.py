@@ -7,18 +7,18 @@ from tests.networks import NETWORKS
 from geoflow import apply_symmetry, fit, graph_of, random_symmetry, sample, spec_of
 from geoflow.chart import FLOWS, Chart, fit_chart
 from geoflow.symmetry import Symmetry
-from geoflow.velocity import MLPVelocity, RelationalTransformer
+from geoflow.velocity import MLPVelocity, RelationalTransformer, complete_sizes
+from geoflow.velocity.edges import edge_update
 from geoflow.velocity.message_passing import MessagePassingTransformer
-from geoflow.velocity.relational_transformer import Widths
 from geoflow.zoo.networks import mlp
 
-SMALL = Widths(layers=2, node=16, edge=8, edge_hidden=8, heads=4)
+SMALL = RelationalTransformer.Sizes(layers=2, node=16, edge=8, edge_hidden=8, heads=4)
 
 
-def randomised(graph, widths=SMALL):
+def randomised(graph, sizes=SMALL):
     """A transformer whose heads are not zero, so that every path counts."""
     torch.manual_seed(0)
-    field = RelationalTransformer(graph, widths)
+    field = RelationalTransformer(graph, sizes)
     with torch.no_grad():
         for parameter in field.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -99,7 +99,7 @@ def test_other_inputs_than_the_tasks_are_refused():
 def test_the_mlp_serves_its_own_architecture_only():
     graph = graph_of(spec_of(mlp(5, [4], 2), torch.zeros(1, 5)))
     other = graph_of(spec_of(mlp(5, [9], 2), torch.zeros(1, 5)))
-    field = MLPVelocity(graph, 16)
+    field = MLPVelocity(graph, MLPVelocity.Sizes(16))
     assert field(graph, *inputs(graph)).shape == (3, graph.size)
     with pytest.raises(ValueError, match="velocity=transformer"):
         field(other, *inputs(other))
@@ -132,3 +132,34 @@ def test_the_chart_goes_there_and_back(name, flow, generator):
     assert chart.manifold._check_point_on_manifold(points)[0]
     assert torch.allclose(chart.theta(points), canonical, atol=1e-6)
     assert isinstance(chart, Chart)
+
+
+@pytest.mark.parametrize("sources", [1, 3])
+def test_the_fused_edge_update_equals_autograd(sources, generator):
+    """Value and gradients in float64 against the formula, with sources of each net and sources shared by all."""
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    nets, n, m, edge, heads, hidden = 3, 4, 5, 6, 2, 7
+    arguments = [draw(edge, nets, n, m), draw(heads, nets, n, m), draw(heads, nets, n, m)]
+    arguments += [draw(nets, n, hidden), draw(sources, m, hidden), draw(hidden, edge + 2 * heads), draw(edge, hidden)]
+    assert torch.autograd.gradcheck(edge_update, arguments)
+    e, row, column, target, source, mix, back = arguments
+    inner = torch.einsum("hc,cbnm->bnmh", mix, torch.cat([e, row, column])) + target[:, :, None] + source[:, None]
+    expected = e + torch.einsum("ch,bnmh->cbnm", back, inner.relu())
+    assert torch.allclose(edge_update(*arguments), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("velocity", "sizes", "message"),
+    [
+        ("gnn", {}, "Known: transformer, mlp"),
+        ("transformer", {"width": 3}, "Known: layers, node, edge, edge_hidden, heads"),
+        ("transformer", {"layers": 0}, "sizes.layers=0"),
+        ("transformer", {"node": 10, "heads": 4}, "multiple"),
+    ],
+)
+def test_wrong_sizes_are_named(velocity, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        complete_sizes(velocity, sizes)

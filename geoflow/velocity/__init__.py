@@ -1,6 +1,36 @@
 """The fields: modules (graph, x, t) -> velocity that a flow can be built on."""
 
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+
+from torch import nn
+
+from geoflow.choices import choose
+from geoflow.graph import Graph
 from geoflow.velocity.mlp import MLPVelocity
 from geoflow.velocity.relational_transformer import RelationalTransformer
 
 VELOCITIES = {"transformer": RelationalTransformer, "mlp": MLPVelocity}
+
+
+def complete_sizes(velocity: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """All sizes of a field, those left out at their defaults. Raises ValueError for an unknown field or size, and a size below 1.
+
+    >>> complete_sizes("transformer", {"layers": 2})
+    {'layers': 2, 'node': 64, 'edge': 16, 'edge_hidden': 32, 'heads': 4}
+    """
+    kind = choose("velocity", velocity, VELOCITIES).Sizes
+    for name, value in sizes.items():
+        choose(f"size of velocity={velocity}", name, {field.name: field for field in fields(kind)})
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"sizes.{name}={value} must be a whole number of at least 1.")
+    complete = asdict(kind(**sizes))
+    if velocity == "transformer" and complete["node"] % complete["heads"]:
+        raise ValueError(f"sizes.node={complete['node']} must be a multiple of sizes.heads={complete['heads']}.")
+    return complete
+
+
+def build_field(graph: Graph, velocity: str, sizes: Mapping[str, int]) -> nn.Module:
+    """A freshly initialised field for graphs of this kind."""
+    kind = VELOCITIES[velocity]
+    return kind(graph, kind.Sizes(**complete_sizes(velocity, sizes)))

@@ -1,5 +1,7 @@
 """Predict the flow's velocity with a plain MLP on the flattened weights: the second field, tied to one architecture."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,21 +11,28 @@ from geoflow.velocity.embeddings import TimeEmbedding
 from geoflow.velocity.heads import zeroed
 
 
+@dataclass(frozen=True)
+class MLPSizes:
+    """The width h of the first and last hidden layer."""
+
+    width: int = 512
+
+
 class MLPVelocity(nn.Module):
     """v(graph, x, t) = MLP([x, time]) with widths [size + 64, h, h / 2, h, size], LayerNorm and GELU; a zero head (DeepWeightFlow, 2026).
 
     It knows its units by their place, so it relies on the alignment of the zoo, is not equivariant, and serves its own architecture only.
     """
 
-    equivariant = False
+    Sizes = MLPSizes
 
-    def __init__(self, graph: Graph, width: int = 512):
+    def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes()):
         super().__init__()
         self.size = graph.size
         self.time = TimeEmbedding(64)
-        widths = [self.size + 64, width, width // 2, width]
+        widths = [self.size + 64, sizes.width, sizes.width // 2, sizes.width]
         hidden = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.LayerNorm(b), nn.GELU())]
-        self.net = nn.Sequential(*hidden, zeroed(nn.Linear(width, self.size)))
+        self.net = nn.Sequential(*hidden, zeroed(nn.Linear(sizes.width, self.size)))
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
         """Raises ValueError for a graph of another size than the one it was built for."""

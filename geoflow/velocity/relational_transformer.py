@@ -19,32 +19,36 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from geoflow.graph import Block, Graph
 from geoflow.spec import Site
+from geoflow.velocity.edges import edge_update
 from geoflow.velocity.embeddings import TimeEmbedding
 from geoflow.velocity.heads import zeroed
 
 
+MESSAGES = ("row", "signed row", "column", "signed column")
+
+
 @dataclass(frozen=True)
-class Widths:
-    """Sizes of the transformer; none depends on the networks it generates."""
+class TransformerSizes:
+    """Layers, widths of the states, heads; none depends on the networks that are generated."""
 
     layers: int = 4
     node: int = 64
     edge: int = 16
     edge_hidden: int = 32
-    heads: int = 8
+    heads: int = 4
 
 
 class RelationalTransformer(nn.Module):
     """v(graph, x, t): [nets, weights + scalars] -> the same shape; equivariant to every permutation that the spec declares."""
 
-    def __init__(self, graph: Graph, widths: Widths = Widths()):
+    Sizes = TransformerSizes
+
+    def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes()):
         super().__init__()
-        self.widths = widths
-        w = widths
+        w = sizes
         self.time = TimeEmbedding(w.node)
         keys = {block.key for block in graph.blocks}
         self.edge_in = nn.ModuleDict({key: nn.Linear(_width(key), w.edge) for key in sorted(keys)})
@@ -106,27 +110,24 @@ class RelationalTransformer(nn.Module):
 
     def read_out(self, graph, nodes, edges, x):
         """Every state back to the places of its weights."""
-        parts, places = [], []
+        parts = []
         nodes = [self.norm(n) for n in nodes]
         for block, edge in zip(graph.blocks, edges, strict=True):
             head = self.edge_out[block.key]
             value = head.weight @ edge.flatten(1) + head.bias[:, None]
             parts.append(value.reshape(-1, len(x), block.index[..., 0].numel()).permute(1, 2, 0).flatten(1))
-            places.append(block.index.flatten())
         for feature in graph.features:
             parts.append(self.node_out[feature.key](nodes[feature.site]).flatten(1))
-            places.append(feature.index.flatten())
         if self.scalar_out is not None:
             outputs = [n.mean(1) for n, s in zip(nodes, graph.spec.sites, strict=True) if s.role == "output"]
             parts.append(self.scalar_out(torch.stack(outputs).mean(0)))
-            places.append(graph.scalars)
-        return torch.cat(parts, 1)[:, torch.cat(places).argsort()]
+        return torch.cat(parts, 1)[:, graph.order]
 
 
 class Layer(nn.Module):
     """One round of messages, then new nodes, then new edges."""
 
-    def __init__(self, w: Widths):
+    def __init__(self, w: TransformerSizes):
         super().__init__()
         self.heads = w.heads
         self.norm, self.norm_mlp, self.norm_edge = (nn.LayerNorm(w.node) for _ in range(3))
@@ -149,7 +150,7 @@ class Layer(nn.Module):
         normed = [n if s.role == "input" else n * (1 + scale[:, None]) + shift[:, None] for n, s in zip(normed, graph.spec.sites, strict=True)]
         target = [self._split(self.as_target(n), 4) if s.role != "input" else None for n, s in zip(normed, graph.spec.sites, strict=True)]
         source = [self._split(self.as_source(n), 4) for n in normed]
-        heard: dict[int, list[Tensor]] = {}
+        heard: dict[tuple[int, str], list[Tensor]] = {}
         logits = []
         for block, edge in zip(graph.blocks, edges, strict=True):
             logits.append(self._exchange(block, edge, target[block.target], source[block.source], graph, heard))
@@ -165,11 +166,13 @@ class Layer(nn.Module):
         bias_row, signed_row, bias_col, signed_col = terms.split(heads)
         (q, key_here, v_here, u_here), (q_there, k, v, u) = target, source
         row = _logits(bias_row, q, k)
-        heard.setdefault(block.target, []).append((0, _mix(row.softmax(-1), v), _mix(signed_row, u / math.sqrt(m))))
         col = _logits(bias_col, key_here, q_there)
+        said = {(block.target, "row"): _mix(row.softmax(-1), v), (block.target, "signed row"): _mix(signed_row, u / math.sqrt(m))}
         if graph.spec.sites[block.source].role != "input":
-            signed = _mix(signed_col.mT, u_here / math.sqrt(n))
-            heard.setdefault(block.source, []).append((1, _mix(col.softmax(-2).mT, v_here), signed))
+            said[block.source, "column"] = _mix(col.softmax(-2).mT, v_here)
+            said[block.source, "signed column"] = _mix(signed_col.mT, u_here / math.sqrt(n))
+        for key, message in said.items():
+            heard.setdefault(key, []).append(message)
         return row, col
 
     def _node(self, index, site, node, normed, heard):
@@ -177,23 +180,14 @@ class Layer(nn.Module):
             return node
         q, k, v = self._split(self.within(normed), 3)
         inside = _mix(_logits(None, q, k).softmax(-1), v)
-        parts = [[torch.zeros_like(inside)], [torch.zeros_like(inside)], [torch.zeros_like(inside)], [torch.zeros_like(inside)]]
-        for direction, message, signed in heard.get(index, []):
-            parts[2 * direction].append(message)
-            parts[2 * direction + 1].append(signed)
-        messages = torch.cat([_join(sum(part[1:], part[0])) for part in parts] + [_join(inside)], -1)
-        node = node + self.out(messages)
+        silent = torch.zeros_like(inside)
+        messages = [sum(heard[index, kind][1:], heard[index, kind][0]) if (index, kind) in heard else silent for kind in MESSAGES]
+        node = node + self.out(torch.cat([_join(m) for m in (*messages, inside)], -1))
         return node + self.mlp(self.norm_mlp(node))
 
     def _edge(self, block, edge, logits, normed, edge_time):
-        width = edge.shape[0]
-        by_edge, by_row, by_col = self.edge_mix.split([width, self.heads, self.heads], 1)
-        hidden = torch.addmm(by_edge @ edge.flatten(1), by_row, logits[0].flatten(1))
-        hidden = torch.addmm(hidden, by_col, logits[1].flatten(1)).view(-1, *edge.shape[1:])
-        target = (self.edge_target(normed[block.target]) + edge_time[:, None]).permute(2, 0, 1)[..., None]
-        source = self.edge_source(normed[block.source]).permute(2, 0, 1)[:, :, None, :]
-        hidden = F.relu(hidden + target + source)
-        return torch.addmm(edge.flatten(1), self.edge_back, hidden.flatten(1)).view(edge.shape)
+        target = self.edge_target(normed[block.target]) + edge_time[:, None]
+        return edge_update(edge, *logits, target, self.edge_source(normed[block.source]), self.edge_mix, self.edge_back)
 
     def _split(self, states: Tensor, parts: int):
         """[nets, units, parts * heads * width] -> per part [heads, nets, units, width]."""
@@ -203,11 +197,10 @@ class Layer(nn.Module):
 def _logits(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
     """bias + q k / sqrt(width) for [heads, nets, n, width], k also for one net that stands for all."""
     q = q / math.sqrt(q.shape[-1])
-    if k.shape[1] == 1 and q.shape[1] > 1:  # one product per head over all rows of all nets
-        product = q.flatten(1, 2) @ k[:, 0].mT
-        return product.view(*q.shape[:3], -1) if bias is None else bias + product.view(bias.shape)
-    if bias is None:
-        return q @ k.mT
+    if k.shape[1] == 1 and q.shape[1] > 1 and bias is not None:  # one product per head over all rows of all nets
+        return torch.baddbmm(bias.flatten(1, 2), q.flatten(1, 2), k[:, 0].mT).view(bias.shape)
+    if bias is None or q.shape[1] != k.shape[1]:
+        return q @ k.mT if bias is None else q @ k.mT + bias
     return torch.baddbmm(bias.flatten(0, 1), q.flatten(0, 1), k.flatten(0, 1).mT).view(bias.shape)
 
 
