@@ -1,19 +1,16 @@
 """Keep what a run made: its folder, written so that a crash leaves no half file."""
 
 import json
-import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from geoflow.files import read_tensors, under, whole, write_tensors
 from geoflow.flow import Flow
 from geoflow.spec import NetworkSpec
 
@@ -50,17 +47,6 @@ def probe(folder: str | Path, cure: str) -> None:
         raise OSError(f"The folder {folder} cannot be written ({error.strerror or error}). {cure}") from error
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, that becomes `path` when all is written."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_json(path: Path, content: Mapping) -> None:
     with whole(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -70,22 +56,15 @@ def save_samples(path: Path, samples: Samples) -> None:
     """Write samples as one safetensors file: `thetas`, and spec and configuration as JSON in its metadata."""
     tensors = {"thetas": samples.thetas.contiguous()} | {f"rest.{name}": value for name, value in samples.spec.rest.items()}
     metadata = {"format": SAMPLES, "spec": samples.spec.to_json(), "config": json.dumps(dict(samples.config))}
-    with whole(path) as partial:
-        save_file(tensors, partial, metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def read_samples(path: Path) -> Samples:
     """Read what `save_samples` wrote. Raises ValueError for a corrupt or foreign file."""
-    metadata, tensors = _read(path)
+    tensors, metadata = read_tensors(path)
     if metadata.get("format") != SAMPLES:
         raise ValueError(f"{path} holds no samples of this version ({SAMPLES}): its format is {metadata.get('format')!r}.")
-    rest = {name.removeprefix("rest."): value for name, value in tensors.items() if name.startswith("rest.")}
-    return Samples(tensors["thetas"], NetworkSpec.from_json(metadata["spec"], rest), json.loads(metadata["config"]))
-
-
-def save_flow(path: Path, flow: Flow) -> None:
-    with whole(path) as partial:
-        flow.save(partial)
+    return Samples(tensors["thetas"], NetworkSpec.from_json(metadata["spec"], under("rest.", tensors)), json.loads(metadata["config"]))
 
 
 def flow_file(checkpoint: str) -> Path:
@@ -104,11 +83,3 @@ def described(checkpoint: str) -> Mapping:
     if not flow_file(checkpoint).exists() and samples_file(checkpoint).exists():
         return read_samples(samples_file(checkpoint)).config
     return Flow.load(flow_file(checkpoint)).config
-
-
-def _read(path: Path) -> tuple[Mapping, dict[str, Tensor]]:
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt, or no safetensors file: {error}. Sample again.") from error

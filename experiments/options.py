@@ -12,7 +12,7 @@ from geoflow.choices import choose
 from geoflow.couplings import COUPLINGS
 from geoflow.flow import PREDICTIONS
 from geoflow.sampling import SOLVERS
-from geoflow.training import TIMES
+from geoflow.training import TIMES, check_config
 from geoflow.velocity import VELOCITIES
 from geoflow.zoo.networks import ACTIVATIONS
 from geoflow.zoo.store import ZOO_DEFAULTS
@@ -89,6 +89,7 @@ def complete(config: Mapping, command: str) -> dict:
     """
     own = _of_the_checkpoint(config, command) if command in FURTHER else _of_the_task(config)
     _check({**config, **own})
+    check_config(flow_settings({**config, **own}))
     return own
 
 
@@ -108,8 +109,8 @@ def zoo_settings(config: Mapping) -> dict:
 def flow_settings(config: Mapping) -> dict:
     """The configuration that `prepare` takes, with what a saved flow must know of its network."""
     names = ("flow", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "seed")
-    plain = {name: config[name] for name in names}
-    return plain | {"sizes": {}} | {name: config[name] for name in NETWORK} | {"hidden": list(config["hidden"])}
+    sizes = {name: size for name, size in config["sizes"].items() if size is not None}
+    return {name: config[name] for name in (*names, *NETWORK)} | {"hidden": list(config["hidden"]), "sizes": sizes}
 
 
 def _of_the_task(config: Mapping) -> dict:

@@ -19,7 +19,7 @@ from time import perf_counter
 
 import torch
 from assess import Exam, assess, score
-from folder import RunFolder, Samples, flow_file, probe, read_samples, samples_file, save_flow, save_samples, write_json
+from folder import RunFolder, Samples, flow_file, probe, read_samples, samples_file, save_samples, write_json
 from options import FURTHER, NETWORK, InputError, complete, device_of, flow_settings, plainly, zoo_settings
 from sacred import SETTINGS, Experiment
 from sacred.run import Run
@@ -63,7 +63,8 @@ def config():
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint
-    iterations = 2000
+    sizes = {"layers": None, "node": None, "edge": None, "edge_hidden": None, "heads": None, "width": None}  # of the velocity; width: mlp's
+    iterations = 1000
     batch = 32
     lr = 2e-3
     weight_decay = 1e-3
@@ -104,7 +105,7 @@ def breast_cancer():
 def digits():
     task = "digits"
     hidden = [10]
-    iterations = 10000
+    iterations = 7000
 
 
 @ex.option_hook
@@ -146,7 +147,7 @@ def main(_config, _run):
         if checkpoint.exists():
             print(f"Going on with the interrupted training of {checkpoint}.")
         flow = train(untrained.to(device), points.to(device), checkpoint, _config["every"])
-        save_flow(folder / "flow.safetensors", flow)
+        flow.save(folder / "flow.safetensors")
     with timed(seconds, "sample"):
         thetas, paths = generate(flow, network, spec, task, _config)
         save_samples(folder / "samples.safetensors", Samples(thetas, spec, settings | sampling_settings(_config)))

@@ -1,6 +1,5 @@
 """Choose coordinates: weight vectors of a canonical zoo as points of the manifold that a flow runs on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -176,5 +175,3 @@ def fit_chart(spec: NetworkSpec, recipe: Recipe, thetas: Float[Tensor, "nets wei
     raw = blank._raw(thetas)
     statistics = {role: (raw[:, index].mean().item(), raw[:, index].std().item()) for role, index in blank.roles.items()}
     return Chart(spec, recipe, statistics)
-
-

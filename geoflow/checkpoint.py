@@ -1,15 +1,13 @@
 """Keep the whole state of a training, so that it can stop at any moment and go on as if it had not."""
 
 import json
-import os
 from copy import deepcopy
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
 
 EMA_WARMUP = 10  # the average over the first n steps forgets with 1 - 1 / (n + 10)
@@ -40,33 +38,25 @@ class Progress:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file; a crash leaves the old file or the new one."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f"field.{k}": v for k, v in self.flow.field.state_dict().items()} | {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        tensors = {f"field.{k}": v for k, v in self.flow.field.state_dict().items()} | {
+            f"ema.{k}": v for k, v in self.ema.state_dict().items()
+        }
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
         tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.flow.losses, dtype=torch.float64)}
-        partial = path.with_name(path.name + ".part")
         metadata = {"config": json.dumps(dict(self.flow.config), sort_keys=True), "zoo": self._zoo()}
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
+        write_tensors(path, tensors, metadata)
 
     def resume(self, path: str | Path) -> None:
         """Go on from a file that `save` wrote, if there is one. Raises ValueError if it is corrupt or of another training."""
         if not Path(path).exists():
             return
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"Checkpoint {path} is corrupt: {error}. Delete it to begin anew.") from error
+        tensors, metadata = read_tensors(path)
         config = json.dumps(dict(self.flow.config), sort_keys=True)
         if metadata.get("config") != config or metadata.get("zoo") != self._zoo():
-            raise ValueError(f"Checkpoint {path} belongs to another training ({metadata.get('config')}), not to {config}. Delete or move it.")
-        device = next(self.flow.field.parameters()).device
-        for name, module in (("field.", self.flow.field), ("ema.", self.ema)):
-            module.load_state_dict({k.removeprefix(name): v.to(device) for k, v in tensors.items() if k.startswith(name)})
+            raise ValueError(f"Checkpoint {path} belongs to another training. Delete or move it.")
+        for prefix, module in (("field.", self.flow.field), ("ema.", self.ema)):
+            module.load_state_dict(under(prefix, tensors))
         self.generator.set_state(tensors["generator"])
         self.flow.losses[:] = tensors["losses"].tolist()
         self.iteration = len(self.flow.losses)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
+from geoflow.files import read_tensors, under, write_tensors
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
@@ -100,26 +99,21 @@ class Flow:
         tensors |= {f"rest.{name}": value for name, value in self.spec.rest.items()}
         tensors |= {"reference": self.reference, "losses": torch.tensor(self.losses)}
         metadata = {"spec": self.spec.to_json(), "statistics": json.dumps(self.chart.statistics), "config": json.dumps(dict(self.config))}
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"format": FORMAT} | metadata)
+        write_tensors(path, tensors, {"format": FORMAT} | metadata)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "Flow":
         """Read what `save` wrote. Raises ValueError for a corrupt or foreign file, FileNotFoundError for none."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no flow at {path}. A run writes it as runs/<id>/flow.safetensors.")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is corrupt, or no safetensors file: {error}. Train the flow again.") from error
+        tensors, metadata = read_tensors(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a flow of this version ({FORMAT}): its format is {metadata.get('format')!r}.")
-        spec = NetworkSpec.from_json(metadata["spec"], _under(tensors, "rest."))
+        spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
         config = json.loads(metadata["config"])
         statistics = {role: tuple(pair) for role, pair in json.loads(metadata["statistics"]).items()}
         flow = build_flow(Chart(spec, FLOWS[config["flow"]], statistics), tensors["reference"], config)
-        flow.field.load_state_dict(_under(tensors, "field."))
+        flow.field.load_state_dict(under("field.", tensors))
         flow.losses.extend(tensors["losses"].tolist())
         return flow.to(device)
 
@@ -131,7 +125,3 @@ def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mappi
         torch.manual_seed(config["seed"])
         field = build_field(chart.graph, config["velocity"], config["sizes"])
     return Flow(chart, field, reference, config)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -129,7 +129,8 @@ def _units_first(part: Tensor, pieces: list[Piece], sited: list[int]) -> Tensor:
 def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | None = None):
     """One network as a `torch_geometric.data.Data`: one node per unit, one edge per pair of joined units.
 
-    `edge_attr` and `x` are padded with zeros to the widest feature; `edge_block`, `site` say where each comes from.
+    `edge_attr` is padded with zeros to the widest feature; `x` has one column per feature of a node tensor (a bias, a gain), 0 where a site
+    has none; `edge_block` and `site` say where edges and nodes come from.
     `mask` (of theta's shape, True where a weight exists) drops the edges of pruned weights: by structure, never by value.
 
     >>> import torch, geoflow

@@ -92,7 +92,8 @@ def sample(
     """Draw `count` new networks as weight vectors; `unpack` makes state dicts of them.
 
     `spec` is another architecture for the same task (transfer, without retraining), `solver` one of SOLVERS, `guidance` as made by
-    `task_guidance`; `generator` (on the CPU) draws the noise, `batch` networks are integrated at once, `watch` sees their points on the way.
+    `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks are integrated at once, batch after batch, and `watch` sees
+    their points at every time.
 
     Raises ValueError for an unknown solver, and for a role of the other architecture that the flow has never seen.
 

@@ -72,7 +72,7 @@ def permutation_index(spec: NetworkSpec, permutations: Groups) -> Int[Tensor, "*
     batch = torch.broadcast_shapes(*(p.shape[:-1] for p in permutations.values())) if permutations else ()
     parts = []
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
-        flat = torch.zeros(batch + (1,), dtype=torch.long)
+        flat = torch.zeros((*batch, 1), dtype=torch.long)
         for axis, size in zip(tensor.axes, tensor.shape, strict=True):
             along = _axis_index(spec, axis, permutations).expand(*batch, size)
             flat = (flat.unsqueeze(-1) * size + along.unsqueeze(-2)).flatten(-2)
@@ -97,7 +97,7 @@ def _factor(spec: NetworkSpec, groups: Groups, symmetry: str, like: Tensor) -> T
     parts = []
     batch = torch.broadcast_shapes(*(g.shape[:-1] for g in groups.values())) if groups else ()
     for tensor in spec.tensors:
-        factor = torch.ones(batch + (1,), dtype=like.dtype, device=like.device)
+        factor = torch.ones((*batch, 1), dtype=like.dtype, device=like.device)
         for axis in tensor.axes:
             along = _axis_factor(spec, tensor, axis, groups, symmetry, like).expand(*batch, -1)
             factor = (factor.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)

@@ -14,7 +14,7 @@ from geoflow.chart import FLOWS, fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.choices import choose
 from geoflow.couplings import COUPLINGS
-from geoflow.flow import Flow, build_flow
+from geoflow.flow import PREDICTIONS, Flow, build_flow
 from geoflow.paths import geodesic
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
@@ -60,8 +60,8 @@ def fit(
     With a `checkpoint` path the state is written there every `every` iterations, and training goes on from it: on the CPU the result is
     bit-identical to an uninterrupted one.
 
-    Raises ValueError for an unknown name, fewer than 2 networks, fewer networks than `batch`, networks with NaN or dead units (flow=geometric),
-    and a checkpoint of another configuration.
+    Raises ValueError for an unknown name, fewer than 2 networks or than `batch`, networks with NaN or (flow=geometric) dead units, and a
+    checkpoint of another configuration; FloatingPointError where the loss is not finite.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -78,11 +78,10 @@ def fit(
 
 def prepare(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping) -> tuple[Flow, Float[Tensor, "nets size"]]:
     """The untrained flow of a configuration (the named arguments of `fit`), and the zoo as points of its manifold."""
-    recipe = choose("flow", config["flow"], FLOWS)
-    choose("coupling", config["coupling"], COUPLINGS)
-    choose("time", config["time"], TIMES)
-    _check(len(thetas), config)
+    check_config(config)
+    _check_count(len(thetas), config["batch"])
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
+    recipe = FLOWS[config["flow"]]
     canonical = canonicalize(spec, thetas, balance=recipe.balance)
     chart = fit_chart(spec, recipe, canonical.theta)
     return build_flow(chart, canonical.reference, config), chart.point(canonical.theta)
@@ -99,7 +98,7 @@ def train(
     bar = tqdm(range(run.iteration, iterations), initial=run.iteration, total=iterations, desc="flow", unit="step", disable=not progress)
     for iteration in bar:
         loss = train_step(run, points, _learning_rate(config["lr"], iteration, iterations))
-        if iteration % 50 == 0:
+        if iteration % 10 == 0:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if checkpoint is not None and (run.iteration % every == 0 or run.iteration == iterations):
             run.save(checkpoint)
@@ -136,13 +135,20 @@ def _learning_rate(lr: float, iteration: int, iterations: int) -> float:
     return lr * min(1, (iteration + 1) / WARMUP) * (1 + math.cos(math.pi * iteration / iterations)) / 2
 
 
-def _check(networks: int, config: Mapping) -> None:
-    if networks < 2:
-        raise ValueError(f"A flow needs at least 2 networks to learn a distribution, not {networks}.")
-    if networks < config["batch"]:
-        raise ValueError(f"batch={config['batch']} is more than the {networks} networks of the zoo. Choose a smaller batch or a larger zoo.")
+def check_config(config: Mapping) -> None:
+    """Raise ValueError where the named arguments of `fit` hold an unknown name, or do not go together."""
+    for option, table in (("flow", FLOWS), ("coupling", COUPLINGS), ("time", TIMES), ("prediction", PREDICTIONS)):
+        choose(option, config[option], table)
+    complete_sizes(config["velocity"], config["sizes"])
     if config["velocity"] == "mlp" and config["coupling"] == "equivariant_ot":
         raise ValueError(
             "coupling=equivariant_ot permutes the noise towards the data, which only a permutation-equivariant velocity allows: "
             "choose velocity=transformer, or coupling=independent or ot."
         )
+
+
+def _check_count(networks: int, batch: int) -> None:
+    if networks < 2:
+        raise ValueError(f"A flow needs at least 2 networks to learn a distribution, not {networks}.")
+    if networks < batch:
+        raise ValueError(f"batch={batch} is more than the {networks} networks of the zoo. Choose a smaller batch or a larger zoo.")

@@ -17,7 +17,15 @@ from geoflow.zoo.networks import mlp
 from geoflow.zoo.tasks import load_task
 
 CONFIG = {"flow": "geometric", "velocity": "transformer", "coupling": "independent", "time": "uniform", "prediction": "preconditioned"}
-CONFIG |= {"sizes": {"layers": 1, "node": 16, "edge": 8, "edge_hidden": 8}, "iterations": 6, "batch": 4, "lr": 1e-3, "weight_decay": 1e-3, "ema": 0.9, "seed": 0}
+CONFIG |= {
+    "sizes": {"layers": 1, "node": 16, "edge": 8, "edge_hidden": 8},
+    "iterations": 6,
+    "batch": 4,
+    "lr": 1e-3,
+    "weight_decay": 1e-3,
+    "ema": 0.9,
+    "seed": 0,
+}
 
 
 @pytest.fixture
@@ -102,7 +110,7 @@ def test_every_prediction_is_a_tangent_velocity_with_a_finite_loss(prediction, s
 @pytest.mark.parametrize(("time", "mean"), [("uniform", 1 / 2), ("beta", 1 / 3)])
 def test_the_times_have_their_mean(time, mean, generator):
     t = TIMES[time](generator, 100_000)
-    assert 0 <= t.min() and t.max() < 1
+    assert t.min() >= 0 and t.max() < 1
     assert t.mean().item() == pytest.approx(mean, abs=0.01)
 
 
@@ -196,7 +204,7 @@ def test_wrong_zoos_are_named(spec, thetas):
         fit(spec, broken, batch=4, iterations=1, progress=False)
     dead = thetas.clone()
     dead[5, :3] = 0
-    with pytest.raises(ValueError, match="dead units.*network 5.*unit"):
+    with pytest.raises(ValueError, match=r"dead units.*network 5.*unit"):
         fit(spec, dead, batch=4, iterations=1, progress=False)
     for flow in ("euclidean", "normalized"):
         fit(spec, dead, flow=flow, batch=4, iterations=1, progress=False)

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from tests.networks import NETWORKS
 
 from geoflow import apply_symmetry, graph_of, pack, random_symmetry, spec_of, to_pyg
 from geoflow.graph import site_starts
-
+from tests.networks import NETWORKS
 
 
 @pytest.fixture(params=NETWORKS)

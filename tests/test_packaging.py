@@ -138,4 +138,3 @@ def _requires(name: str) -> list[str]:
 def _everywhere(requirement: Requirement) -> bool:
     marker = requirement.marker
     return marker is None or ("platform" not in str(marker) and marker.evaluate({"extra": ""}))
-

@@ -64,8 +64,9 @@ def test_the_table_of_options_is_complete(ex, tmp_path):
     table = options()
     assert set(table) == set(config)
     for name, (default, _) in table.items():
-        assert default == "*task*" or default == str(config[name]), f"{name}: the default is {config[name]}"
-    assert table["zoo"][1] == {f"zoo.{name}" for name in config["zoo"]}
+        assert default in ("*task*", "*velocity*", str(config[name])), f"{name}: the default is {config[name]}"
+    for name in ("zoo", "sizes"):
+        assert table[name][1] == {f"{name}.{key}" for key in config[name]}
 
 
 def test_the_table_of_options_lists_the_right_values(ex):

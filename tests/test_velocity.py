@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.networks import NETWORKS
 
 from geoflow import apply_symmetry, fit, graph_of, random_symmetry, sample, spec_of
 from geoflow.chart import FLOWS, Chart, fit_chart
@@ -11,6 +10,7 @@ from geoflow.velocity import MLPVelocity, RelationalTransformer, complete_sizes
 from geoflow.velocity.edges import edge_update
 from geoflow.velocity.message_passing import MessagePassingTransformer
 from geoflow.zoo.networks import mlp
+from tests.networks import NETWORKS
 
 SMALL = RelationalTransformer.Sizes(layers=2, node=16, edge=8, edge_hidden=8, heads=4)
 

@@ -351,7 +351,7 @@ def test_corrupt_and_foreign_files_are_refused(iris, tmp_path):
 
 def test_failed_write_leaves_nothing(iris, tmp_path, monkeypatch):
     zoo = load_zoo(tmp_path / "cache", **iris, seed=0)
-    monkeypatch.setattr("geoflow.zoo.store.os.replace", offline)
+    monkeypatch.setattr("geoflow.files.os.replace", offline)
     with pytest.raises(OSError, match="no network"):
         save_zoo(tmp_path / "new" / "zoo.safetensors", zoo)
     assert not list((tmp_path / "new").iterdir())

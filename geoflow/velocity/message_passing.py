@@ -5,6 +5,7 @@ It takes any edge list, so pruned networks and batches of unlike networks too; t
 `geoflow.velocity.relational_transformer` compute the same numbers, faster.
 """
 
+import itertools
 import math
 
 import torch
@@ -34,7 +35,7 @@ class MessagePassingTransformer(nn.Module):
             nodes, edges = message_passing_layer(layer, graph, data, nodes, edges, time)
         starts = site_starts(graph.spec)
         nodes = nodes.unflatten(0, (len(x), starts[-1]))
-        nodes = [nodes[:, a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        nodes = [nodes[:, a:b] for a, b in itertools.pairwise(starts)]
         edges = edges.unflatten(0, (len(x), -1)).split([b.index[..., 0].numel() for b in graph.blocks], 1)
         edges = [e.unflatten(1, b.index.shape[:2]).permute(3, 0, 1, 2) for e, b in zip(edges, graph.blocks, strict=True)]
         return self.transformer.read_out(graph, nodes, edges, x)

@@ -1,5 +1,6 @@
 """Predict the flow's velocity with a plain MLP on the flattened weights: the second field, tied to one architecture."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ class MLPVelocity(nn.Module):
         self.size = graph.size
         self.time = TimeEmbedding(64)
         widths = [self.size + 64, sizes.width, sizes.width // 2, sizes.width]
-        hidden = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.LayerNorm(b), nn.GELU())]
+        hidden = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.LayerNorm(b), nn.GELU())]
         self.net = nn.Sequential(*hidden, zeroed(nn.Linear(sizes.width, self.size)))
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:

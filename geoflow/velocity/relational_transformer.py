@@ -9,8 +9,8 @@ sources) and column (a source looks at its targets), one layer computes, for eve
     e_ij <- e_ij + MLP(e_ij, l_ij, n_i, n_j)                         the logits carry the bilinear n_i . n_j into the edges
 
 after Diao & Loynd (Relational Attention, 2023) and Kofinas et al. (Neural graphs, 2024); the signed sum and the logits as
-edge features are ours: with them one layer projects a row of weights on a learned basis and writes a row back. Units of one site also attend to
-each other. Input units have no weights of their own; their states are learned and fixed, so that wide inputs cost little.
+edge features are ours: with them one layer projects a row of weights on a learned basis and writes a row back. Units of one site
+also attend to each other. Input units have no weights of their own; their states are learned and fixed, so that wide inputs cost little.
 """
 
 import math
@@ -25,7 +25,6 @@ from geoflow.spec import Site
 from geoflow.velocity.edges import edge_update
 from geoflow.velocity.embeddings import TimeEmbedding
 from geoflow.velocity.heads import zeroed
-
 
 MESSAGES = ("row", "signed row", "column", "signed column")
 
@@ -56,9 +55,7 @@ class RelationalTransformer(nn.Module):
         keys = {feature.key for feature in graph.features}
         self.node_in = nn.ModuleDict({key: nn.Linear(_width(key), w.node) for key in sorted(keys)})
         self.node_out = nn.ModuleDict({key: zeroed(nn.Linear(w.node, _width(key))) for key in sorted(keys)})
-        self.places = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(site.size, w.node)) for name, site in pinned_sites(graph).items()}
-        )
+        self.places = nn.ParameterDict({name: nn.Parameter(torch.randn(site.size, w.node)) for name, site in pinned_sites(graph).items()})
         self.depth = nn.Linear(3, w.node)
         scalars = len(graph.scalars)
         self.scalar_in = nn.Linear(scalars, w.node) if scalars else None
@@ -81,7 +78,9 @@ class RelationalTransformer(nn.Module):
         for name, site in pinned_sites(graph).items():
             units = len(self.places[name]) if name in self.places else 0
             if units != site.size:
-                raise ValueError(f"The field was built for {units} units of {name!r}, not for {site.size}: another task needs another flow.")
+                raise ValueError(
+                    f"The field was built for {units} units of {name!r}, not for {site.size}: another task needs another flow."
+                )
         if len(graph.scalars) != (self.scalar_in.in_features if self.scalar_in else 0):
             raise ValueError(f"The field was not built for a graph with {len(graph.scalars)} scalars.")
 
@@ -147,7 +146,9 @@ class Layer(nn.Module):
     def forward(self, graph: Graph, nodes: list[Tensor], edges: list[Tensor], time: Tensor):
         normed = [self.norm(n) for n in nodes]
         shift, scale, edge_time = self.time(time).split([nodes[0].shape[-1]] * 2 + [self.edge_target.out_features], -1)
-        normed = [n if s.role == "input" else n * (1 + scale[:, None]) + shift[:, None] for n, s in zip(normed, graph.spec.sites, strict=True)]
+        normed = [
+            n if s.role == "input" else n * (1 + scale[:, None]) + shift[:, None] for n, s in zip(normed, graph.spec.sites, strict=True)
+        ]
         target = [self._split(self.as_target(n), 4) if s.role != "input" else None for n, s in zip(normed, graph.spec.sites, strict=True)]
         source = [self._split(self.as_source(n), 4) for n in normed]
         heard: dict[tuple[int, str], list[Tensor]] = {}
@@ -156,7 +157,7 @@ class Layer(nn.Module):
             logits.append(self._exchange(block, edge, target[block.target], source[block.source], graph, heard))
         nodes = [self._node(index, site, nodes[index], normed[index], heard) for index, site in enumerate(graph.spec.sites)]
         normed = [self.norm_edge(n) for n in nodes]
-        edges = [self._edge(b, e, l, normed, edge_time) for b, e, l in zip(graph.blocks, edges, logits, strict=True)]
+        edges = [self._edge(*part, normed, edge_time) for part in zip(graph.blocks, edges, logits, strict=True)]
         return nodes, edges
 
     def _exchange(self, block: Block, edge, target, source, graph, heard):

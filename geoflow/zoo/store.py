@@ -2,17 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from geoflow.files import read_tensors, under, write_tensors
 from geoflow.spec import NetworkSpec
 from geoflow.vector import pack
 from geoflow.zoo.tasks import Task
@@ -97,27 +95,17 @@ def load_zoo(
 
 def save_zoo(path: str | Path, zoo: Zoo) -> None:
     """Write a zoo as one safetensors file; a crash leaves either no file or the whole one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"thetas": zoo.thetas.contiguous()} | {f"rest.{name}": value.contiguous() for name, value in zoo.spec.rest.items()}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, partial, {"configuration": _json(zoo.configuration), "spec": zoo.spec.to_json()})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    tensors = {"thetas": zoo.thetas} | {f"rest.{name}": value for name, value in zoo.spec.rest.items()}
+    write_tensors(path, tensors, {"configuration": _json(zoo.configuration), "spec": zoo.spec.to_json()})
 
 
 def read_zoo(path: str | Path) -> Zoo:
     """Read what `save_zoo` wrote. Raises ValueError naming the file if it is corrupt or no zoo."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        rest = {name.removeprefix("rest."): value for name, value in tensors.items() if name.startswith("rest.")}
-        spec = NetworkSpec.from_json(metadata["spec"], rest)
+        tensors, metadata = read_tensors(path)
+        spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
         return Zoo(tensors["thetas"], spec, json.loads(metadata["configuration"]))
-    except (SafetensorError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no readable zoo ({type(error).__name__}: {error}). Delete it; it will be trained again.") from error
 
 
