@@ -13,7 +13,7 @@ from geoflow.couplings import COUPLINGS
 from geoflow.flow import PREDICTIONS
 from geoflow.sampling import SOLVERS
 from geoflow.training import TIMES, check_config
-from geoflow.velocity import VELOCITIES
+from geoflow.velocity import VELOCITIES, complete_sizes
 from geoflow.zoo.networks import ACTIVATIONS
 from geoflow.zoo.store import ZOO_DEFAULTS
 from geoflow.zoo.tasks import TASKS
@@ -22,6 +22,9 @@ from geoflow.zoo.train import SCHEDULES
 DEVICES = ("auto", "cpu", "cuda")
 FURTHER = ("sample", "evaluate", "transfer")  # the commands on a saved flow
 NETWORK = ("task", "hidden", "activation")  # what says which network is made
+# how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
+FITTED = ("flow", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "part")
+PARTS = ("test", "validation")
 STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
 
 CHOICES: dict[str, Mapping | tuple] = {
@@ -34,6 +37,7 @@ CHOICES: dict[str, Mapping | tuple] = {
     "task": TASKS,
     "activation": ACTIVATIONS,
     "device": DEVICES,
+    "part": PARTS,
 }
 
 Number = tuple[type | tuple, Callable[[float], bool], str]
@@ -87,10 +91,14 @@ def complete(config: Mapping, command: str) -> dict:
     For the main job they are the task's defaults; for a further command what its checkpoint was made for.
     Raises ValueError or InputError for a wrong value, naming the right ones.
     """
+    for name in ("checkpoint", "cache"):
+        if not isinstance(config[name], str) and not (name == "checkpoint" and config[name] is None):
+            raise InputError(f"{name}={config[name]} must be a path, such as runs/3.")
     own = _of_the_checkpoint(config, command) if command in FURTHER else _of_the_task(config)
     _check({**config, **own})
-    check_config(flow_settings({**config, **own}))
-    return own
+    settings = flow_settings({**config, **own})
+    check_config(settings)
+    return own | {"sizes": complete_sizes(settings["velocity"], settings["sizes"])}
 
 
 def device_of(name: str) -> str:
@@ -107,10 +115,9 @@ def zoo_settings(config: Mapping) -> dict:
 
 
 def flow_settings(config: Mapping) -> dict:
-    """The configuration that `prepare` takes, with what a saved flow must know of its network."""
-    names = ("flow", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "seed")
+    """The configuration that `prepare` takes, with what a saved flow must know of its network and its data."""
     sizes = {name: size for name, size in config["sizes"].items() if size is not None}
-    return {name: config[name] for name in (*names, *NETWORK)} | {"hidden": list(config["hidden"]), "sizes": sizes}
+    return {name: config[name] for name in (*FITTED, *NETWORK, "seed")} | {"hidden": list(config["hidden"]), "sizes": sizes}
 
 
 def _of_the_task(config: Mapping) -> dict:
@@ -125,7 +132,7 @@ def _of_the_checkpoint(config: Mapping, command: str) -> dict:
     if config["checkpoint"] is None:
         raise InputError(f"{command} works on a saved flow: {command} with checkpoint=runs/3 (a run folder or a flow.safetensors).")
     made_for = described(config["checkpoint"])
-    if missing := [name for name in NETWORK if name not in made_for]:
+    if missing := [name for name in (*NETWORK, *FITTED) if name not in made_for]:
         raise InputError(f"The flow of {config['checkpoint']} does not say its {', '.join(missing)}: experiments/run.py did not make it.")
     network = {name: made_for[name] if config[name] is None else config[name] for name in NETWORK}
     changed = [name for name in NETWORK if network[name] != made_for[name]]
@@ -133,7 +140,7 @@ def _of_the_checkpoint(config: Mapping, command: str) -> dict:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
     if command != "transfer" and changed:
         raise InputError(f"{command} serves the network that the flow was fitted to; for another {' or '.join(changed)} use transfer.")
-    return network
+    return network | {name: made_for[name] for name in FITTED}
 
 
 def _check(config: Mapping) -> None:
@@ -168,5 +175,7 @@ def _check_zoo(config: Mapping) -> None:
 
 def _check_number(option: str, value, number: Number) -> None:
     kind, fits, words = number
-    if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or not fits(value)):
+    if value is None and option in ("runs", "snapshots"):
+        return
+    if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
         raise InputError(f"{option}={value} must be {words}.")

@@ -36,7 +36,7 @@ from geoflow.training import prepare, train
 from geoflow.wiring import spec_of
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.store import digest, load_zoo, split_runs
-from geoflow.zoo.tasks import Task, load_task
+from geoflow.zoo.tasks import Task, load_task, validation_task
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
@@ -57,6 +57,7 @@ def config():
     snapshots = None  # networks kept from each
     zoo = {"epochs": None, "batch": None, "lr": None, "weight_decay": None, "every": None, "schedule": None}  # how they are trained
     heldout = 0.125  # share of the runs that the flow does not see
+    part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
     # the flow
     flow = "geometric"  # euclidean, normalized or geometric
     velocity = "transformer"  # transformer or mlp
@@ -135,7 +136,7 @@ def main(_config, _run):
     _run.info |= {"device": device, "threads": torch.get_num_threads()}
 
     with timed(seconds, "collect"):
-        task = load_task(_config["task"], seed)
+        task = task_for(_config["task"], seed, _config["part"])
         network = network_for(task, settings)
         spec = spec_of(network, task.x_train[:2])
         zoo = load_zoo(cache, partial(network_for, task, settings), spec, task, zoo_settings(_config), seed, device)
@@ -181,11 +182,11 @@ def evaluate(_config, _run):
     """Score the saved samples of checkpoint=runs/3 on the test set; where there are none, newly drawn ones."""
     saved, seconds = samples_file(_config["checkpoint"]), {}
     if not saved.exists():
-        return test_new_networks(_config, _run)
+        return score_new_networks(_config, _run)
     print(f"The samples of {saved}:")
     samples = read_samples(saved)
     with timed(seconds, "evaluate"):
-        task = load_task(samples.config["task"], samples.config["seed"])
+        task = task_for(samples.config["task"], samples.config["seed"], samples.config["part"])
         exam = Exam(network_for(task, samples.config), samples.spec, task, device_of(_config["device"]))
         metrics = score(exam, samples.thetas)
     return report(metrics | {"time": seconds}, samples, folder_of(_run))
@@ -195,10 +196,10 @@ def evaluate(_config, _run):
 @plainly()
 def transfer(_config, _run):
     """Draw networks of another architecture, or for another data set, from the flow of checkpoint=runs/3, and score them."""
-    test_new_networks(_config, _run)
+    score_new_networks(_config, _run)
 
 
-def test_new_networks(config: Mapping, run: Run) -> None:
+def score_new_networks(config: Mapping, run: Run) -> None:
     folder, seconds = folder_of(run), {}
     with timed(seconds, "sample"):
         flow, network, spec, task = reopen(config)
@@ -235,10 +236,16 @@ def generate(flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, conf
 def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
     """A saved flow, and what it is to make: a network, its table, and the task with the test part that the flow never saw."""
     flow = Flow.load(flow_file(config["checkpoint"]), device_of(config["device"]))
-    task = load_task(config["task"], flow.config["seed"])
+    task = task_for(config["task"], flow.config["seed"], flow.config["part"])
     network = network_for(task, config)
     spec = spec_of(network, task.x_train[:2])
     return flow, network, spec, task
+
+
+def task_for(name: str, seed: int, part: str) -> Task:
+    """The data, split by the seed; its test part is what the networks are scored on."""
+    task = load_task(name, seed)
+    return validation_task(task, seed=seed) if part == "validation" else task
 
 
 def network_for(task: Task, config: Mapping) -> nn.Module:

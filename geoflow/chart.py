@@ -14,6 +14,7 @@ from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
 
 Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation)
+DEAD = 1e-5  # a row below this norm belongs to a dead unit, not to one of norm 1 that a flat flow missed
 TINY_VARIANCE = 1e-8  # keeps the logarithm of a batch norm's variance finite
 
 
@@ -91,6 +92,9 @@ class Chart:
                 "have no direction. Remove such networks, or choose flow=normalized or flow=euclidean."
             )
         raw = self._raw(theta)
+        if not (finite := raw.isfinite().reshape(-1, raw.shape[-1]).all(1)).all():
+            first = finite.tolist().index(False)
+            raise ValueError(f"Network {first} has no coordinates: its output layer is all zero, or a running variance is negative.")
         return torch.where(self.flat.to(theta.device), (raw - self._mean.to(raw)) / self._divisor.to(raw), raw)
 
     def theta(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch weights"]:
@@ -105,7 +109,9 @@ class Chart:
         if self.recipe.balance and not self.recipe.spheres:
             for index in incoming(self.spec).values():
                 rows = weights[..., index]
-                weights = weights.index_copy(-1, index.flatten().to(x.device), torch.nn.functional.normalize(rows, dim=-1).flatten(-2))
+                norm = rows.norm(dim=-1, keepdim=True)
+                rows = torch.where(norm > DEAD, rows / norm.clamp_min(DEAD), rows)
+                weights = weights.index_copy(-1, index.flatten().to(x.device), rows.flatten(-2))
         return weights
 
     def _raw(self, theta: Tensor) -> Tensor:

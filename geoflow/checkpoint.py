@@ -10,6 +10,7 @@ from torch import Tensor
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
 
+FORMAT = "geoflow-training-1"
 EMA_WARMUP = 10  # the average over the first n steps forgets with 1 - 1 / (n + 10)
 
 
@@ -17,9 +18,9 @@ class Progress:
     """A training under way: the flow, the moving average of its field, the optimizer, the random numbers to come."""
 
     def __init__(self, flow: Flow):
-        self.flow, self.iteration = flow, 0
+        self.flow, self.iteration = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config), 0
         self.ema = deepcopy(flow.field)
-        self.optimizer = torch.optim.AdamW(flow.field.parameters(), weight_decay=flow.config["weight_decay"], fused=True)
+        self.optimizer = torch.optim.AdamW(self.flow.field.parameters(), weight_decay=flow.config["weight_decay"], fused=True)
         self.generator = torch.Generator().manual_seed(flow.config["seed"])
 
     @torch.no_grad()
@@ -44,7 +45,7 @@ class Progress:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
         tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.flow.losses, dtype=torch.float64)}
-        metadata = {"config": json.dumps(dict(self.flow.config), sort_keys=True), "zoo": self._zoo()}
+        metadata = {"format": FORMAT, "config": json.dumps(dict(self.flow.config), sort_keys=True)}
         write_tensors(path, tensors, metadata)
 
     def resume(self, path: str | Path) -> None:
@@ -53,18 +54,14 @@ class Progress:
             return
         tensors, metadata = read_tensors(path)
         config = json.dumps(dict(self.flow.config), sort_keys=True)
-        if metadata.get("config") != config or metadata.get("zoo") != self._zoo():
-            raise ValueError(f"Checkpoint {path} belongs to another training. Delete or move it.")
+        if metadata.get("format") != FORMAT or metadata.get("config") != config:
+            raise ValueError(f"Checkpoint {path} belongs to another training, or to another version. Delete or move it.")
         for prefix, module in (("field.", self.flow.field), ("ema.", self.ema)):
             module.load_state_dict(under(prefix, tensors))
         self.generator.set_state(tensors["generator"])
         self.flow.losses[:] = tensors["losses"].tolist()
         self.iteration = len(self.flow.losses)
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": _optimizer_state(tensors)})
-
-    def _zoo(self) -> str:
-        """What tells two zoos apart: the statistics and the sum of the reference, to the last bit."""
-        return json.dumps([self.flow.chart.statistics, self.flow.reference.double().sum().item()])
 
 
 def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:

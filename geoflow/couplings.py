@@ -1,6 +1,8 @@
 """Pair noise with data: who travels to whom."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -23,7 +25,7 @@ def independent(
 
 
 def ot(spec: NetworkSpec, manifold: Product, x_0: Float[Tensor, "n size"], x_1: Float[Tensor, "n size"]) -> Float[Tensor, "n size"]:
-    """The order of the noise with the least sum of squared geodesic distances to the data.
+    """The order of the noise with the least sum of squared geodesic distances to the data, every coordinate in the manifold's own metric.
 
     It is the assignment itself: every noise sample is used once, none is drawn again. Source: Tong et al., arXiv 2302.00482.
 
@@ -39,11 +41,12 @@ def ot(spec: NetworkSpec, manifold: Product, x_0: Float[Tensor, "n size"], x_1: 
 def equivariant_ot(
     spec: NetworkSpec, manifold: Product, x_0: Float[Tensor, "n size"], x_1: Float[Tensor, "n size"]
 ) -> Float[Tensor, "n size"]:
-    """As `ot`, with distances between orbits: for every pair the neurons of the noise are first permuted (and flipped) to the data's.
+    """As `ot`, with distances between orbits: for every pair the neurons of the noise are first permuted to those of the data.
 
     The neurons are matched by inner products in the one sweep of `align` that starts anew, the best order for one hidden layer and a
-    good one for more; the assignment over the batch then goes by geodesic distance. Noise exchangeable under the spec's
-    symmetries keeps its distribution. Coordinates after the weights (such as scales) move with their network, unpermuted.
+    good one for more; the assignment over the batch then goes by geodesic distance. Next to aligned data the noise's neurons
+    come sorted: a permutation-equivariant field cannot see this, another would. Signs are not matched, for no field is equivariant to
+    them. Coordinates after the weights (such as scales) move with their network, unpermuted.
 
     Source: Klein, Kraemer and Noe, Equivariant flow matching, 2023.
     """
@@ -60,8 +63,13 @@ def _nearest_in_orbit(spec: NetworkSpec, x_0: Float[Tensor, "n size"], x_1: Floa
     m, n, weights = len(x_1), len(x_0), spec.weights
     noise = x_0.expand(m, *x_0.shape)
     theta = noise[..., :weights].reshape(m * n, weights)
-    matched = match(spec, theta, x_1[:, :weights].repeat_interleave(n, 0)).reshape(m, n, weights)
+    matched = match(_without_signs(spec), theta, x_1[:, :weights].repeat_interleave(n, 0)).reshape(m, n, weights)
     return torch.cat([matched, noise[..., weights:]], -1)
+
+
+@lru_cache(maxsize=16)
+def _without_signs(spec: NetworkSpec) -> NetworkSpec:
+    return replace(spec, sites=tuple(replace(site, sign=None) for site in spec.sites))
 
 
 def _assign(costs: Float[Tensor, "data noise"]) -> Tensor:

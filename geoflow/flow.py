@@ -97,7 +97,7 @@ class Flow:
         """Write the flow as one safetensors file with its whole configuration; it holds no code."""
         tensors = {f"field.{name}": value for name, value in self.field.state_dict().items()}
         tensors |= {f"rest.{name}": value for name, value in self.spec.rest.items()}
-        tensors |= {"reference": self.reference, "losses": torch.tensor(self.losses)}
+        tensors |= {"reference": self.reference, "losses": torch.tensor(self.losses, dtype=torch.float64)}
         metadata = {"spec": self.spec.to_json(), "statistics": json.dumps(self.chart.statistics), "config": json.dumps(dict(self.config))}
         write_tensors(path, tensors, {"format": FORMAT} | metadata)
 

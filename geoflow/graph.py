@@ -145,12 +145,12 @@ def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | N
     graph = graph_of(spec)
     first = site_starts(spec)
     widest = max([block.index.shape[-1] for block in graph.blocks], default=1)
-    edges, attributes, owners = [], [], []
+    edges, attributes, owners = [torch.zeros(2, 0, dtype=torch.long)], [theta.new_zeros(0, widest)], [torch.zeros(0, dtype=torch.long)]
     for number, block in enumerate(graph.blocks):
         target, source = torch.meshgrid(torch.arange(block.index.shape[0]), torch.arange(block.index.shape[1]), indexing="ij")
-        keep = torch.ones_like(target, dtype=torch.bool) if mask is None else mask[block.index].any(-1)
+        keep = torch.ones_like(target, dtype=torch.bool) if mask is None else mask.cpu()[block.index].any(-1)
         edges.append(torch.stack([source[keep] + first[block.source], target[keep] + first[block.target]]))
-        values = theta[block.index][keep]
+        values = theta[block.index[keep]]
         attributes.append(torch.nn.functional.pad(values, (0, widest - values.shape[-1])))
         owners.append(torch.full((len(values),), number))
     x = theta.new_zeros(first[-1], sum(feature.index.shape[-1] for feature in graph.features) or 1)
@@ -162,10 +162,10 @@ def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | N
     site = torch.repeat_interleave(torch.arange(len(spec.sites)), torch.tensor([s.size for s in spec.sites]))
     return Data(
         x=x,
-        edge_index=torch.cat(edges, 1),
+        edge_index=torch.cat(edges, 1).to(theta.device),
         edge_attr=torch.cat(attributes),
-        edge_block=torch.cat(owners),
-        site=site,
+        edge_block=torch.cat(owners).to(theta.device),
+        site=site.to(theta.device),
         scalars=theta[graph.scalars],
     )
 

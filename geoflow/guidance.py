@@ -1,6 +1,7 @@
 """Bend a flow towards networks that solve a task: add the tangent gradient of a loss to its velocity."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from jaxtyping import Float, Int
@@ -25,9 +26,14 @@ def task_guidance(network: nn.Module, x: Float[Tensor, "examples ..."], y: Int[T
     `network` gives the architecture that is sampled; its weights play no role. Source: Erdogan 2025, with the sign that lowers the loss.
     """
 
+    network = deepcopy(network).to(x.device).eval()  # the caller's keeps its mode and its buffers
+
     def on(chart: Chart):
+        fixed = {tensor.name for tensor in chart.spec.tensors if not tensor.learned}  # a batch norm's statistics have no gradient
+
         def loss(point: Tensor) -> Tensor:
             state = unpack(chart.spec, chart.theta(point))
+            state |= {name: state[name].detach() for name in fixed}
             return cross_entropy(functional_call(network, state, (x,)), y)
 
         def bend(point: Float[Tensor, "nets size"], t: Tensor) -> Float[Tensor, "nets size"]:

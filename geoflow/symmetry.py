@@ -51,20 +51,39 @@ def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], sy
 
 
 def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutations: Groups) -> Float[Tensor, "*batch weights"]:
-    """Reorder units group by group: place i of group g receives the old unit `permutations[g][i]`."""
+    """Reorder units group by group: place i of group g receives the old unit `permutations[g][i]`.
+
+    Raises ValueError for a group that the spec does not declare, or one of another size.
+    """
+    _check_groups(spec, permutations, "permutation")
     index = permutation_index(spec, permutations).to(theta.device)
     shape = torch.broadcast_shapes(theta.shape, index.shape)
     return theta.expand(shape).gather(-1, index.expand(shape))
 
 
 def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: Groups) -> Float[Tensor, "*batch weights"]:
-    """Multiply every unit's activation by a positive factor; what reads it is divided by the same factor."""
+    """Multiply every unit's activation by a positive factor; what reads it is divided by the same factor.
+
+    Raises ValueError for a group that the spec does not declare, one of another size, and a factor that is not positive.
+    """
+    _check_groups(spec, factors, "scaling")
+    for group, factor in factors.items():
+        if not (factor > 0).all():
+            raise ValueError(f"Factors must be positive; scaling group {group} has {factor.min().item():.3g}.")
     return theta * _factor(spec, factors, "scaling", theta)
 
 
 def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Groups) -> Float[Tensor, "*batch weights"]:
-    """Multiply every unit's activation by +-1, and what reads it by the same sign."""
+    """Multiply every unit's activation by +-1, and what reads it by the same sign. Raises ValueError as `permute` does."""
+    _check_groups(spec, signs, "sign")
     return theta * _factor(spec, signs, "sign", theta)
+
+
+def _check_groups(spec: NetworkSpec, groups: Groups, symmetry: str) -> None:
+    declared = spec.groups(symmetry)
+    for group, values in groups.items():
+        if values.shape[-1] != declared.get(group):
+            raise ValueError(f"There is no {symmetry} group {group} of {values.shape[-1]} units; declared (group: units): {declared}.")
 
 
 def permutation_index(spec: NetworkSpec, permutations: Groups) -> Int[Tensor, "*batch weights"]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -18,13 +19,13 @@ from geoflow.flow import PREDICTIONS, Flow, build_flow
 from geoflow.paths import geodesic
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
-from geoflow.velocity import complete_sizes
+from geoflow.velocity import VELOCITIES, complete_sizes
 
-# name: (generator, count) -> times [count] in (0, 1)
+# name: (generator, count) -> times [count] in [0, 1)
 TIMES = {
     "uniform": lambda generator, count: torch.rand(count, generator=generator),
     # Beta(1, 2), early times more often: its distribution function 1 - (1 - t)^2 is inverted
-    "beta": lambda generator, count: 1 - torch.rand(count, generator=generator).sqrt(),
+    "beta": lambda generator, count: 1 - (1 - torch.rand(count, generator=generator)).sqrt(),
 }
 
 WARMUP = 100  # iterations
@@ -41,7 +42,7 @@ def fit(
     time: str = "uniform",
     prediction: str = "preconditioned",
     sizes: Mapping | None = None,
-    iterations: int = 2000,
+    iterations: int = 1000,
     batch: int = 32,
     lr: float = 2e-3,
     weight_decay: float = 1e-3,
@@ -56,7 +57,8 @@ def fit(
 
     The conditional flow matching loss E |v(x_t, t) - dx_t|^2 (Lipman et al. 2023; on manifolds Chen and Lipman 2024) is minimised by
     AdamW with cosine decay; the flow's weights are the exponential moving average. `flow`, `velocity`, `coupling`, `time` and
-    `prediction` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES and PREDICTIONS; `sizes` are the velocity's own.
+    `prediction` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES and PREDICTIONS; `sizes` are the velocity's own. The field and its
+    samples are in torch's default precision, whatever the zoo's.
     With a `checkpoint` path the state is written there every `every` iterations, and training goes on from it: on the CPU the result is
     bit-identical to an uninterrupted one.
 
@@ -82,9 +84,11 @@ def prepare(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Ma
     _check_count(len(thetas), config["batch"])
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
     recipe = FLOWS[config["flow"]]
+    config["zoo"] = sha256(thetas.cpu().contiguous().numpy().tobytes()).hexdigest()
     canonical = canonicalize(spec, thetas, balance=recipe.balance)
     chart = fit_chart(spec, recipe, canonical.theta)
-    return build_flow(chart, canonical.reference, config), chart.point(canonical.theta)
+    flow = build_flow(chart, canonical.reference, config)
+    return flow, chart.point(canonical.theta).to(next(flow.field.parameters()))
 
 
 def train(
@@ -140,7 +144,13 @@ def check_config(config: Mapping) -> None:
     for option, table in (("flow", FLOWS), ("coupling", COUPLINGS), ("time", TIMES), ("prediction", PREDICTIONS)):
         choose(option, config[option], table)
     complete_sizes(config["velocity"], config["sizes"])
-    if config["velocity"] == "mlp" and config["coupling"] == "equivariant_ot":
+    for option in ("iterations", "batch"):
+        if config[option] < 1:
+            raise ValueError(f"{option}={config[option]} must be at least 1.")
+    if not (config["lr"] > 0 and config["weight_decay"] >= 0 and 0 <= config["ema"] < 1):
+        numbers = {name: config[name] for name in ("lr", "weight_decay", "ema")}
+        raise ValueError(f"{numbers}: lr must be above 0, weight_decay at least 0, ema from 0 to below 1.")
+    if config["coupling"] == "equivariant_ot" and not VELOCITIES[config["velocity"]].equivariant:
         raise ValueError(
             "coupling=equivariant_ot permutes the noise towards the data, which only a permutation-equivariant velocity allows: "
             "choose velocity=transformer, or coupling=independent or ot."

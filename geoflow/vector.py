@@ -16,7 +16,7 @@ def pack(spec: NetworkSpec, state: State | Sequence[State]) -> Float[Tensor, "*b
 
     Leading axes of the entries (as of `torch.func.stack_module_state`) are kept; a sequence of state dicts gives [nets, weights].
 
-    Raises ValueError naming the entry if one is missing, of a wrong shape, or not finite.
+    Raises ValueError naming the entry (and the network of a zoo) if one is missing, unknown, of a wrong shape, or not finite.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -25,15 +25,17 @@ def pack(spec: NetworkSpec, state: State | Sequence[State]) -> Float[Tensor, "*b
     torch.Size([23])
     """
     if isinstance(state, Mapping):
-        return torch.cat([_part(spec, tensor, state) for tensor in spec.tensors], -1)
+        check_state(spec, state)
+        return torch.cat([_part(tensor, state[tensor.name]) for tensor in spec.tensors], -1)
     if len(state) == 0:
         raise ValueError("The zoo is empty: pack needs at least one state dict.")
+    thetas = []
     for index, one in enumerate(state):
         try:
-            check_state(spec, one)
+            thetas.append(pack(spec, one))
         except ValueError as error:
             raise ValueError(f"Network {index} of the zoo: {error}") from error
-    return torch.stack([pack(spec, one) for one in state])
+    return torch.stack(thetas)
 
 
 def unpack(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[str, Tensor]:
@@ -44,24 +46,25 @@ def unpack(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[st
     for tensor, part in zip(spec.tensors, theta.split([tensor.numel for tensor in spec.tensors], -1), strict=True):
         part = part.reshape((*batch, *tensor.shape))
         state[tensor.name] = torch.cat([state[tensor.name], part], len(batch)) if tensor.start else part
-    rest = {name: value.to(theta.device).expand((*batch, *value.shape)) for name, value in spec.rest.items()}
+    rest = {name: value.to(theta.device).expand((*batch, *value.shape)).clone() for name, value in spec.rest.items()}
     tied = {name: state[packed] for name, packed in spec.aliases}
     return state | tied | rest
 
 
 def check_state(spec: NetworkSpec, state: State) -> None:
-    """Raise ValueError where a state dict is not one of this spec's architecture, or holds NaN or Inf."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for tensor in spec.tensors:
-        rows = (tensor.start + tensor.shape[0], *tensor.shape[1:]) if tensor.shape else ()
-        shapes[tensor.name] = rows
+    """Raise ValueError where a state dict, or one stacked along leading axes, is not of this architecture or holds NaN or Inf."""
+    shapes = {t.name: (t.start + t.shape[0], *t.shape[1:]) if t.shape else () for t in spec.tensors}  # the last part of an entry is its end
     for name, shape in shapes.items():
         if name not in state:
             raise ValueError(f"entry {name!r} is missing; the architecture is not the one that was traced.")
-        if tuple(state[name].shape) != shape:
-            raise ValueError(f"{name!r} has shape {tuple(state[name].shape)}, the traced network {shape}: two architectures.")
-        if not state[name].isfinite().all():
-            raise ValueError(f"{name!r} holds NaN or Inf. Remove this network, or train it again.")
+        found = tuple(state[name].shape)
+        if found[len(found) - len(shape) :] != shape or len(found) < len(shape):
+            raise ValueError(f"{name!r} has shape {found}, the traced network {shape}: two architectures.")
+        finite = state[name].isfinite()
+        if not finite.all():
+            where = (~finite).nonzero()[0, : len(found) - len(shape)].tolist()
+            of = f" of network {where[0] if len(where) == 1 else tuple(where)}" if where else ""
+            raise ValueError(f"{name!r}{of} holds NaN or Inf. Remove this network, or train it again.")
     for name, packed in spec.aliases:
         if name not in state or not torch.equal(state[name], state[packed]):
             raise ValueError(f"{name!r} and {packed!r} are one tensor in the traced network, and differ here.")
@@ -69,13 +72,8 @@ def check_state(spec: NetworkSpec, state: State) -> None:
         raise ValueError(f"entries {sorted(foreign)} are unknown to the traced network.")
 
 
-def _part(spec: NetworkSpec, tensor: TensorSpec, state: State) -> Tensor:
-    if tensor.name not in state:
-        raise ValueError(f"The state dict has no entry {tensor.name!r}; it holds {sorted(state)}.")
-    value = state[tensor.name]
+def _part(tensor: TensorSpec, value: Tensor) -> Tensor:
+    """The entries [*batch, numel] of a tensor's rows."""
     batch = value.ndim - len(tensor.shape)
-    if tensor.shape:
-        value = value.narrow(batch, tensor.start, tensor.shape[0])
-    if batch < 0 or value.shape[batch:] != tensor.shape:
-        raise ValueError(f"{tensor.name!r} has shape {tuple(value.shape)}, the spec says {tensor.shape}.")
-    return value.reshape(*value.shape[:batch], tensor.numel)
+    rows = value.narrow(batch, tensor.start, tensor.shape[0]) if tensor.shape else value
+    return rows.reshape((*value.shape[:batch], tensor.numel))

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from geoflow.files import whole
+
 COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
 
 CAPTIONS = {
@@ -48,7 +50,8 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         "## Configuration\n\n```json\n" + json.dumps(config, indent=2, sort_keys=True, default=str) + "\n```",
     ]
     path = folder / "report.md"
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with whole(path) as partial:
+        partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 

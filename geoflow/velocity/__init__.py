@@ -24,10 +24,7 @@ def complete_sizes(velocity: str, sizes: Mapping[str, int]) -> dict[str, int]:
         choose(f"size of velocity={velocity}", name, {field.name: field for field in fields(kind)})
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"sizes.{name}={value} must be a whole number of at least 1.")
-    complete = asdict(kind(**sizes))
-    if velocity == "transformer" and complete["node"] % complete["heads"]:
-        raise ValueError(f"sizes.node={complete['node']} must be a multiple of sizes.heads={complete['heads']}.")
-    return complete
+    return asdict(kind(**sizes))
 
 
 def build_field(graph: Graph, velocity: str, sizes: Mapping[str, int]) -> nn.Module:

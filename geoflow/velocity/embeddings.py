@@ -1,4 +1,4 @@
-"""Embed what is not a weight: time, and the identity of the units that a task pins."""
+"""Embed the time of a flow."""
 
 import math
 

@@ -1,8 +1,7 @@
 """Run the relational transformer as message passing on torch_geometric graphs: the readable reference of the block form.
 
 Here every edge is a row of a list, and attention is PyG's grouped softmax and scatter (torch-scatter serves them where it is installed).
-It takes any edge list, so pruned networks and batches of unlike networks too; the dense blocks of
-`geoflow.velocity.relational_transformer` compute the same numbers, faster.
+The dense blocks of `geoflow.velocity.relational_transformer` compute the same numbers, faster; embedding and reading out are theirs.
 """
 
 import itertools

@@ -26,6 +26,7 @@ class MLPVelocity(nn.Module):
     """
 
     Sizes = MLPSizes
+    equivariant = False
 
     def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes()):
         super().__init__()

@@ -39,11 +39,16 @@ class TransformerSizes:
     edge_hidden: int = 32
     heads: int = 4
 
+    def __post_init__(self):
+        if self.node % self.heads:
+            raise ValueError(f"sizes.node={self.node} must be a multiple of sizes.heads={self.heads}.")
+
 
 class RelationalTransformer(nn.Module):
     """v(graph, x, t): [nets, weights + scalars] -> the same shape; equivariant to every permutation that the spec declares."""
 
     Sizes = TransformerSizes
+    equivariant = True
 
     def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes()):
         super().__init__()

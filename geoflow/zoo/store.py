@@ -90,6 +90,8 @@ def load_zoo(
     zoo = read_zoo(path)
     if zoo.configuration != configuration:
         raise ValueError(f"{path} holds the zoo of another configuration: {zoo.configuration}. Delete it; it will be trained again.")
+    if zoo.spec != spec:
+        raise ValueError(f"{path} was packed by another table than the one traced now. Delete it; it will be trained again.")
     return zoo
 
 
