@@ -32,7 +32,8 @@ falls short of. Minutes are those of the whole run after the imports. Machines: 
 
 def keep(run: Path) -> Path:
     """Copy what the table needs of a run folder: metrics, configuration, and where it ran."""
-    metrics, config, record, info = (_read(run / name) for name in ("metrics.json", "config.json", "run.json", "info.json"))
+    metrics, config, record = (_read(run / name) for name in ("metrics.json", "config.json", "run.json"))
+    info = _read(run / "info.json") if (run / "info.json").exists() else {}
     host = record["host"]
     ran = {"cpu": host.get("cpu"), "gpus": host.get("gpus"), "python": host["python_version"], "os": host["os"]} | info
     ran |= {"commit": [source["commit"] for source in record["experiment"]["repositories"]][:1], "started": record["start_time"]}
