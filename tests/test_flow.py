@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, sample, spec_of, task_guidance
+from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, sample, spec_of, task_guidance, unpack
 from geoflow.chart import fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.evaluation.metrics import evaluate
@@ -17,6 +17,7 @@ from geoflow.training import TIMES, matching_loss, prepare, train
 from geoflow.velocity.message_passing import MessagePassingTransformer
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.tasks import load_task
+from tests.networks import NETWORKS
 
 CONFIG = {"flow": "geometric", "velocity": "transformer", "coupling": "independent", "time": "uniform", "prediction": "preconditioned"}
 CONFIG |= {
@@ -338,3 +339,22 @@ def test_the_seed_decides_the_field(spec, thetas):
     a, b, c = (build_flow(chart, thetas[0], CONFIG | {"seed": seed}).field.state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    "name", ["cnn", "resnet", "cnn depthwise", "cnn grouped", "group norm", "swiglu", "attention", "tied", "lazy", "free", "repeated"]
+)
+@pytest.mark.parametrize("flow", ["euclidean", "geometric"])
+def test_any_network_comes_out_whole(name, flow):
+    """Twelve fresh networks in, state dicts out that load strictly and compute finite numbers."""
+    make, example = NETWORKS[name]
+    torch.manual_seed(0)
+    networks = [make() for _ in range(12)]
+    spec = spec_of(networks[0], example())
+    zoo = pack(spec, [network.state_dict() for network in networks])
+    trained = fit(spec, zoo, flow=flow, sizes=CONFIG["sizes"], iterations=2, batch=4, progress=False)
+    for theta in sample(trained, 2, steps=2):
+        networks[0].load_state_dict(unpack(spec, theta), strict=True)
+        x = example()
+        output = networks[0].eval()(*(x if isinstance(x, tuple) else (x,)))
+        assert output.isfinite().all()
