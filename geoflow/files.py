@@ -36,7 +36,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt, or no safetensors file: {error}. Delete it and make it anew.") from error
+        raise ValueError(f"{path} is corrupt, or no safetensors file: {error}. Name another, or make it anew.") from error
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
