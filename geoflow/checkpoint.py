@@ -11,7 +11,7 @@ from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
 
 FORMAT = "geoflow-training-1"
-EMA_WARMUP = 10  # the average over the first n steps forgets with 1 - 1 / (n + 10)
+EMA_WARMUP = 10  # after n steps the average keeps (n + 1) / (n + 10) of itself at most: about the last tenth of a short training
 
 
 class Progress:
@@ -30,7 +30,7 @@ class Progress:
             raise FloatingPointError(f"The flow's loss is {loss} at iteration {self.iteration}. Lower lr.")
         self.flow.losses.append(loss)
         self.iteration += 1
-        decay = min(self.flow.config["ema"], 1 - 1 / (self.iteration + EMA_WARMUP))
+        decay = min(self.flow.config["ema"], (self.iteration + 1) / (self.iteration + EMA_WARMUP))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.flow.field.parameters()), 1 - decay)
 
     def averaged(self) -> Flow:
