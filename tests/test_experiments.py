@@ -21,7 +21,17 @@ from geoflow.zoo.networks import mlp
 from geoflow.zoo.store import ZOO_DEFAULTS
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-FILES = {"config.json", "run.json", "metrics.json", "flow.safetensors", "samples.safetensors", "report.md", "figures", "cout.txt"}
+FILES = {
+    "config.json",
+    "info.json",
+    "run.json",
+    "metrics.json",
+    "flow.safetensors",
+    "samples.safetensors",
+    "report.md",
+    "figures",
+    "cout.txt",
+}
 FIGURES = {"scores", "loss", "weights", "distances"}
 STATISTICS = {"mean": float, "std": float}
 SCORES = {"accuracy": STATISTICS, "nll": STATISTICS, "ece": STATISTICS}
