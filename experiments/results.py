@@ -60,8 +60,8 @@ def table(rows: list[dict]) -> str:
     """The Markdown table of kept runs, with the mean over seeds below each task and flow."""
     lines = [
         "| task | flow | seed | zoo accuracy | accuracy | zoo NLL | NLL | NLL / zoo | ECE | ensemble accuracy | mean network NLL | novelty "
-        "| minutes | threads | missed |",
-        "|" + "---|" * 15,
+        "| minutes | threads | commit | missed |",
+        "|" + "---|" * 16,
     ]
     groups = defaultdict(list)
     for row in rows:
@@ -70,11 +70,11 @@ def table(rows: list[dict]) -> str:
         for row in sorted(group, key=lambda row: row["metrics"]["seed"]):
             m = row["metrics"]
             numbers = _numbers(m)
-            threads = row["ran"].get("threads", "?")
-            lines.append(f"| {task} | {flow} | {m['seed']} | {_cells(numbers)} | {threads} | {', '.join(failures(m)) or '-'} |")
+            where = f"{row['ran'].get('threads', '?')} | {''.join(row['ran']['commit'])[:7]}"
+            lines.append(f"| {task} | {flow} | {m['seed']} | {_cells(numbers)} | {where} | {', '.join(failures(m)) or '-'} |")
         if len(group) > 1:
             means = [mean(column) for column in zip(*(_numbers(row["metrics"]) for row in group), strict=True)]
-            lines.append(f"| {task} | {flow} | mean | {_cells(means)} | | |")
+            lines.append(f"| {task} | {flow} | mean | {_cells(means)} | | | |")
     return "\n".join(lines)
 
 
