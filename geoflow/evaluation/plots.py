@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from geoflow.evaluation.metrics import Scores
@@ -177,8 +177,10 @@ def _log_edges(values: Tensor) -> list[float]:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis 0.2, 0.5, 1, 2, 5 in place of powers of ten."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Label a logarithmic axis 0.2, 0.5, 1, 2, 5 in place of powers of ten, and a short one as a linear axis."""
+    axis.axes.autoscale_view()
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
