@@ -18,10 +18,15 @@ class Progress:
     """A training under way: the flow, the moving average of its field, the optimizer, the random numbers to come."""
 
     def __init__(self, flow: Flow):
-        self.flow, self.iteration = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config), 0
+        self.flow = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config)
         self.ema = deepcopy(flow.field)
         self.optimizer = torch.optim.AdamW(self.flow.field.parameters(), weight_decay=flow.config["weight_decay"], fused=True)
         self.generator = torch.Generator().manual_seed(flow.config["seed"])
+
+    @property
+    def iteration(self) -> int:
+        """How many steps are done."""
+        return len(self.flow.losses)
 
     @torch.no_grad()
     def step(self, loss: float) -> None:
@@ -29,7 +34,6 @@ class Progress:
         if not loss < float("inf"):
             raise FloatingPointError(f"The flow's loss is {loss} at iteration {self.iteration}. Lower lr.")
         self.flow.losses.append(loss)
-        self.iteration += 1
         decay = min(self.flow.config["ema"], (self.iteration + 1) / (self.iteration + EMA_WARMUP))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.flow.field.parameters()), 1 - decay)
 
@@ -60,7 +64,6 @@ class Progress:
             module.load_state_dict(under(prefix, tensors))
         self.generator.set_state(tensors["generator"])
         self.flow.losses[:] = tensors["losses"].tolist()
-        self.iteration = len(self.flow.losses)
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": _optimizer_state(tensors)})
 
 
