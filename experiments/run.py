@@ -9,7 +9,6 @@ python experiments/run.py transfer with checkpoint=runs/3 'hidden=[32]'
 
 # ruff: noqa: F841  Sacred reads the local variables of config functions; a docstring would be one of them
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from geoflow.evaluation.plots import SHOWN_PATHS, save_figures
 from geoflow.evaluation.report import metrics_table, write_report
 from geoflow.flow import Flow
 from geoflow.guidance import no_guidance, task_guidance
+from geoflow.randomness import randomness
 from geoflow.sampling import sample as draw
 from geoflow.spec import NetworkSpec
 from geoflow.training import prepare, train
@@ -262,12 +262,6 @@ def folder_of(run: Run) -> Path:
     if not folders:
         raise InputError("This command writes a run folder: leave out --unobserved.")
     return Path(folders[0])
-
-
-def randomness(seed: int, phase: str) -> torch.Generator:
-    """The random numbers of one phase, independent of those of the others."""
-    number = hashlib.sha256(f"{phase} {seed}".encode()).digest()[:7]
-    return torch.Generator().manual_seed(int.from_bytes(number))
 
 
 @contextmanager

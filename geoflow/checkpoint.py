@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
+from geoflow.randomness import randomness
 
 FORMAT = "geoflow-training-1"
 EMA_WARMUP = 10  # after n steps the average keeps (n + 1) / (n + 10) of itself at most: about the last tenth of a short training
@@ -21,7 +22,7 @@ class Progress:
         self.flow = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config)
         self.ema = deepcopy(flow.field)
         self.optimizer = torch.optim.AdamW(self.flow.field.parameters(), weight_decay=flow.config["weight_decay"], fused=True)
-        self.generator = torch.Generator().manual_seed(flow.config["seed"])
+        self.generator = randomness(flow.config["seed"], "training")
 
     @property
     def iteration(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
 from geoflow.files import read_tensors, under, write_tensors
+from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
@@ -122,6 +123,6 @@ def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mappi
     """An untrained flow; `config` names the velocity, its sizes and the prediction. The field is initialised from `config["seed"]`."""
     choose("prediction", config["prediction"], PREDICTIONS)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config["seed"])
+        torch.manual_seed(randomness(config["seed"], "field").initial_seed())
         field = build_field(chart.graph, config["velocity"], config["sizes"])
     return Flow(chart, field, reference, config)

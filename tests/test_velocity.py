@@ -7,7 +7,7 @@ from geoflow import apply_symmetry, fit, graph_of, random_symmetry, sample, spec
 from geoflow.chart import FLOWS, fit_chart
 from geoflow.symmetry import Symmetry
 from geoflow.velocity import MLPVelocity, RelationalTransformer, complete_sizes
-from geoflow.velocity.edges import edge_update
+from geoflow.velocity.edges import edge_update, exchange
 from geoflow.velocity.message_passing import MessagePassingTransformer
 from geoflow.zoo.networks import mlp
 from tests.networks import NETWORKS
@@ -133,21 +133,41 @@ def test_the_chart_goes_there_and_back(name, flow, generator):
     assert torch.allclose(chart.theta(points), canonical, atol=1e-12)
 
 
+@pytest.fixture
+def draw(generator):
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
 @pytest.mark.parametrize("sources", [1, 3])
-def test_the_fused_edge_update_equals_autograd(sources, generator):
+def test_the_fused_edge_update_equals_autograd(sources, draw):
     """Value and gradients in float64 against the formula, with sources of each net and sources shared by all."""
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
-
     nets, n, m, edge, heads, hidden = 3, 4, 5, 6, 2, 7
-    arguments = [draw(edge, nets, n, m), draw(heads, nets, n, m), draw(heads, nets, n, m)]
-    arguments += [draw(nets, n, hidden), draw(sources, m, hidden), draw(hidden, edge + 2 * heads), draw(edge, hidden)]
+    arguments = [draw(edge, nets, n, m), draw(2 * heads, nets, n, m), draw(nets, n, hidden), draw(sources, m, hidden)]
+    arguments += [draw(hidden, edge + 2 * heads), draw(edge, hidden)]
     assert torch.autograd.gradcheck(edge_update, arguments)
-    e, row, column, target, source, mix, back = arguments
-    inner = torch.einsum("hc,cbnm->bnmh", mix, torch.cat([e, row, column])) + target[:, :, None] + source[:, None]
+    e, logits, target, source, mix, back = arguments
+    inner = torch.einsum("hc,cbnm->bnmh", mix, torch.cat([e, logits])) + target[:, :, None] + source[:, None]
     expected = e + torch.einsum("ch,bnmh->cbnm", back, inner.relu())
     assert torch.allclose(edge_update(*arguments), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("sources", "listening"), [(1, False), (3, False), (3, True)])
+def test_the_fused_exchange_equals_autograd(sources, listening, draw):
+    """The same for messages and logits; the formulas are those of its docstring."""
+    nets, n, m, edge, heads, width = 3, 4, 5, 6, 2, 3
+    arguments = [draw(edge, nets, n, m), draw(4 * heads, edge), draw(4 * heads, nets, n, width), draw(4 * heads, sources, m, width)]
+    assert torch.autograd.gradcheck(lambda *a: tuple(out for out in exchange(*a, listening) if out is not None), arguments)
+    e, bias, target, source = arguments
+    b, b_back, g, g_back = torch.einsum("hc,cbnm->hbnm", bias, e).chunk(4)
+    q, key_back, value_back, signed_back = target.chunk(4)
+    key, q_back, value, signed = source.chunk(4)
+    row, column = b + q @ key.mT / width**0.5, b_back + key_back @ q_back.mT / width**0.5
+    to_target = torch.cat([row.softmax(-1) @ value, g @ signed / m**0.5])
+    to_source = torch.cat([column.softmax(-2).mT @ value_back, g_back.mT @ signed_back / n**0.5])
+    found = exchange(*arguments, listening)
+    assert torch.allclose(found[0], torch.cat([row, column]), atol=1e-12)
+    assert torch.allclose(found[1], to_target, atol=1e-12)
+    assert torch.allclose(found[2], to_source, atol=1e-12) if listening else found[2] is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,11 @@
-"""Update the edges of a block in one fused step: the widest arithmetic of the relational transformer."""
+"""Exchange messages along the edges of a block, and update the edges: the widest arithmetic of the relational transformer.
+
+Both are one function with gradients written by hand, so that every large tensor exists once and is changed in place; what they
+compute is said in their docstrings, and tests/test_velocity.py holds values and gradients against autograd.
+Edge tensors are channels first, [channels, nets, n, m]: every map over channels is one matrix product, every head a contiguous matrix.
+"""
+
+import math
 
 import torch
 from jaxtyping import Float
@@ -6,46 +13,132 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def exchange(
+    edge: Float[Tensor, "edge nets n m"],
+    bias: Float[Tensor, "_four_heads edge"],
+    target: Float[Tensor, "four_heads nets n width"],
+    source: Float[Tensor, "four_heads _nets m width"],
+    listening: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What targets (rows) and sources (columns) of a block say to each other.
+
+    With `target` = [q, k', v', u'], `source` = [k, q', v, u] and `bias` @ edge = [b, b', g, g'] (each of so many heads):
+
+        logits      l_ij = b_ij + q_i . k_j / sqrt(width),         l'_ij = b'_ij + k'_i . q'_j / sqrt(width)
+        to targets  sum_j softmax_j(l_ij) v_j,                     sum_j g_ij u_j / sqrt(m)
+        to sources  sum_i softmax_i(l'_ij) v'_i,                   sum_i g'_ij u'_i / sqrt(n)
+
+    Returns the logits [2 heads, nets, n, m] and the messages [2 heads, nets, n or m, width]; None to sources that are not `listening`.
+    `source` may be one net that stands for all; then it does not listen.
+    """
+    logits, to_target, to_source = _Exchange.apply(edge, bias, target, source, listening)
+    return logits, to_target, to_source if listening else None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, edge, bias, target, source, listening):
+        (_, nets, n, m), heads = edge.shape, len(bias) // 4
+        ctx.shared, ctx.listening, ctx.scale = len(source[0]) < nets, listening, 1 / math.sqrt(target.shape[-1])
+        bias = torch.cat([bias[: 2 * heads], bias[2 * heads : 3 * heads] / math.sqrt(m), bias[3 * heads :] / math.sqrt(n)])
+        flat, fold = edge.flatten(1), _fold(ctx.shared)
+        logits = (bias[: 2 * heads] @ flat).view(-1, nets, n, m)
+        fold(logits).baddbmm_(fold(target[: 2 * heads]), _fold_source(source[: 2 * heads], ctx.shared).mT, alpha=ctx.scale)
+        mix = edge.new_empty(2 * heads * (1 + listening), nets, n, m)  # how much of whom: softmax and signed rows, then columns
+        torch.softmax(logits[:heads], -1, out=mix[:heads])
+        torch.mm(bias[2 * heads : 3 * heads], flat, out=mix[heads : 2 * heads].flatten(1))
+        to_target = fold(mix[: 2 * heads]) @ _fold_source(source[2 * heads :], ctx.shared)
+        to_source = None
+        if listening:
+            torch.softmax(logits[heads:], -2, out=mix[2 * heads : 3 * heads])
+            torch.mm(bias[3 * heads :], flat, out=mix[3 * heads :].flatten(1))
+            to_source = (mix[2 * heads :].mT @ target[2 * heads :]).view(-1, nets, m, target.shape[-1])
+        ctx.save_for_backward(flat, bias, target, source, mix)
+        return logits, to_target.view(-1, nets, n, target.shape[-1]), to_source
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_logits, d_to_target, d_to_source):
+        flat, bias, target, source, mix = ctx.saved_tensors
+        nets, n, m = mix.shape[1:]
+        heads, terms, fold = len(bias) // 4, len(bias) * (3 + ctx.listening) // 4, _fold(ctx.shared)
+        d_terms = mix.new_empty(terms, nets, n, m)  # of b, b', g and, if the sources listen, g'
+        d_target, d_source = torch.zeros_like(target), torch.empty_like(source)
+        there = _fold_source(source[2 * heads :], ctx.shared).mT
+        half = len(there) // 2
+        to_target = fold(d_to_target)
+        torch.bmm(to_target[half:], there[half:], out=fold(d_terms[2 * heads : 3 * heads]))
+        d_row = (to_target[:half] @ there[:half]).view(heads, nets, n, m)
+        torch.add(torch._softmax_backward_data(d_row, mix[:heads], -1, d_row.dtype), d_logits[:heads], out=d_terms[:heads])
+        d_source[2 * heads :] = (fold(mix[: 2 * heads]).mT @ to_target).view(d_source[2 * heads :].shape)
+        if ctx.listening:
+            here, to_source = target[2 * heads :], d_to_source.mT
+            d_mix = here @ to_source
+            d_terms[3 * heads :] = d_mix[heads:]
+            d_column = torch._softmax_backward_data(d_mix[:heads], mix[2 * heads : 3 * heads], -2, d_mix.dtype)
+            torch.add(d_column, d_logits[heads:], out=d_terms[heads : 2 * heads])
+            d_target[2 * heads :] = mix[2 * heads :] @ d_to_source
+        else:
+            d_terms[heads : 2 * heads] = d_logits[heads:]
+        pairs = fold(d_terms[: 2 * heads])
+        d_target[: 2 * heads] = (pairs @ _fold_source(source[: 2 * heads], ctx.shared)).view(d_target[: 2 * heads].shape).mul_(ctx.scale)
+        d_source[: 2 * heads] = (pairs.mT @ fold(target[: 2 * heads])).view(d_source[: 2 * heads].shape).mul_(ctx.scale)
+        d_terms = d_terms.flatten(1)
+        d_edge = bias[:terms].T @ d_terms
+        d_bias = torch.zeros_like(bias)
+        torch.mm(d_terms, flat.T, out=d_bias[:terms])
+        d_bias[2 * heads : 3 * heads] /= math.sqrt(m)
+        d_bias[3 * heads :] /= math.sqrt(n)
+        return d_edge.view(-1, nets, n, m), d_bias, d_target, d_source, None
+
+
+def _fold(shared: bool):
+    """[groups, nets, n, ...] as a batch of matrices: one for all rows of all nets if they share their sources, else one for each net."""
+    return (lambda x: x.flatten(1, 2)) if shared else (lambda x: x.flatten(0, 1))
+
+
+def _fold_source(x: Tensor, shared: bool) -> Tensor:
+    return x[:, 0] if shared else x.flatten(0, 1)
+
+
 def edge_update(
     edge: Float[Tensor, "edge nets n m"],
-    row: Float[Tensor, "heads nets n m"],
-    column: Float[Tensor, "heads nets n m"],
+    logits: Float[Tensor, "two_heads nets n m"],
     target: Float[Tensor, "nets n hidden"],
     source: Float[Tensor, "_nets m hidden"],
     mix: Float[Tensor, "hidden _edge_and_heads"],
     back: Float[Tensor, "edge hidden"],
 ) -> Float[Tensor, "edge nets n m"]:
-    """edge + back relu(mix [edge, row, column] + target_i + source_j): an MLP on every edge, with what its ends and their logits say.
+    """edge + back relu(mix [edge, logits] + target_i + source_j): an MLP on every edge, with what its ends and their logits say.
 
-    `source` may be one net that stands for all. Gradients are written by hand, so that the hidden layer exists once and is
-    changed in place; tests/test_velocity.py holds them against autograd.
+    `source` may be one net that stands for all.
     """
-    return _EdgeUpdate.apply(edge, row, column, target, source, mix, back)
+    return _EdgeUpdate.apply(edge, logits, target, source, mix, back)
 
 
 class _EdgeUpdate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, edge, row, column, target, source, mix, back):
-        by_edge, by_row, by_column = mix.split([len(edge), len(row), len(column)], 1)
-        flat = [part.flatten(1) for part in (edge, row, column)]
-        hidden = (by_edge @ flat[0]).addmm_(by_row, flat[1]).addmm_(by_column, flat[2])
-        shaped = hidden.view(-1, *edge.shape[1:])
-        shaped.add_(target.permute(2, 0, 1)[..., None]).add_(source.permute(2, 0, 1)[:, :, None]).relu_()
+    def forward(ctx, edge, logits, target, source, mix, back):
+        by_edge, by_logits = mix.split([len(edge), len(logits)], 1)
+        flat = edge.flatten(1), logits.flatten(1)
+        target, source = (end.permute(2, 0, 1).contiguous() for end in (target, source))
+        hidden = torch.add(target[..., None], source[:, :, None]).flatten(1)
+        hidden.addmm_(by_edge, flat[0]).addmm_(by_logits, flat[1]).relu_()
         ctx.save_for_backward(*flat, hidden, mix, back)
-        ctx.shape, ctx.sources = edge.shape, len(source)
+        ctx.shape, ctx.sources = edge.shape, source.shape[1]
         return torch.addmm(flat[0], back, hidden).view(edge.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         *flat, hidden, mix, back = ctx.saved_tensors
-        splits = [len(part) for part in flat]
         gradient = gradient.reshape(len(flat[0]), -1)
-        inner = torch.ops.aten.threshold_backward(back.T @ gradient, hidden, 0)
-        by_edge, by_row, by_column = (part.T for part in mix.split(splits, 1))
-        edge = torch.addmm(gradient, by_edge, inner)
-        mixing = torch.cat([inner @ part.T for part in flat], 1)
+        inner = back.T @ gradient
+        torch.ops.aten.threshold_backward.grad_input(inner, hidden, 0, grad_input=inner)
+        by_edge, by_logits = (part.T for part in mix.split([len(part) for part in flat], 1))
+        d_edge = torch.addmm(gradient, by_edge, inner).view(ctx.shape)
+        d_logits = (by_logits @ inner).view(-1, *ctx.shape[1:])
+        d_mix = torch.cat([inner @ part.T for part in flat], 1)
         shaped = inner.view(-1, *ctx.shape[1:])
-        sources = shaped.sum(2) if ctx.sources > 1 or ctx.shape[1] == 1 else shaped.sum((1, 2)).unsqueeze(1)
-        parts = [part.view(-1, *ctx.shape[1:]) for part in (edge, by_row @ inner, by_column @ inner)]
-        return *parts, shaped.sum(3).permute(1, 2, 0), sources.permute(1, 2, 0), mixing, gradient @ hidden.T
+        d_source = shaped.sum(2) if ctx.sources > 1 or ctx.shape[1] == 1 else shaped.sum((1, 2)).unsqueeze(1)
+        return d_edge, d_logits, shaped.sum(3).permute(1, 2, 0), d_source.permute(1, 2, 0), d_mix, gradient @ hidden.T

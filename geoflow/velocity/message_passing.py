@@ -4,7 +4,6 @@ Here every edge is a row of a list, and attention is PyG's grouped softmax and s
 The dense blocks of `geoflow.velocity.relational_transformer` compute the same numbers, faster; embedding and reading out are theirs.
 """
 
-import itertools
 import math
 
 import torch
@@ -14,8 +13,9 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torch_geometric.utils import scatter, softmax
 
-from geoflow.graph import Graph, site_starts, to_pyg
-from geoflow.velocity.relational_transformer import Layer, RelationalTransformer
+from geoflow.graph import Graph, to_pyg
+from geoflow.velocity.layer import Layer, moving_sites, moving_units
+from geoflow.velocity.relational_transformer import RelationalTransformer
 
 
 class MessagePassingTransformer(nn.Module):
@@ -26,31 +26,30 @@ class MessagePassingTransformer(nn.Module):
         self.transformer = transformer
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
-        blocks_of_nodes, blocks_of_edges, time = self.transformer.embed(graph, x, t)
+        moving, inputs, blocks_of_edges, time = self.transformer.embed(graph, x, t)
+        sites = inputs | dict(zip(moving_sites(graph), moving.split(moving_units(graph), 1), strict=True))
         data = Batch.from_data_list([to_pyg(graph.spec, theta[: graph.spec.weights]) for theta in x.detach()])
-        nodes = torch.cat([n.expand(len(x), -1, -1) for n in blocks_of_nodes], 1).flatten(0, 1)
+        nodes = torch.cat([sites[site].expand(len(x), -1, -1) for site in range(len(sites))], 1).flatten(0, 1)
         edges = torch.cat([e.permute(1, 2, 3, 0).flatten(1, 2) for e in blocks_of_edges], 1).flatten(0, 1)
         for layer in self.transformer.layers:
             nodes, edges = message_passing_layer(layer, graph, data, nodes, edges, time)
-        starts = site_starts(graph.spec)
-        nodes = nodes.unflatten(0, (len(x), starts[-1]))
-        nodes = [nodes[:, a:b] for a, b in itertools.pairwise(starts)]
+        nodes = nodes.unflatten(0, (len(x), -1)).split([site.size for site in graph.spec.sites], 1)
+        moving, inputs = torch.cat([nodes[site] for site in moving_sites(graph)], 1), {site: nodes[site] for site in inputs}
         edges = edges.unflatten(0, (len(x), -1)).split([b.index[..., 0].numel() for b in graph.blocks], 1)
         edges = [e.unflatten(1, b.index.shape[:2]).permute(3, 0, 1, 2) for e, b in zip(edges, graph.blocks, strict=True)]
-        return self.transformer.read_out(graph, nodes, edges, x)
+        return self.transformer.read_out(graph, moving, inputs, edges)
 
 
 def message_passing_layer(layer: Layer, graph: Graph, data: Batch, nodes: Tensor, edges: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
     """One layer on nodes [all units, node] and edges [all edges, edge] of a batch of graphs."""
     width, heads = nodes.shape[1], layer.heads
     is_input = torch.tensor([site.role == "input" for site in graph.spec.sites], device=nodes.device)[data.site]
-    shift, scale, edge_time = layer.time(time).split([width, width, layer.edge_target.out_features], -1)
+    shift, scale, edge_time = layer.time(time).split([width, width, layer.edge_hidden], -1)
     normed = layer.norm(nodes)
     normed = torch.where(is_input[:, None], normed, normed * (1 + scale[data.batch]) + shift[data.batch])
     source, target = data.edge_index
-    q_t, k_t, v_t, u_t = layer.as_target(normed).unflatten(-1, (4, heads, -1)).unbind(1)
-    q_s, k_s, v_s, u_s = layer.as_source(normed).unflatten(-1, (4, heads, -1)).unbind(1)
-    bias_row, signed_row, bias_col, signed_col = (edges @ layer.edge_bias.T).split(heads, -1)
+    q_t, k_t, v_t, u_t, k_s, q_s, v_s, u_s, *within = layer.project(normed).unflatten(-1, (11, heads, -1)).unbind(1)
+    bias_row, bias_col, signed_row, signed_col = (edges @ layer.edge_bias.T).split(heads, -1)
     row = (q_t[target] * k_s[source]).sum(-1) / math.sqrt(width // heads) + bias_row
     col = (q_s[source] * k_t[target]).sum(-1) / math.sqrt(width // heads) + bias_col
     everywhere = len(nodes)
@@ -59,14 +58,14 @@ def message_passing_layer(layer: Layer, graph: Graph, data: Batch, nodes: Tensor
         _signed_sum(signed_row, u_s[source], target, data.edge_block, everywhere),
         _attend(col, v_t[target], source, data.edge_block, everywhere),
         _signed_sum(signed_col, u_t[target], source, data.edge_block, everywhere),
-        _attend_within(layer, normed, data),
+        _attend_within(*within, data, is_input),
     ]
     new = nodes + layer.out(torch.cat([h.flatten(1) for h in heard], -1))
     new = new + layer.mlp(layer.norm_mlp(new))
     nodes = torch.where(is_input[:, None], nodes, new)
-    normed = layer.norm_edge(nodes)
+    end_target, end_source = layer.edge_ends(layer.norm_edge(nodes)).chunk(2, -1)
     mixed = torch.cat([edges, row, col], -1) @ layer.edge_mix.T
-    ends = layer.edge_target(normed)[target] + layer.edge_source(normed)[source] + edge_time[data.batch[target]]
+    ends = end_target[target] + end_source[source] + edge_time[data.batch[target]]
     return nodes, edges + F.relu(mixed + ends) @ layer.edge_back.T
 
 
@@ -84,11 +83,10 @@ def _signed_sum(signs: Tensor, values: Tensor, to: Tensor, block: Tensor, nodes:
     return scatter((signs / count.sqrt()[:, None])[..., None] * values, to, dim_size=nodes, reduce="sum")
 
 
-def _attend_within(layer: Layer, normed: Tensor, data: Batch) -> Tensor:
-    """Attention among the units of each site of each network."""
-    q, k, v = layer.within(normed).unflatten(-1, (3, layer.heads, -1)).unbind(1)
-    same = (data.batch[:, None] == data.batch) & (data.site[:, None] == data.site)
+def _attend_within(q: Tensor, k: Tensor, v: Tensor, data: Batch, silent: Tensor) -> Tensor:
+    """Attention among the units of each site of each network, but those of `silent` units, which hear nothing."""
+    same = (data.batch[:, None] == data.batch) & (data.site[:, None] == data.site) & ~silent[:, None]
     to, other = same.nonzero(as_tuple=True)
     logits = (q[to] * k[other]).sum(-1) / math.sqrt(q.shape[-1])
-    weights = softmax(logits, to, num_nodes=len(normed))
-    return scatter(weights[..., None] * v[other], to, dim_size=len(normed), reduce="sum")
+    weights = softmax(logits, to, num_nodes=len(q))
+    return scatter(weights[..., None] * v[other], to, dim_size=len(q), reduce="sum")

@@ -1,0 +1,59 @@
+"""Measure every workload of the speed table, print it, and write benchmarks/results/<machine>.json.
+
+python benchmarks/bench.py                    all workloads, on the GPU where there is one
+python benchmarks/bench.py machine --device cpu    some of them
+"""
+
+import argparse
+import json
+import platform
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from measure import machine
+from workloads import WORKLOADS
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def table(rows: list[dict]) -> str:
+    """The rows in Markdown."""
+    lines = ["| workload | against | ours | other | unit | ratio | must | holds |", "|" + "---|" * 8]
+    for row in rows:
+        numbers = f"{row['ours']:.4g} | {row['other']:.4g} | {row['unit']} | {row['ratio']:.3g}"
+        lines.append(f"| {row['workload']} | {row['against']} | {numbers} | {row['must']} | {'yes' if row['holds'] else 'NO'} |")
+    return "\n".join(lines)
+
+
+def described(device: str) -> dict[str, str | int]:
+    """Where the figures come from."""
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    names = {"cpu": processor[1] if processor else platform.processor() or platform.machine()}
+    names |= {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+    return names | {"cores": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {', '.join(WORKLOADS)}; none: all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    if unknown := set(options.workloads) - set(WORKLOADS):
+        parser.error(f"unknown workload {', '.join(sorted(unknown))}; known: {', '.join(WORKLOADS)}")
+    where, best = described(options.device), machine(options.device)
+    path = RESULTS / (re.sub(r"\W+", "-", f"{where.get('gpu', where['cpu'])}-{where['cores']}-threads").strip("-").lower() + ".json")
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    print(f"{where}, {best.flops / 1e9:.0f} GFLOP/s in a matrix product, {best.bytes / 1e9:.1f} GB/s in a copy")
+    for name in options.workloads or WORKLOADS:
+        rows = [asdict(row) | {"holds": row.holds, "name": name} for row in WORKLOADS[name](options.device, best)]
+        print(table(rows), flush=True)
+        kept = [row for row in kept if row["name"] != name] + rows
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"machine": where | asdict(best), "rows": kept}, indent=1) + "\n")
+    print("", table(sorted(kept, key=lambda row: list(WORKLOADS).index(row["name"]))), f"Written to {path}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()

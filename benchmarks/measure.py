@@ -1,0 +1,117 @@
+"""Measure fairly: two functions in turn, a function's memory, and what the machine could do at best."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+REPEATS = 5
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """The time of one call, the work it queued on a GPU included."""
+    _wait()
+    start = perf_counter()
+    function()
+    _wait()
+    return perf_counter() - start
+
+
+def alternate(ours: Callable[[], object], other: Callable[[], object], repeats: int = REPEATS) -> tuple[float, float]:
+    """The median seconds of each, called in turn, after one call of each that does not count."""
+    ours(), other()
+    times = [(seconds(ours), seconds(other)) for _ in range(repeats)]
+    return tuple(median(column) for column in zip(*times, strict=True))
+
+
+def median_seconds(function: Callable[[], object], repeats: int = REPEATS) -> float:
+    """The median time of a call, after one that does not count."""
+    function()
+    return median(seconds(function) for _ in range(repeats))
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most memory that tensors made during a call hold at once, by the allocator's own account."""
+    if torch.cuda.is_available():
+        _wait()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        _wait()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+        function()
+    changes = [(event.start_ns(), event.nbytes()) for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(change for _, change in sorted(changes)))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine does at best: operations a second in a large matrix product, bytes a second (read and written) in a large copy."""
+
+    flops: float
+    bytes: float
+
+
+def machine(device: str, dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = REPEATS) -> Machine:
+    """Measure both, in the precision that the work is done in."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    source = torch.randn(2**26, device=device)
+    target = torch.empty_like(source)
+    product, copy = alternate(lambda: a @ b, lambda: target.copy_(source), repeats)
+    return Machine(2 * size**3 / product, 2 * source.nbytes / copy)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Float operations of all matrix products, and bytes that all operations read and write."""
+
+    flops: int
+    bytes: int
+
+    def bound(self, machine: Machine) -> float:
+        """Seconds that the machine needs at best, if nothing overlaps."""
+        return self.flops / machine.flops + self.bytes / machine.bytes
+
+
+def count(function: Callable[[], object]) -> Work:
+    """What a call asks of the machine: every operation reads its inputs and writes its outputs once, broadcast ones at their own size."""
+    with FlopCounterMode(display=False) as flops, _Bytes() as traffic:
+        function()
+    return Work(flops.get_total_flops(), traffic.total)
+
+
+class _Bytes(TorchDispatchMode):
+    """Adds up what passes by."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view and func not in _FREE:
+            self.total += sum(_bytes(part) for part in tree_leaves((args, kwargs, out)) if isinstance(part, Tensor))
+        return out
+
+
+# reserve memory, or view it, without touching it
+_FREE = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten._unsafe_view.default}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride) * tensor.itemsize
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

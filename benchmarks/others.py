@@ -1,0 +1,65 @@
+"""The usual way, one network at a time: what the batched paths are compared with, never used otherwise."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from geoflow.zoo.tasks import Task
+
+
+def train_one_by_one(networks: list[nn.Module], task: Task, batch: int, lr: float, weight_decay: float, loader: bool) -> None:
+    """One epoch of AdamW for each network, with torch's DataLoader or with shuffled slices of the data."""
+    for network in networks:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
+        data = TensorDataset(task.x_train, task.y_train)
+        slices = (data[rows] for rows in torch.randperm(len(data)).split(batch))
+        for x, y in DataLoader(data, batch_size=batch, shuffle=True) if loader else slices:
+            optimizer.zero_grad()
+            cross_entropy(network(x), y).backward()
+            optimizer.step()
+
+
+@torch.no_grad()
+def evaluate_one_by_one(
+    network: nn.Module, states: list[dict[str, Tensor]], x: Float[Tensor, "examples features"], y: Int[Tensor, " examples"]
+) -> list[tuple[float, float]]:
+    """Accuracy and negative log-likelihood of each state dict: loaded, run and scored."""
+    found = []
+    for state in states:
+        network.load_state_dict(state)
+        logits = network(x)
+        found.append(((logits.argmax(1) == y).float().mean().item(), cross_entropy(logits, y).item()))
+    return found
+
+
+def align_one_by_one(
+    networks: list[list[np.ndarray]], reference: list[np.ndarray], sweeps: int = 50
+) -> tuple[list[list[np.ndarray]], Float[np.ndarray, " nets"]]:
+    """Git Re-Basin's weight matching of MLPs, [weight, bias] by layer, each to the reference; and the inner products reached.
+
+    Coordinate descent over the hidden layers in random order until a sweep changes nothing.
+    """
+    random = np.random.default_rng(0)
+    aligned = [_align(network, reference, random, sweeps) for network in networks]
+    return aligned, np.array([sum((a * b).sum() for a, b in zip(network, reference, strict=True)) for network in aligned])
+
+
+def _align(network: list[np.ndarray], reference: list[np.ndarray], random: np.random.Generator, sweeps: int) -> list[np.ndarray]:
+    network, hidden = list(network), len(network) // 2 - 1
+    for _ in range(sweeps):
+        changed = False
+        for layer in random.permutation(hidden):
+            weight, bias, after = network[2 * layer], network[2 * layer + 1], network[2 * layer + 2]
+            goal_weight, goal_bias, goal_after = reference[2 * layer : 2 * layer + 3]
+            gains = goal_weight @ weight.T + np.outer(goal_bias, bias) + goal_after.T @ after
+            order = linear_sum_assignment(gains, maximize=True)[1]
+            if gains[np.arange(len(order)), order].sum() > np.trace(gains) + 1e-12 * np.abs(gains).max():
+                network[2 * layer], network[2 * layer + 1], network[2 * layer + 2] = weight[order], bias[order], after[:, order]
+                changed = True
+        if not changed:
+            break
+    return network

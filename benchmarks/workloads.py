@@ -1,0 +1,221 @@
+"""Say what the speed table measures: each workload returns its rows, ours beside the other way and the ratio that is asked for."""
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from dense import DenseTransformer
+from measure import Machine, alternate, count, median_seconds, peak_bytes
+from others import align_one_by_one, evaluate_one_by_one, train_one_by_one
+from torch import Tensor
+
+from geoflow import evaluate, pack, sample, spec_of, unpack
+from geoflow.canonical import align
+from geoflow.checkpoint import Progress
+from geoflow.flow import Flow
+from geoflow.spec import NetworkSpec
+from geoflow.training import prepare, train_step
+from geoflow.velocity.message_passing import MessagePassingTransformer
+from geoflow.zoo.networks import mlp
+from geoflow.zoo.tasks import load_task
+from geoflow.zoo.train import train_zoo
+
+MNIST = (784, (10,), 10)
+CONFIG = {
+    "flow": "geometric", "velocity": "transformer", "coupling": "independent", "time": "uniform", "prediction": "preconditioned",
+    "sizes": {}, "iterations": 1000, "lr": 2e-3, "weight_decay": 1e-3, "ema": 0.999, "seed": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `must` is a comparison such as ">= 100" that `ratio` is held against."""
+
+    workload: str
+    against: str
+    ours: float
+    other: float
+    unit: str
+    ratio: float
+    must: str
+
+    @property
+    def holds(self) -> bool:
+        sign, bound = self.must.split()
+        return self.ratio >= float(bound) if sign == ">=" else self.ratio <= float(bound)
+
+
+def faster(workload: str, against: str, times: tuple[float, float], unit: str, least: float) -> Row:
+    """The other's cost over ours must be at least so much."""
+    return Row(workload, against, *times, unit, times[1] / times[0], f">= {least:g}")
+
+
+def dense_training(device: str, best: Machine) -> Iterator[Row]:
+    """Both at width 32 throughout; the dense one takes one network a step, for want of memory."""
+    ours = Training(MNIST, 8, device, sizes={"node": 32, "edge": 32, "edge_hidden": 64})
+    single = Training(MNIST, 1, device)
+    dense = single.instead(DenseTransformer(width=32, layers=4, heads=4).to(device))
+    name, against = "training step 784-10-10, batch 8, widths 32", "dense relational transformer"
+    seconds = alternate(ours, dense)
+    memory = peak_bytes(ours), peak_bytes(dense)
+    yield faster(name, against, (seconds[0] / 8, seconds[1]), "s per network", 100)
+    yield faster(name, against, (memory[0] / 8 / 2**20, memory[1] / 2**20), "MiB per network", 50)
+
+
+def twin_training(device: str, best: Machine) -> Iterator[Row]:
+    ours, twin = Training(MNIST, 8, device), Training(MNIST, 8, device)
+    twin = twin.instead(MessagePassingTransformer(twin.run.flow.field))
+    yield faster("training step 784-10-10, batch 8", "torch_geometric twin", alternate(ours, twin), "s", 3)
+
+
+def machine_training(device: str, best: Machine) -> Iterator[Row]:
+    """How much of the step's time the machine would need at its best rates."""
+    for architecture, batch, least in (
+        (MNIST, 8, 0.5 if device == "cpu" else 0.3),
+        ((30, (16, 16), 2), 32, 0.4),
+        ((64, (10,), 10), 32, 0.4),
+    ):
+        step = Training(architecture, batch, device)
+        work, name = count(step), "-".join(map(str, (architecture[0], *architecture[1], architecture[2])))
+        times = median_seconds(step), work.bound(best)
+        against = f"machine: {work.flops / 1e9:.2f} GFLOP, {work.bytes / 1e9:.2f} GB"
+        yield faster(f"training step {name}, batch {batch}", against, times, "s", least)
+
+
+def cost_of_size(device: str, best: Machine) -> Iterator[Row]:
+    """The slope of log cost over log edges, from 10^3 to 10^6 edges."""
+    edges, seconds, memory = [], [], []
+    for width in (22, 71, 224, 707):
+        step = Training((width, (width,), width), 2, device)
+        edges.append(2 * width**2)
+        seconds.append(median_seconds(step))
+        memory.append(peak_bytes(step))
+    for cost, unit, scale in ((seconds, "s", 1), (memory, "MiB", 2**20)):
+        slope = float(np.polyfit(np.log(edges), np.log(cost), 1)[0])
+        name, against = f"training step, {edges[0]:,} to {edges[-1]:,} edges, batch 2", "the smallest"
+        yield Row(name, against, cost[-1] / scale, cost[0] / scale, f"{unit}, ratio: slope", slope, "<= 1.1")
+
+
+def sampling(device: str, best: Machine) -> Iterator[Row]:
+    """256 networks at once against one at a time: by the same field, by the twin, by the dense field (one network, one step of the 64)."""
+    training = Training(MNIST, 8, device)
+    flow, field = training.run.flow, training.run.flow.field
+    twin = training.instead(MessagePassingTransformer(field)).run.flow
+    dense = training.instead(DenseTransformer(width=32, layers=4, heads=4).to(device)).run.flow
+    name, unit = "sampling 256 networks 784-10-10, 64 steps", "s per network"
+
+    def batched():
+        sample(flow, 256, steps=64, progress=True)
+
+    for against, one, share in (
+        ("one at a time, the same field", lambda: sample(flow, 1, steps=64), 1),
+        ("one at a time, torch_geometric twin", lambda: sample(twin, 1, steps=8), 8),
+        ("one at a time, dense relational transformer", lambda: sample(dense, 1, steps=1), 64),
+    ):
+        ours, other = alternate(batched, one)
+        yield faster(name, against, (ours / 256, other * share), unit, 20)
+
+
+def manifold(device: str, best: Machine) -> Iterator[Row]:
+    geometric, euclidean = (Training(MNIST, 8, device, flow=flow) for flow in ("geometric", "euclidean"))
+    ours, other = alternate(geometric, euclidean, repeats=9)
+    yield Row("training step 784-10-10, batch 8, geometric", "euclidean", ours, other, "s", ours / other, "<= 1.15")
+
+
+def zoo_training(device: str, best: Machine) -> Iterator[Row]:
+    """256 networks at once against two, one after the other, in plain PyTorch."""
+    task, settings = load_task("mnist"), {"batch": 64, "lr": 1e-2, "weight_decay": 0.1}
+
+    def build():
+        return mlp(784, [10], 10)
+
+    def together():
+        generator = torch.Generator().manual_seed(0)
+        train_zoo(build, task, runs=256, epochs=1, generator=generator, device=device, progress=True, **settings)
+
+    for against, loader in (("one after another, DataLoader", True), ("one after another, sliced tensors", False)):
+
+        def plain(loader=loader):
+            train_one_by_one([build().to(device) for _ in range(2)], task, **settings, loader=loader)
+
+        ours, other = alternate(together, plain)
+        yield faster("zoo of 256 networks 784-10-10, one epoch of MNIST", against, (ours / 256, other / 2), "s per network", 10)
+
+
+def aligning(device: str, best: Machine) -> Iterator[Row]:
+    """1,000 networks, trained for an epoch on a tenth of MNIST, to the first of them; the objective is the inner product with it."""
+    task = load_task("mnist")
+    tenth = type(task)(task.name, task.x_train[:6000], task.y_train[:6000], task.x_test, task.y_test, task.class_names)
+    build = lambda: mlp(784, [32, 32], 10)  # noqa: E731
+    settings = {"runs": 1001, "epochs": 1, "batch": 64, "lr": 1e-2, "weight_decay": 0.1}
+    states = train_zoo(build, tenth, generator=torch.Generator().manual_seed(0), progress=True, **settings)
+    spec = spec_of(build(), torch.zeros(1, 784))
+    reference, *networks = pack(spec, states).flatten(0, 1).double()
+    networks = torch.stack(networks)
+    arrays = [[part.numpy() for part in unpack(spec, theta).values()] for theta in (reference, *networks)]
+    found = {}
+
+    def ours():
+        found["ours"] = align(spec, networks, reference)[0] @ reference
+
+    def other():
+        found["other"] = torch.from_numpy(align_one_by_one(arrays[1:], arrays[0])[1])
+
+    name, against = "aligning 1,000 networks 784-32-32-10", "coordinate descent one by one, scipy"
+    yield faster(name, against, alternate(ours, other), "s", 5)
+    means = found["ours"].mean().item(), found["other"].mean().item()
+    yield Row(name, against, *means, "mean inner product", means[0] / means[1], ">= 0.9999")
+
+
+def evaluating(device: str, best: Machine) -> Iterator[Row]:
+    task, network = load_task("mnist"), mlp(784, [10], 10)
+    spec, thetas = fresh(MNIST, 1000)
+    states = [unpack(spec, theta) for theta in thetas[:50]]
+    x, y = task.x_test.to(device), task.y_test.to(device)
+    ours, other = alternate(
+        lambda: evaluate(network, spec, thetas.to(device), x, y), lambda: evaluate_one_by_one(network.to(device), states, x, y)
+    )
+    yield faster("evaluating 1,000 networks 784-10-10 on 10,000 images", "load_state_dict and forward", (ours, other * 20), "s", 5)
+
+
+WORKLOADS: dict[str, Callable[[str, Machine], Iterator[Row]]] = {
+    "dense": dense_training,
+    "twin": twin_training,
+    "machine": machine_training,
+    "size": cost_of_size,
+    "sampling": sampling,
+    "manifold": manifold,
+    "zoo": zoo_training,
+    "align": aligning,
+    "evaluate": evaluating,
+}
+
+
+def fresh(architecture: tuple, count: int) -> tuple[NetworkSpec, Tensor]:
+    """The table of an MLP and freshly initialised networks of it: no step's time depends on the weights' values."""
+    features, hidden, classes = architecture
+    torch.manual_seed(0)
+    networks = [mlp(features, hidden, classes) for _ in range(count)]
+    spec = spec_of(networks[0], torch.zeros(1, features))
+    return spec, pack(spec, [network.state_dict() for network in networks])
+
+
+class Training:
+    """The training step of a flow, exactly as `fit` takes it, by calling it."""
+
+    def __init__(self, architecture: tuple, batch: int, device: str, **settings):
+        spec, thetas = fresh(architecture, 2 * batch)
+        flow, points = prepare(spec, thetas, CONFIG | {"batch": batch} | settings)
+        self.run, self.points = Progress(flow.to(device)), points.to(device)
+
+    def __call__(self) -> None:
+        train_step(self.run, self.points, lr=1e-3)
+
+    def instead(self, field: torch.nn.Module) -> "Training":
+        """The same step with another field."""
+        other = copy(self)
+        flow = self.run.flow
+        other.run = Progress(Flow(flow.chart, field, flow.reference, flow.config))
+        return other

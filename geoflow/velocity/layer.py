@@ -1,0 +1,119 @@
+"""One layer of the relational transformer: a round of messages, then new nodes, then new edges.
+
+A node is a unit with state n_i, an edge a weight with state e_ij. With heads h and directions row (a target looks at its
+sources) and column (a source looks at its targets), one layer computes, for every block on its own,
+
+    l_ij = q_i . k_j / sqrt(width of a head) + b . e_ij              logits, a_ij = softmax_j l_ij
+    m_i  = sum_j a_ij v_j  +  1/sqrt(n) sum_j (g . e_ij) u_j         attention, and the network's own signed sum
+    n_i <- n_i + O [m_row, m_column, m_within];  n_i <- n_i + MLP(n_i)
+    e_ij <- e_ij + MLP(e_ij, l_ij, n_i, n_j)                         the logits carry the bilinear n_i . n_j into the edges
+
+after Diao & Loynd (Relational Attention, 2023) and Kofinas et al. (Neural graphs, 2024); the signed sum and the logits as
+edge features are ours: with them one layer projects a row of weights on a learned basis and writes a row back. Units of one site
+also attend to each other. Input units have no weights of their own; their states are learned and fixed, so that wide inputs cost little.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from geoflow.graph import Graph
+from geoflow.velocity.edges import edge_update, exchange
+
+# what the projection of a node holds, each of all heads: as a target (row), as a source (column), and within its site
+TARGET = ("q", "key to sources", "value to sources", "signed value to sources")
+SOURCE = ("key to targets", "q as a source", "value to targets", "signed value to targets")
+WITHIN = ("q within", "key within", "value within")
+
+
+class Layer(nn.Module):
+    """The layer's parameters; `node`, `edge`, `edge_hidden` and `heads` are widths and a number, as in `TransformerSizes`."""
+
+    def __init__(self, node: int, edge: int, edge_hidden: int, heads: int):
+        super().__init__()
+        self.heads, self.edge_hidden = heads, edge_hidden
+        self.norm, self.norm_mlp, self.norm_edge = (nn.LayerNorm(node) for _ in range(3))
+        self.project = nn.Linear(node, (len(TARGET) + len(SOURCE) + len(WITHIN)) * node)
+        self.edge_bias = nn.Parameter(torch.randn(4 * heads, edge) / math.sqrt(edge))
+        self.out = nn.Linear(5 * node, node)
+        self.time = nn.Linear(node, 2 * node + edge_hidden)
+        self.mlp = nn.Sequential(nn.Linear(node, 2 * node), nn.SiLU(), nn.Linear(2 * node, node))
+        self.edge_ends = nn.Linear(node, 2 * edge_hidden)  # of a target, of a source
+        self.edge_mix = nn.Parameter(torch.randn(edge_hidden, edge + 2 * heads) / math.sqrt(edge + 2 * heads))
+        self.edge_back = nn.Parameter(torch.randn(edge, edge_hidden) / math.sqrt(edge_hidden) / 4)
+
+    def forward(
+        self, graph: Graph, nodes: Float[Tensor, "nets units node"], inputs: dict[int, Tensor], edges: list[Tensor], time: Tensor
+    ) -> tuple[Float[Tensor, "nets units node"], list[Tensor]]:
+        """The new states of the moving units and of the edges; those of input units, by site, stay as they are."""
+        shift, scale, edge_time = self.time(time)[:, None].split([nodes.shape[-1], nodes.shape[-1], self.edge_hidden], -1)
+        normed = torch.addcmul(shift, self.norm(nodes), 1 + scale)
+        said = self._project(graph, normed)
+        sources = {site: source for site, (_, source, _) in said.items()} | {i: self._as_source(self.norm(n)) for i, n in inputs.items()}
+        heard, logits = {site: Heard() for site in said}, []
+        for block, edge in zip(graph.blocks, edges, strict=True):
+            target, source, listening = said[block.target][0], sources[block.source], block.source not in inputs
+            pair, to_target, to_source = exchange(edge, self.edge_bias, target, source, listening)
+            logits.append(pair)
+            heard[block.target].row.append(to_target)
+            if listening:
+                heard[block.source].column.append(to_source)
+        messages = torch.cat([self._messages(heard[site], within) for site, (_, _, within) in said.items()], 2)
+        nodes = nodes + self.out(messages.permute(1, 2, 0, 3).flatten(2))
+        nodes = nodes + self.mlp(self.norm_mlp(nodes))
+
+        ends = self.edge_ends(self.norm_edge(nodes)).split(moving_units(graph), 1)
+        ends = {site: end.chunk(2, -1) for site, end in zip(moving_sites(graph), ends, strict=True)}
+        sources = {site: source for site, (_, source) in ends.items()} | {i: self._source_end(self.norm_edge(n)) for i, n in inputs.items()}
+        changed = [
+            edge_update(edge, pair, ends[block.target][0] + edge_time, sources[block.source], self.edge_mix, self.edge_back)
+            for block, edge, pair in zip(graph.blocks, edges, logits, strict=True)
+        ]
+        return nodes, changed
+
+    def _project(self, graph: Graph, normed: Tensor) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        """By site what its units are as targets, as sources, and within the site: [parts * heads, nets, units, width of a head]."""
+        parts = self._heads_first(self.project(normed)).split(moving_units(graph), 2)
+        cuts = [len(part) * self.heads for part in (TARGET, SOURCE, WITHIN)]
+        return {site: part.split(cuts) for site, part in zip(moving_sites(graph), parts, strict=True)}
+
+    def _as_source(self, normed: Tensor) -> Tensor:
+        first, last = (len(part) * normed.shape[-1] for part in (TARGET, TARGET + SOURCE))
+        return self._heads_first(linear(normed, self.project.weight[first:last], self.project.bias[first:last]))
+
+    def _source_end(self, normed: Tensor) -> Tensor:
+        return linear(normed, self.edge_ends.weight[self.edge_hidden :], self.edge_ends.bias[self.edge_hidden :])
+
+    def _heads_first(self, states: Tensor) -> Tensor:
+        """[nets, units, parts * heads * width] -> [parts * heads, nets, units, width]."""
+        width = self.project.in_features // self.heads
+        return states.unflatten(-1, (-1, width)).permute(2, 0, 1, 3).contiguous()
+
+    def _messages(self, heard: "Heard", within: Tensor) -> Tensor:
+        """Everything that the units of a site hear, [5 * heads, nets, units, width]."""
+        q, k, v = within.chunk(3)
+        inside = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
+        silence = torch.cat([torch.zeros_like(inside)] * 2) if not (heard.row and heard.column) else None
+        return torch.cat([sum(kind[1:], kind[0]) if kind else silence for kind in (heard.row, heard.column)] + [inside])
+
+
+@dataclass
+class Heard:
+    """The messages [2 * heads, nets, units, width] to a site, one from each block: along rows, along columns."""
+
+    row: list[Tensor] = field(default_factory=list)
+    column: list[Tensor] = field(default_factory=list)
+
+
+def moving_sites(graph: Graph) -> list[int]:
+    """The sites whose units have states that change, which are laid one after the other: all but the inputs."""
+    return [index for index, site in enumerate(graph.spec.sites) if site.role != "input"]
+
+
+def moving_units(graph: Graph) -> list[int]:
+    """How many units each of them has."""
+    return [graph.spec.sites[index].size for index in moving_sites(graph)]
