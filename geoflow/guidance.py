@@ -6,10 +6,10 @@ from copy import deepcopy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from geoflow.chart import Chart
+from geoflow.population import run
 from geoflow.vector import unpack
 
 Guidance = Callable[[Chart], Callable[[Tensor, Tensor], Tensor]]
@@ -31,15 +31,17 @@ def task_guidance(network: nn.Module, x: Float[Tensor, "examples ..."], y: Int[T
     def on(chart: Chart):
         fixed = {tensor.name for tensor in chart.spec.tensors if not tensor.learned}  # a batch norm's statistics have no gradient
 
-        def loss(point: Tensor) -> Tensor:
-            state = unpack(chart.spec, chart.theta(point))
-            state |= {name: state[name].detach() for name in fixed}
-            return cross_entropy(functional_call(network, state, (x,)), y)
+        def loss(points: Float[Tensor, "nets size"]) -> Tensor:
+            """The sum over networks, each with its own gradient."""
+            states = unpack(chart.spec, chart.theta(points))
+            states |= {name: states[name].detach() for name in fixed}
+            logits = run(network, states, x)
+            return cross_entropy(logits.flatten(0, 1), y.repeat(len(points)), reduction="sum") / len(y)
 
         def bend(point: Float[Tensor, "nets size"], t: Tensor) -> Float[Tensor, "nets size"]:
             with torch.enable_grad():
                 point = point.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(vmap(loss)(point).sum(), point)
+                (gradient,) = torch.autograd.grad(loss(point), point)
             return -strength * chart.manifold.egrad2rgrad(point.detach(), gradient)
 
         return bend

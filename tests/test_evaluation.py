@@ -14,7 +14,7 @@ from torch import nn
 import geoflow
 from geoflow.evaluation import plots
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
-from geoflow.evaluation.metrics import Scores, ece, ensemble_scores, evaluate, scores, summary
+from geoflow.evaluation.metrics import Scores, ensemble_scores, evaluate, scores, summary
 from geoflow.evaluation.novelty import nearest, neighbour_distances, novelty
 from geoflow.evaluation.report import metrics_table, write_report
 from geoflow.zoo.networks import mlp
@@ -94,7 +94,7 @@ def test_ece_of_a_case_worked_by_hand():
     # (.933, 1] holds .97 (right) and 1 (right): |1 - .985| = .015
     first = torch.tensor([0.65, 0.62, 0.97, 1.0])
     log_probs = torch.stack([first, 1 - first], -1).log()
-    assert ece(log_probs, torch.tensor([0, 1, 0, 0])).item() == pytest.approx(0.5 * 0.135 + 0.5 * 0.015, abs=1e-6)
+    assert scores(log_probs, torch.tensor([0, 1, 0, 0])).ece.item() == pytest.approx(0.5 * 0.135 + 0.5 * 0.015, abs=1e-6)
 
 
 def test_perfect_and_confident_scores():

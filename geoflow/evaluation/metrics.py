@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from math import log
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
+from geoflow.population import run
 from geoflow.spec import NetworkSpec
 from geoflow.vector import unpack
 
@@ -67,24 +67,26 @@ def scores(log_probs: Float[Tensor, "*nets examples classes"], y: Int[Tensor, " 
     """The scores of log-probabilities of the classes."""
     targets = y.expand(log_probs.shape[:-1])
     nll = -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).mean(-1)
-    accuracy = (log_probs.argmax(-1) == targets).to(log_probs.dtype).mean(-1)
-    return Scores(accuracy, nll, ece(log_probs, y))
+    confidence, predicted = log_probs.max(-1)
+    correct = predicted == y
+    return Scores(correct.to(nll.dtype).mean(-1), nll, ece(confidence.exp(), correct))
 
 
-def ece(log_probs: Float[Tensor, "*nets examples classes"], y: Int[Tensor, " examples"], bins: int = ECE_BINS) -> Float[Tensor, "*nets"]:
+def ece(
+    confidence: Float[Tensor, "*nets examples"], correct: Bool[Tensor, "*nets examples"], bins: int = ECE_BINS
+) -> Float[Tensor, "*nets"]:
     """Expected calibration error: sum over bins of equal width of (share of examples) * |accuracy - mean confidence|.
 
-    A bin (a, b] holds the examples whose most probable class has a probability in it. Source: Guo et al. 2017, On calibration of modern
-    neural networks, section 2.
+    `confidence` is the probability of the class that is predicted; a bin (a, b] holds the examples that have it there.
+    Source: Guo et al. 2017, On calibration of modern neural networks, section 2.
 
-    >>> ece(torch.tensor([[.9, .1], [.9, .1]]).log(), torch.tensor([0, 1]))  # one bin: |1/2 - .9|
+    >>> ece(torch.tensor([.9, .9]), torch.tensor([True, False]))  # one bin: |1/2 - .9|
     tensor(0.4000)
     """
-    confidence, predicted = log_probs.exp().max(-1)
     index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)  # clamp: rounding at 0 and 1
-    gap = (predicted == y).to(log_probs.dtype) - confidence
+    gap = correct.to(confidence.dtype) - confidence
     per_bin = torch.zeros(*gap.shape[:-1], bins, dtype=gap.dtype, device=gap.device).scatter_add(-1, index, gap)
-    return per_bin.abs().sum(-1) / log_probs.shape[-2]
+    return per_bin.abs().sum(-1) / confidence.shape[-1]
 
 
 def summary(scores: Scores) -> dict[str, dict[str, float]]:
@@ -106,8 +108,6 @@ def _log_probabilities(network, spec, thetas, x, batch) -> Iterator[Float[Tensor
         raise ValueError("There is no example to evaluate on: x is empty.")
     network = deepcopy(network).to(thetas.device).eval()  # the caller's keeps its mode
 
-    def log_probabilities(state):
-        return functional_call(network, state, (x,)).log_softmax(-1)
-
     for chunk in thetas.split(max(1, batch // len(x))):
-        yield vmap(log_probabilities)(unpack(spec, chunk))
+        logits = run(network, unpack(spec, chunk), x).movedim(-1, 0).contiguous()  # classes first: sums over them take whole rows at once
+        yield logits.log_softmax(0).movedim(0, -1)

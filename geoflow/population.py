@@ -1,0 +1,62 @@
+"""Run many networks of one architecture on the same examples at once."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+
+def run(network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "examples ..."]) -> Float[Tensor, "nets examples ..."]:
+    """The outputs of all networks whose state dicts are stacked in `states` [nets, ...]; of `network` the forward pass alone matters.
+
+    >>> import torch
+    >>> states = {"weight": torch.randn(5, 2, 3), "bias": torch.randn(5, 2)}
+    >>> run(torch.nn.Linear(3, 2), states, torch.randn(7, 3)).shape
+    torch.Size([5, 7, 2])
+    """
+
+    def outputs(state: dict[str, Tensor]) -> Tensor:
+        return functional_call(network, state, (x,), tie_weights=False)  # a state dict holds tied weights under each of their names
+
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):  # vmap knows no recurrent layers
+        nets = len(next(iter(states.values())))
+        return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
+    with _OneProduct():
+        return vmap(outputs)(dict(states))
+
+
+class _OneProduct(TorchFunctionMode):
+    """Where all networks apply a linear layer to the same input, vmap makes a narrow matrix product for each of them; this makes one."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is linear:
+            return _linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _Linear.apply(input, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` with a rule of its own for vmap; gradients go through the operations of the rule."""
+
+    @staticmethod
+    def forward(input, weight, bias):
+        return linear(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims, input, weight, bias):
+        if in_dims[0] is not None or in_dims[1] is None or (bias is not None and in_dims[2] is None):
+            return vmap(linear, in_dims)(input, weight, bias), 0
+        weight = weight.movedim(in_dims[1], 0)
+        together = linear(input, weight.flatten(0, 1), None if bias is None else bias.movedim(in_dims[2], 0).flatten())
+        return together.unflatten(-1, weight.shape[:2]), input.ndim - 1

@@ -1,0 +1,50 @@
+"""Many networks at once give what each gives alone, gradients included."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from geoflow import pack, spec_of, unpack
+from geoflow.population import run
+from tests.networks import NETWORKS
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap has no rule of its own for recurrent cells and fused attention
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_answers_as_it_does_alone(name, generator):
+    make, example = NETWORKS[name]
+    network, x = make().double().eval(), example()
+    x = x.double() if x.is_floating_point() else x
+    spec = spec_of(network, x)
+    thetas = pack(spec, network.state_dict()) + 0.1 * torch.rand(3, spec.weights, generator=generator, dtype=torch.float64)
+    together = run(network, unpack(spec, thetas), x)
+    alone = torch.stack([functional_call(network, unpack(spec, theta), (x,), tie_weights=False) for theta in thetas])
+    assert torch.allclose(together, alone, atol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_pass_through_the_one_product(bias, generator):
+    network = nn.Sequential(nn.Linear(4, 3, bias=bias), nn.Tanh(), nn.Linear(3, 2, bias=bias)).double()
+    x = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    states = {name: torch.randn(3, *p.shape, generator=generator).double().requires_grad_() for name, p in network.named_parameters()}
+    together = torch.autograd.grad(run(network, states, x).square().sum(), states.values())
+    ones = [functional_call(network, {name: value[i] for name, value in states.items()}, (x,)) for i in range(3)]
+    alone = torch.autograd.grad(torch.stack(ones).square().sum(), states.values())
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(together, alone, strict=True))
+
+
+def test_one_input_makes_one_product_of_all_networks(generator):
+    """The shape of the product says so: 3 networks of 4 units are 12 columns."""
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+                seen.append(tuple(out.shape))
+            return out
+
+    with Watch():
+        run(nn.Linear(5, 4), {"weight": torch.randn(3, 4, 5, generator=generator), "bias": torch.randn(3, 4)}, torch.randn(7, 5))
+    assert seen == [(7, 12)]
