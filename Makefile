@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: help env run test test-all lint clean
+.PHONY: help env run test test-all bench lint clean
 
 help:
 	@echo "make env       build .venv from pinned versions (python 3.11; a few minutes, once)"
 	@echo "make run       the main job: train a zoo, fit the geometric flow, make new networks"
 	@echo "make test      all tests, doctests and notebooks but the slow ones"
 	@echo "make test-all  the slow ones too"
+	@echo "make bench     the speed table, into benchmarks/results/ (half an hour; needs MNIST, see the README)"
 	@echo "make lint      ruff"
 	@echo "make clean     remove .venv and caches; runs/ stays"
 
@@ -25,6 +26,9 @@ test: env
 
 test-all: env
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: env
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 lint: env
 	$(BIN)/python -m ruff check . $(ARGS)

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from measure import machine
 from workloads import WORKLOADS
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -32,7 +31,7 @@ def described(device: str) -> dict[str, str | int]:
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
     names = {"cpu": processor[1] if processor else platform.processor() or platform.machine()}
     names |= {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
-    return names | {"cores": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
+    return names | {"threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
 
 
 def main() -> None:
@@ -42,16 +41,16 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.workloads) - set(WORKLOADS):
         parser.error(f"unknown workload {', '.join(sorted(unknown))}; known: {', '.join(WORKLOADS)}")
-    where, best = described(options.device), machine(options.device)
-    path = RESULTS / (re.sub(r"\W+", "-", f"{where.get('gpu', where['cpu'])}-{where['cores']}-threads").strip("-").lower() + ".json")
+    where = described(options.device)
+    path = RESULTS / (re.sub(r"\W+", "-", f"{where.get('gpu', where['cpu'])}-{where['threads']}-threads").strip("-").lower() + ".json")
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    print(f"{where}, {best.flops / 1e9:.0f} GFLOP/s in a matrix product, {best.bytes / 1e9:.1f} GB/s in a copy")
+    print(", ".join(f"{name} {value}" for name, value in where.items()))
     for name in options.workloads or WORKLOADS:
-        rows = [asdict(row) | {"holds": row.holds, "name": name} for row in WORKLOADS[name](options.device, best)]
+        rows = [asdict(row) | {"holds": row.holds, "name": name} for row in WORKLOADS[name](options.device)]
         print(table(rows), flush=True)
         kept = [row for row in kept if row["name"] != name] + rows
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"machine": where | asdict(best), "rows": kept}, indent=1) + "\n")
+        path.write_text(json.dumps({"machine": where, "rows": kept}, indent=1) + "\n")
     print("", table(sorted(kept, key=lambda row: list(WORKLOADS).index(row["name"]))), f"Written to {path}", sep="\n")
 
 

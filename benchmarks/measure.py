@@ -1,4 +1,4 @@
-"""Measure fairly: two functions in turn, a function's memory, and what the machine could do at best."""
+"""Measure fairly: functions in turn, a function's memory, and what the machine could do at best."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,17 +26,12 @@ def seconds(function: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def alternate(ours: Callable[[], object], other: Callable[[], object], repeats: int = REPEATS) -> tuple[float, float]:
+def alternate(*functions: Callable[[], object], repeats: int = REPEATS) -> list[float]:
     """The median seconds of each, called in turn, after one call of each that does not count."""
-    ours(), other()
-    times = [(seconds(ours), seconds(other)) for _ in range(repeats)]
-    return tuple(median(column) for column in zip(*times, strict=True))
-
-
-def median_seconds(function: Callable[[], object], repeats: int = REPEATS) -> float:
-    """The median time of a call, after one that does not count."""
-    function()
-    return median(seconds(function) for _ in range(repeats))
+    for function in functions:
+        function()
+    times = [[seconds(function) for function in functions] for _ in range(repeats)]
+    return [median(column) for column in zip(*times, strict=True)]
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
@@ -62,13 +57,13 @@ class Machine:
     bytes: float
 
 
-def machine(device: str, dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = REPEATS) -> Machine:
-    """Measure both, in the precision that the work is done in."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    source = torch.randn(2**26, device=device)
+def beside_machine(function: Callable[[], object], device: str, size: int = 2048, length: int = 2**26) -> tuple[float, Machine]:
+    """The median seconds of a call, and the machine's best rates measured in turn with it: on a shared machine they vary."""
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    source = torch.randn(length, device=device)
     target = torch.empty_like(source)
-    product, copy = alternate(lambda: a @ b, lambda: target.copy_(source), repeats)
-    return Machine(2 * size**3 / product, 2 * source.nbytes / copy)
+    ours, product, copy = alternate(function, lambda: a @ b, lambda: target.copy_(source))
+    return ours, Machine(2 * size**3 / product, 2 * source.nbytes / copy)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from geoflow.evaluation.metrics import Scores, scores
 from geoflow.zoo.tasks import Task
 
 
@@ -26,13 +27,12 @@ def train_one_by_one(networks: list[nn.Module], task: Task, batch: int, lr: floa
 @torch.no_grad()
 def evaluate_one_by_one(
     network: nn.Module, states: list[dict[str, Tensor]], x: Float[Tensor, "examples features"], y: Int[Tensor, " examples"]
-) -> list[tuple[float, float]]:
-    """Accuracy and negative log-likelihood of each state dict: loaded, run and scored."""
+) -> list[Scores]:
+    """The scores of each state dict: loaded, run and scored."""
     found = []
     for state in states:
         network.load_state_dict(state)
-        logits = network(x)
-        found.append(((logits.argmax(1) == y).float().mean().item(), cross_entropy(logits, y).item()))
+        found.append(scores(network(x).log_softmax(1), y))
     return found
 
 

@@ -1,0 +1,93 @@
+"""The speed table measures what it says, and the kept results agree with their own bounds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_kept_rows_hold_what_they_say(path):
+    from workloads import WORKLOADS, Row
+
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["name"] for row in rows} == set(WORKLOADS)
+    for row in rows:
+        fields = {key: value for key, value in row.items() if key not in ("holds", "name")}
+        assert Row(**fields).holds == row["holds"]
+
+
+def test_a_bound_cuts_both_ways():
+    from workloads import Row, faster
+
+    assert faster("a", "b", (1.0, 3.0), "s", 3).holds and not faster("a", "b", (1.0, 2.9), "s", 3).holds
+    assert not Row("a", "b", 1.2, 1.0, "s", 1.2, "<= 1.15").holds
+
+
+def test_work_of_a_product_and_a_broadcast_sum_is_counted():
+    from measure import Machine, count
+
+    a, b = torch.randn(3, 4), torch.randn(4, 5)
+    work = count(lambda: (a @ b).T + torch.ones(1, 1).expand(5, 3))
+    product, ones, total = 4 * (12 + 20 + 15), 4, 4 * (15 + 1 + 15)
+    assert (work.flops, work.bytes) == (2 * 3 * 4 * 5, product + ones + total)
+    assert work.bound(Machine(flops=60, bytes=1e9)) == pytest.approx(2, abs=1e-3)
+
+
+def test_the_most_memory_at_once_is_found():
+    from measure import peak_bytes
+
+    def two_of_three():
+        a = torch.empty(2**18)
+        b = a + 1
+        del a
+        return b + 1
+
+    assert 2 * 2**20 <= peak_bytes(two_of_three) < 2 * 2**20 + 4096
+
+
+def test_the_other_ways_do_the_same_work():
+    from dense import DenseTransformer
+    from others import align_one_by_one, evaluate_one_by_one
+    from workloads import fresh
+
+    from geoflow import evaluate, graph_of, unpack
+    from geoflow.canonical import align
+    from geoflow.zoo.networks import mlp
+
+    architecture = (6, (5, 4), 3)
+    spec, thetas = fresh(architecture, 8)
+    graph = graph_of(spec)
+    assert DenseTransformer(8, 2, 2)(graph, thetas, torch.rand(8)).shape == thetas.shape
+    x, y = torch.randn(20, 6), torch.randint(3, (20,))
+    alone = evaluate_one_by_one(mlp(*architecture), [unpack(spec, theta) for theta in thetas], x, y)
+    together = evaluate(mlp(*architecture), spec, thetas, x, y)
+    assert torch.allclose(torch.stack([scores.nll for scores in alone]), together.nll, atol=1e-6)
+    thetas = thetas.double()
+    arrays = [[part.numpy() for part in unpack(spec, theta).values()] for theta in thetas]
+    reached = torch.from_numpy(align_one_by_one(arrays[1:], arrays[0])[1])
+    ours = align(spec, thetas[1:], thetas[0])[0] @ thetas[0]
+    assert (reached > thetas[1:] @ thetas[0]).all() and (ours - reached).abs().max() < 0.2 * reached.abs().max()
+
+
+def test_the_dense_field_moves_with_the_permutations(generator):
+    """It is a fair rival: a relational transformer of the same symmetry, every weight of the input in its output."""
+    from dense import DenseTransformer
+    from workloads import fresh
+
+    from geoflow import graph_of, permute
+
+    spec, thetas = fresh((4, (3,), 2), 2)
+    field, t = DenseTransformer(8, 2, 2), torch.rand(2)
+    order = {group: torch.randperm(size, generator=generator) for group, size in spec.groups("permutation").items()}
+    moved = field(graph_of(spec), permute(spec, thetas, order), t)
+    assert torch.allclose(moved, permute(spec, field(graph_of(spec), thetas, t), order), atol=1e-5)
