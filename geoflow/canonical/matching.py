@@ -1,6 +1,7 @@
 """Choose the order and the sign of every neuron: those that bring a network nearest to a reference."""
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from geoflow.canonical.places import Node, Place, Window, nodes_of, outwards, places_of, rows
+from geoflow.canonical.places import Node, Place, Window, lone_axes, nodes_of, outwards, places_of, rows
 from geoflow.spec import NetworkSpec
 from geoflow.symmetry import Groups, Symmetry, apply_symmetry
 
@@ -58,11 +59,8 @@ def match(
     spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, "*nets weights"]
 ) -> Float[Tensor, "nets weights"]:
     """The result of `align` after its first sweep, in the precision and on the device of the input; nothing is checked."""
-    state, _, _ = _start(spec, theta, reference)
-    parts = list(theta.split([tensor.numel for tensor in spec.tensors], -1))
-    for number, part in state.parts.items():
-        parts[number] = part.flatten(1)
-    return torch.cat(parts, -1)
+    state, _, nodes = _start(spec, theta, reference)
+    return apply_symmetry(spec, theta, Symmetry(state.permutations, signs=_in_old_order(nodes, state)))
 
 
 def centre(
@@ -100,7 +98,7 @@ def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str
 
 @dataclass
 class _State:
-    """Networks on their way: tensors [nets, *shape] as they stand, and the symmetry so far, its signs in the new order."""
+    """Networks on their way: learned tensors [nets, *shape] as they stand, and the symmetry so far, its signs in the new order."""
 
     parts: dict[int, Tensor]
     permutations: Groups
@@ -108,7 +106,7 @@ class _State:
 
     def at(self, node: Node) -> "_State":
         """What the node touches."""
-        parts = {place.tensor: self.parts[place.tensor] for place in node.places}
+        parts = {place.tensor: self.parts[place.tensor] for place in node.places if place.learned}
         orders = {} if node.permutation is None else {node.permutation: self.permutations[node.permutation]}
         return _State(parts, orders, {g: self.signs[g] for g in node.signs})
 
@@ -138,13 +136,33 @@ def _start(spec: NetworkSpec, theta: Tensor, reference: Tensor) -> tuple[_State,
     """The first sweep, whose result does not depend on the order in which the units come."""
     places, nets = places_of(spec), len(theta)
     nodes = nodes_of(spec, places)
-    touched = {place.tensor for node in nodes for place in node.places}
-    goal = _cut(spec, reference, touched)
+    touched = {place.tensor for node in nodes for place in node.places if place.learned}
+    parts, goal = _cut(spec, theta, touched), _cut(spec, reference, touched)
+    steps = list(outwards(nodes, places))
+    lone = {tensor: axis for tensor, axis in lone_axes(places).items() if tensor in touched and _is_wide(spec.tensors[tensor].shape, axis)}
+    for tensor, axis in lone.items():
+        parts[tensor], goal[tensor] = _overlaps(parts[tensor], goal[tensor], axis)
+    steps = [(node.without_axes(lone), [(place.without_axes(lone), window) for place, window in views]) for node, views in steps]
     orders = {g: torch.arange(n, device=theta.device).repeat(nets, 1) for g, n in spec.groups("permutation").items()}
-    state = _State(_cut(spec, theta, touched), orders, {g: theta.new_ones(nets, n) for g, n in spec.groups("sign").items()})
-    for node, views in outwards(nodes, places):
+    state = _State(parts, orders, {g: theta.new_ones(nets, n) for g, n in spec.groups("sign").items()})
+    for node, views in steps:
         _move(state, node, *_best(state, goal, node, views))
-    return state, goal, nodes
+    return state, goal, [node.without_axes(lone) for node in nodes]
+
+
+def _is_wide(shape: tuple[int, ...], axis: int) -> bool:
+    return prod(shape) > shape[axis] ** 2
+
+
+def _overlaps(part: Tensor, goal: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The inner products of all units along an axis with those of the reference, and the identity: <g A, R> = <g (A R^T), 1>.
+
+    Where nothing else moves than the units along one axis of a tensor A, every sweep needs no more of it than this.
+    """
+    rank = part.ndim - 1
+    rows, aims = (x.movedim(axis - rank, -rank).flatten(1 - rank) for x in (part, goal))
+    products = rows @ aims.mT
+    return products, torch.eye(products.shape[-1]).to(products).expand(*aims.shape[:-2], -1, -1)
 
 
 def _in_old_order(nodes: list[Node], state: _State) -> Groups:
@@ -182,8 +200,8 @@ def _best(state: _State, goal: dict[int, Tensor], node: Node, views: list[tuple[
 
 
 def _unmoved(state: _State, units: int) -> Tensor:
-    part = next(iter(state.parts.values()))
-    return torch.arange(units, device=part.device).repeat(len(part), 1)
+    one = next(iter((*state.parts.values(), *state.permutations.values(), *state.signs.values())))
+    return torch.arange(units, device=one.device).repeat(len(one), 1)
 
 
 def _move(state: _State, node: Node, order: Tensor, flips: Groups) -> None:
@@ -193,7 +211,7 @@ def _move(state: _State, node: Node, order: Tensor, flips: Groups) -> None:
         state.signs |= {g: state.signs[g].gather(1, order) for g in node.signs}
     state.signs |= {g: state.signs[g] * flip for g, flip in flips.items()}
     nets = torch.arange(len(order), device=order.device)[:, None]
-    for place in node.places:
+    for place in (place for place in node.places if place.learned):
         part = state.parts[place.tensor].movedim(1 + place.axis, 1)
         start, end = place.start, place.start + place.units * place.repeat
         entries = (order[..., None] * place.repeat + torch.arange(place.repeat, device=order.device)).flatten(1) + start

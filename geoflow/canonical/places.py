@@ -1,7 +1,7 @@
 """Find where the units of each group lie in the tensors, and what is known of the other axes there."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class Place:
     signs: frozenset[int]
     learned: bool
 
+    def without_axes(self, lone: Mapping[int, int]) -> "Place":
+        """The same stretch where its tensor, if in `lone`, has kept this axis alone as its first of two."""
+        return replace(self, axis=0, rank=2) if self.tensor in lone else self
+
 
 @dataclass(frozen=True)
 class Node:
@@ -43,6 +47,9 @@ class Node:
         axes = {(place.tensor, place.axis) for place in learned}
         return len({tensor for tensor, _ in axes}) < len(axes) or any(len(place.signs & self.signs) > 1 for place in learned)
 
+    def without_axes(self, lone: Mapping[int, int]) -> "Node":
+        return replace(self, places=tuple(place.without_axes(lone) for place in self.places))
+
 
 Window = dict[int, Tensor]  # other axis -> its entries that are looked at; a missing axis is seen whole
 
@@ -59,6 +66,15 @@ def places_of(spec: NetworkSpec) -> list[Place]:
                 found.append(Place(number, along, len(tensor.axes), start, piece.size, piece.repeat, owner, signs, tensor.learned))
                 start += piece.size * piece.repeat
     return found
+
+
+def lone_axes(places: Iterable[Place]) -> dict[int, int]:
+    """The axis of each tensor that has units to move or to flip along one axis only."""
+    axes: dict[int, set[int]] = {}
+    for place in places:
+        if place.permutation is not None or place.signs:
+            axes.setdefault(place.tensor, set()).add(place.axis)
+    return {tensor: axis for tensor, (axis, *more) in axes.items() if not more}
 
 
 def _signs(spec: NetworkSpec, piece: Piece, degree: int) -> frozenset[int]:
