@@ -52,28 +52,33 @@ class Layer(nn.Module):
         """The new states of the moving units and of the edges; those of input units, by site, stay as they are."""
         shift, scale, edge_time = self.time(time)[:, None].split([nodes.shape[-1], nodes.shape[-1], self.edge_hidden], -1)
         normed = torch.addcmul(shift, self.norm(nodes), 1 + scale)
+        messages, logits = self._listen(graph, normed, inputs, edges)
+        nodes = nodes + self.out(messages.permute(1, 2, 0, 3).flatten(2))
+        nodes = nodes + self.mlp(self.norm_mlp(nodes))
+        return nodes, self._change_edges(graph, self.norm_edge(nodes), inputs, edges, logits, edge_time)
+
+    def _listen(self, graph: Graph, normed: Tensor, inputs: dict[int, Tensor], edges: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What every moving unit hears, [5 * heads, nets, units, width], and by block the logits of both directions."""
         said = self._project(graph, normed)
         sources = {site: source for site, (_, source, _) in said.items()} | {i: self._as_source(self.norm(n)) for i, n in inputs.items()}
         heard, logits = {site: Heard() for site in said}, []
         for block, edge in zip(graph.blocks, edges, strict=True):
-            target, source, listening = said[block.target][0], sources[block.source], block.source not in inputs
-            pair, to_target, to_source = exchange(edge, self.edge_bias, target, source, listening)
+            listening = block.source not in inputs
+            pair, to_target, to_source = exchange(edge, self.edge_bias, said[block.target][0], sources[block.source], listening)
             logits.append(pair)
             heard[block.target].row.append(to_target)
             if listening:
                 heard[block.source].column.append(to_source)
-        messages = torch.cat([self._messages(heard[site], within) for site, (_, _, within) in said.items()], 2)
-        nodes = nodes + self.out(messages.permute(1, 2, 0, 3).flatten(2))
-        nodes = nodes + self.mlp(self.norm_mlp(nodes))
+        return torch.cat([self._messages(heard[site], within) for site, (_, _, within) in said.items()], 2), logits
 
-        ends = self.edge_ends(self.norm_edge(nodes)).split(moving_units(graph), 1)
+    def _change_edges(self, graph, normed, inputs, edges, logits, edge_time) -> list[Tensor]:
+        ends = self.edge_ends(normed).split(moving_units(graph), 1)
         ends = {site: end.chunk(2, -1) for site, end in zip(moving_sites(graph), ends, strict=True)}
         sources = {site: source for site, (_, source) in ends.items()} | {i: self._source_end(self.norm_edge(n)) for i, n in inputs.items()}
-        changed = [
+        return [
             edge_update(edge, pair, ends[block.target][0] + edge_time, sources[block.source], self.edge_mix, self.edge_back)
             for block, edge, pair in zip(graph.blocks, edges, logits, strict=True)
         ]
-        return nodes, changed
 
     def _project(self, graph: Graph, normed: Tensor) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
         """By site what its units are as targets, as sources, and within the site: [parts * heads, nets, units, width of a head]."""
@@ -94,7 +99,7 @@ class Layer(nn.Module):
         return states.unflatten(-1, (-1, width)).permute(2, 0, 1, 3).contiguous()
 
     def _messages(self, heard: "Heard", within: Tensor) -> Tensor:
-        """Everything that the units of a site hear, [5 * heads, nets, units, width]."""
+        """What the units of one site hear: along rows, along columns, within the site."""
         q, k, v = within.chunk(3)
         inside = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
         silence = torch.cat([torch.zeros_like(inside)] * 2) if not (heard.row and heard.column) else None
