@@ -1,10 +1,11 @@
 """Check what the user asked for, and complete what was left open, before anything is computed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 import torch
-from folder import described
+from folder import described, samples_file
 from sacred.utils import SacredError, SacredInterrupt
 
 from geoflow.chart import FLOWS
@@ -24,6 +25,8 @@ FURTHER = ("sample", "evaluate", "transfer")  # the commands on a saved flow
 NETWORK = ("task", "hidden", "activation")  # what says which network is made
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
 FITTED = ("flow", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "part")
+OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
+SAMPLING = ("count", "solver", "steps", "guidance", "seed")
 PARTS = ("test", "validation")
 STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
 
@@ -80,12 +83,21 @@ def plainly() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted("Stopped. The same command goes on from the last checkpoint.") from error
+        raise Interrupted("Stopped. The same command goes on from the last checkpoint, if there was one (every=... steps).") from error
     except (ValueError, OSError, FloatingPointError) as error:
         raise InputError(str(error)) from error
 
 
-def complete(config: Mapping, command: str) -> dict:
+def check_keys(updates: Iterable[str], known: Mapping) -> None:
+    """Raise InputError for a key of `key=value` that no option has, naming those that come close."""
+    keys = {*known, *(f"{group}.{key}" for group, values in known.items() if isinstance(values, Mapping) for key in values)}
+    for key in (update.partition("=")[0] for update in updates if "=" in update):
+        if key not in keys:
+            near = get_close_matches(key, keys, n=3)
+            raise InputError(f"There is no option {key!r}. " + (f"Is it {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."))
+
+
+def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     """The values to put in place of each None, so that config.json records all of them.
 
     For the main job they are the task's defaults; for a further command what its checkpoint was made for.
@@ -94,7 +106,13 @@ def complete(config: Mapping, command: str) -> dict:
     for name in ("checkpoint", "cache"):
         if not isinstance(config[name], str) and not (name == "checkpoint" and config[name] is None):
             raise InputError(f"{name}={config[name]} must be a path, such as runs/3.")
-    own = _of_the_checkpoint(config, command) if command in FURTHER else _of_the_task(config)
+    for name in ("zoo", "sizes"):
+        if not isinstance(config[name], Mapping):
+            raise InputError(f"{name} is a group of options, such as {name}.{next(iter(defaults[name]))}=...")
+    asked = {name: value for name, value in config.items() if value != defaults[name]}
+    if command == "main" and "checkpoint" in asked:
+        raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
+    own = _of_the_checkpoint(config, command, asked) if command in FURTHER else _of_the_task(config)
     _check({**config, **own})
     settings = flow_settings({**config, **own})
     check_config(settings)
@@ -128,7 +146,7 @@ def _of_the_task(config: Mapping) -> dict:
     return network | {name: default[name] if config[name] is None else config[name] for name in ("runs", "snapshots")} | {"zoo": zoo}
 
 
-def _of_the_checkpoint(config: Mapping, command: str) -> dict:
+def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     if config["checkpoint"] is None:
         raise InputError(f"{command} works on a saved flow: {command} with checkpoint=runs/3 (a run folder or a flow.safetensors).")
     made_for = described(config["checkpoint"])
@@ -140,6 +158,11 @@ def _of_the_checkpoint(config: Mapping, command: str) -> dict:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
     if command != "transfer" and changed:
         raise InputError(f"{command} serves the network that the flow was fitted to; for another {' or '.join(changed)} use transfer.")
+    drawn = command == "evaluate" and samples_file(config["checkpoint"]).exists()
+    for name in (*FITTED, *OF_THE_MAIN_JOB, *(SAMPLING if drawn else ())):
+        if name in asked and not (name in made_for and asked[name] == made_for[name]):
+            what = "scores the saved samples" if name in SAMPLING else "takes the flow as it was fitted"
+            raise InputError(f"{command} {what}, so {name}={asked[name]} would change nothing. Leave it out.")
     return network | {name: made_for[name] for name in FITTED}
 
 

@@ -19,7 +19,7 @@ from time import perf_counter
 import torch
 from assess import Exam, assess, score
 from folder import RunFolder, Samples, flow_file, probe, read_samples, samples_file, save_samples, write_json
-from options import FURTHER, NETWORK, InputError, complete, device_of, flow_settings, plainly, zoo_settings
+from options import FURTHER, NETWORK, InputError, check_keys, complete, device_of, flow_settings, plainly, zoo_settings
 from sacred import SETTINGS, Experiment
 from sacred.run import Run
 from sacred.utils import apply_backspaces_and_linefeeds
@@ -83,6 +83,9 @@ def config():
     cache = ".cache"  # zoos, and trainings under way
 
 
+DEFAULTS = config()
+
+
 @ex.named_config  # everything once, in seconds
 def smoke():
     task = "iris"
@@ -111,7 +114,8 @@ def digits():
 
 @ex.option_hook
 def one_folder(options):
-    """-F names the folder of the runs in place of runs/; two observers would dispute the run's number."""
+    """-F names the folder of the runs in place of runs/; two observers would dispute the run's number. Unknown keys end here."""
+    check_keys(options.get("UPDATE") or (), DEFAULTS)
     ex.observers[:] = [RunFolder(options.get("--file_storage") or ROOT / "runs")]
     options["--file_storage"] = None
 
@@ -120,7 +124,7 @@ def one_folder(options):
 def checked(config, command_name, logger):
     """Everything that can be seen to be wrong is seen before a run begins."""
     with plainly():
-        completed = complete(config, command_name)
+        completed = complete(config, command_name, DEFAULTS)
         if command_name in (main.__name__, *FURTHER):
             probe(ex.observers[0].basedir, "Choose another folder for the runs: python experiments/run.py -F /a/folder with ...")
             probe(ROOT / Path(config["cache"]).expanduser(), "Choose another: cache=/a/folder.")

@@ -153,6 +153,15 @@ class Chart:
         joined = {key: torch.cat(parts) for key, parts in roles.items()}
         return {key: index[self.flat[index]] for key, index in joined.items() if self.flat[index].any()}
 
+    def check(self) -> None:
+        """Raise ValueError where flat coordinates have a role that the statistics do not know."""
+        if unseen := sorted(set(self.roles) - set(self.statistics)):
+            cure = " A geometric flow keeps rows that can be rescaled on spheres: for another activation use flow=euclidean or normalized."
+            raise ValueError(
+                f"The flow has never seen flat coordinates of the role {unseen[0]!r}; it knows {', '.join(sorted(self.statistics))}."
+                + cure * self.recipe.spheres
+            )
+
     @cached_property
     def _mean(self) -> Tensor:
         return self._per_coordinate(0, 0.0)
@@ -169,8 +178,6 @@ class Chart:
     def _per_coordinate(self, which: int, default: float) -> Tensor:
         values = torch.full((self.graph.size,), default)
         for role, index in self.roles.items():
-            if role not in self.statistics:
-                raise ValueError(f"The flow has never seen the role {role!r}; it knows {', '.join(sorted(self.statistics))}.")
             values[index] = self.statistics[role][which]
         return values
 

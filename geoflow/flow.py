@@ -73,8 +73,12 @@ class Flow:
         return self.chart.spec
 
     def on(self, spec: NetworkSpec | None) -> Chart:
-        """The flow's chart on another architecture for the same task; None: its own."""
-        return self.chart if spec is None else Chart(spec, self.chart.recipe, self.chart.statistics)
+        """The flow's chart on another architecture for the same task; None: its own. Raises ValueError for one that it cannot serve."""
+        if spec is None:
+            return self.chart
+        chart = Chart(spec, self.chart.recipe, self.chart.statistics)
+        chart.check()
+        return chart
 
     def velocity(self, chart: Chart) -> Callable[[Tensor, Tensor], Tensor]:
         """The field v(x, t) [nets, size] on a chart, with t a number or [nets]."""

@@ -22,7 +22,7 @@ def run(network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "exa
     def outputs(state: dict[str, Tensor]) -> Tensor:
         return functional_call(network, state, (x,), tie_weights=False)  # a state dict holds tied weights under each of their names
 
-    if any(isinstance(module, nn.RNNBase) for module in network.modules()):  # vmap knows no recurrent layers
+    if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap knows no recurrent layers
         nets = len(next(iter(states.values())))
         return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
     with _OneProduct():

@@ -81,6 +81,10 @@ def fit(
 def prepare(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping) -> tuple[Flow, Float[Tensor, "nets size"]]:
     """The untrained flow of a configuration (the named arguments of `fit`), and the zoo as points of its manifold."""
     check_config(config)
+    if not isinstance(thetas, Tensor) or thetas.ndim != 2 or not thetas.is_floating_point():
+        found = f"{tuple(thetas.shape)} of {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
+        raise ValueError(f"A zoo is a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it, not {found}.")
+    thetas = thetas.detach()
     _check_count(len(thetas), config["batch"])
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
     recipe = FLOWS[config["flow"]]

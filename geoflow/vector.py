@@ -31,6 +31,8 @@ def pack(spec: NetworkSpec, state: State | Sequence[State]) -> Float[Tensor, "*b
         raise ValueError("The zoo is empty: pack needs at least one state dict.")
     thetas = []
     for index, one in enumerate(state):
+        if not isinstance(one, Mapping):
+            raise ValueError(f"Network {index} of the zoo is a {type(one).__name__}, not a state dict: pass network.state_dict().")
         try:
             thetas.append(pack(spec, one))
         except ValueError as error:

@@ -10,7 +10,7 @@ from geoflow.canonical.matching import align, centre, check_zoo
 from geoflow.canonical.scaling import balance, dead_units, sphere_rows
 from geoflow.spec import NetworkSpec
 
-__all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "dead_units", "sphere_rows"]
+__all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "check_zoo", "dead_units", "sphere_rows"]
 
 
 @dataclass(frozen=True)

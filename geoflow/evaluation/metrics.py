@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from geoflow.canonical import check_zoo
 from geoflow.population import run
 from geoflow.spec import NetworkSpec
-from geoflow.vector import unpack
+from geoflow.vector import check_state, unpack
 
 ECE_BINS = 15
 
@@ -37,7 +38,8 @@ def evaluate(
 
     `batch` bounds how many pairs of a network and an example are in work at once (at least one network with all examples).
 
-    Raises ValueError if there is no network, or no example.
+    Raises ValueError if there is no network or no example, for weights that are not finite or not of this network, and for labels that are
+    not one class index for each example.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)
@@ -46,7 +48,7 @@ def evaluate(
     >>> evaluate(network, spec, theta[None], torch.eye(2), torch.tensor([0, 1])).accuracy
     tensor([1.])
     """
-    chunks = [scores(log_probs, y) for log_probs in _log_probabilities(network, spec, thetas, x, batch)]
+    chunks = [scores(log_probs, y) for log_probs in _log_probabilities(network, spec, thetas, x, y, batch)]
     return Scores(*(torch.cat([getattr(chunk, field.name) for chunk in chunks]) for field in fields(Scores)))
 
 
@@ -59,7 +61,7 @@ def ensemble_scores(
     batch: int = 2**18,
 ) -> Scores:
     """The scores [] of the posterior predictive: the average over networks of their PROBABILITIES, p(y|x) = mean_k softmax(f_k(x))_y."""
-    sums = [log_probs.logsumexp(0) for log_probs in _log_probabilities(network, spec, thetas, x, batch)]
+    sums = [log_probs.logsumexp(0) for log_probs in _log_probabilities(network, spec, thetas, x, y, batch)]
     return scores(torch.stack(sums).logsumexp(0) - log(len(thetas)), y)
 
 
@@ -100,12 +102,16 @@ def summary(scores: Scores) -> dict[str, dict[str, float]]:
 
 
 @torch.no_grad()
-def _log_probabilities(network, spec, thetas, x, batch) -> Iterator[Float[Tensor, "some examples classes"]]:
+def _log_probabilities(network, spec, thetas, x, y, batch) -> Iterator[Float[Tensor, "some examples classes"]]:
     """The log-probabilities of the networks, chunk after chunk."""
     if len(thetas) == 0:
         raise ValueError("There is no network to evaluate: thetas is empty.")
     if len(x) == 0:
         raise ValueError("There is no example to evaluate on: x is empty.")
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise ValueError(f"y must hold one class index for each of the {len(x)} examples, not {tuple(y.shape)} of {y.dtype}.")
+    check_zoo(spec, thetas, "population")
+    check_state(spec, network.state_dict())
     network = deepcopy(network).to(thetas.device).eval()  # the caller's keeps its mode
 
     for chunk in thetas.split(max(1, batch // len(x))):

@@ -63,7 +63,10 @@ class RelationalTransformer(nn.Module):
         """Raise ValueError where a graph has a role, or units of a task, that this field was not built for."""
         known = {*self.edge_in, *self.node_in}
         if unseen := sorted({part.key for part in (*graph.blocks, *graph.features)} - known):
-            raise ValueError(f"The field has never seen the role {unseen[0]!r}; it knows {', '.join(sorted(known))}.")
+            raise ValueError(
+                f"The field has never seen the role {unseen[0]!r}; it knows {', '.join(sorted(known))}. Such weights come with another "
+                "depth or layer: fit the flow to networks that have them too."
+            )
         for name, site in pinned_sites(graph).items():
             units = len(self.places[name]) if name in self.places else 0
             if units != site.size:

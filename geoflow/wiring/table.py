@@ -57,7 +57,7 @@ def _tensors(ledger: Ledger, name: str, value: Tensor, number: dict[int, int]) -
     for entry in entries:
         start, rows = entry.parameter.start, entry.parameter.entry
         if start < row:
-            raise ValueError(f"Rows of {name!r} are used in overlapping slices, which the table cannot say. Pass a spec.")
+            raise ValueError(f"Rows of {name!r} are used in overlapping slices, which the table cannot say.")
         if start > row:
             tensors.append(_untouched(name, row, start, shape, learned))
         axes = tuple(tuple(_piece(part, number) for part in axis) for axis in entry.axes)

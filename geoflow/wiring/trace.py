@@ -62,7 +62,9 @@ def _export(network: nn.Module, example: tuple) -> torch.export.ExportedProgram:
             return torch.export.export(copy.deepcopy(network).eval(), example, strict=False)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"The forward pass of {type(network).__name__} cannot be captured: {reason} Pass a spec.") from error
+        what = f"The forward pass of {type(network).__name__} cannot be captured: {reason.rstrip('.')}."
+        cure = "Is the example an input of it? Control flow that depends on the data cannot be traced; write the NetworkSpec by hand."
+        raise ValueError(f"{what} {cure}") from error
 
 
 def _walk(ledger: Ledger, program: torch.export.ExportedProgram, state: dict[str, Tensor], owner: dict[str, str]) -> list[Value]:
@@ -77,10 +79,10 @@ def _walk(ledger: Ledger, program: torch.export.ExportedProgram, state: dict[str
             if operation(node)[1]:
                 _overwrite(node, found)
         elif node.op != "output":
-            raise ValueError(f"{node.op} nodes ({node.name}) cannot be walked. Pass a spec.")
+            raise ValueError(f"{node.op} nodes ({node.name}) cannot be walked. Write the NetworkSpec by hand.")
     specs = program.graph_signature.output_specs
     if foreign := [spec.target for spec in specs if spec.kind is not OutputKind.USER_OUTPUT]:
-        raise ValueError(f"The forward pass changes {foreign} as it runs, so the network is no function of its weights. Pass a spec.")
+        raise ValueError(f"The forward pass changes {foreign} as it runs, so the network is no function of its weights.")
     results = tree_leaves(program.graph.output_node().args)
     return [found[node] for node in results if isinstance(node, Node) and isinstance(found[node], Value)]
 

@@ -1,0 +1,50 @@
+"""Mistakes in the use of the library are answered with what is wrong and what is right.
+
+They run in a process of their own, without the annotations' checks, which a user does not have.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+SETTING = """
+import torch, geoflow
+from torch import nn
+network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+spec = geoflow.spec_of(network, torch.zeros(1, 4))
+zoo = torch.randn(40, spec.weights)
+x, y = torch.randn(6, 4), torch.randint(2, (6,))
+def fit(zoo): return geoflow.fit(spec, zoo, iterations=1, batch=8, progress=False)
+def evaluate(zoo=zoo, network=network, y=y): return geoflow.evaluate(network, spec, zoo, x, y)
+nan = zoo.clone(); nan[3, 1] = float("nan")
+for line in LINES:
+    try:
+        print("FOUND", line, eval(line))
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+MISTAKES = {
+    "fit(zoo[0])": r"ValueError A zoo is a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it, not (23,) of torch.float32.",
+    "fit([network.state_dict()])": "ValueError A zoo is a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it, not list.",
+    "fit(zoo.long())": "not (40, 23) of torch.int64.",
+    "fit(zoo.requires_grad_(True)).losses == []": "FOUND",
+    "geoflow.pack(spec, [network])": "ValueError Network 0 of the zoo is a Sequential, not a state dict: pass network.state_dict().",
+    "evaluate(nan)": "ValueError Network 3 of the population holds NaN or Inf in '0.weight'.",
+    "evaluate(y=y[:5])": "ValueError y must hold one class index for each of the 6 examples, not (5,) of torch.int64.",
+    "evaluate(y=y.float())": "not (6,) of torch.float32.",
+    "evaluate(network=nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2)))": "has shape (9, 4), the traced network (3, 4)",
+    "geoflow.spec_of(network, torch.zeros(1, 5))": "Is the example an input of it?",
+}
+
+
+@pytest.fixture(scope="module")
+def answers():
+    script = f"LINES = {list(MISTAKES)}\n{SETTING}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return dict(zip(MISTAKES, [line for line in done.stdout.splitlines() if line.strip()], strict=True))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(answers, mistake):
+    assert MISTAKES[mistake] in answers[mistake]
