@@ -20,7 +20,7 @@ def test_kept_rows_hold_what_they_say(path):
     from workloads import WORKLOADS, Row
 
     rows = json.loads(path.read_text())["rows"]
-    assert {row["name"] for row in rows} == set(WORKLOADS)
+    assert {row["name"] for row in rows} <= set(WORKLOADS)
     for row in rows:
         fields = {key: value for key, value in row.items() if key not in ("holds", "name")}
         assert Row(**fields).holds == row["holds"]

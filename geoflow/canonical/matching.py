@@ -229,9 +229,12 @@ def _cut(spec: NetworkSpec, theta: Tensor, chosen: set[int]) -> dict[int, Tensor
 
 
 def _assign(gains: Tensor) -> Tensor:
-    """For every network the old unit at each new place, from its gains [nets, old, new]."""
-    costs = -gains.cpu().numpy()
-    order, units = np.empty(costs.shape[:2], dtype=np.int64), np.arange(costs.shape[1])
-    for network, cost in enumerate(costs):
-        order[network, linear_sum_assignment(cost)[1]] = units
+    """For every network the old unit at each new place, from its gains [nets, old, new].
+
+    Where the best unit of every place is another one, they are the assignment: no sum is above that of the places' maxima.
+    """
+    gains_here, units = gains.cpu().numpy(), np.arange(gains.shape[1])
+    order = gains_here.argmax(1)
+    for network in (np.sort(order, 1) != units).any(1).nonzero()[0]:
+        order[network, linear_sum_assignment(gains_here[network], maximize=True)[1]] = units
     return torch.from_numpy(order).to(gains.device)
