@@ -113,9 +113,14 @@ def digits():
 
 
 @ex.option_hook
-def one_folder(options):
-    """-F names the folder of the runs in place of runs/; two observers would dispute the run's number. Unknown keys end here."""
+def known_keys(options):
+    """Sacred's own answer to an unknown key suggests nothing."""
     check_keys(options.get("UPDATE") or (), DEFAULTS)
+
+
+@ex.option_hook
+def one_folder(options):
+    """-F names the folder of the runs in place of runs/; two observers would dispute the run's number."""
     ex.observers[:] = [RunFolder(options.get("--file_storage") or ROOT / "runs")]
     options["--file_storage"] = None
 
