@@ -1,4 +1,4 @@
-"""Run many networks of one architecture on the same examples at once."""
+"""Run many networks of one architecture at once."""
 
 from collections.abc import Mapping
 
@@ -25,12 +25,16 @@ def run(network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "exa
     if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap knows no recurrent layers
         nets = len(next(iter(states.values())))
         return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
-    with _OneProduct():
+    with WideProducts():
         return vmap(outputs)(dict(states))
 
 
-class _OneProduct(TorchFunctionMode):
-    """Where all networks apply a linear layer to the same input, vmap makes a narrow matrix product for each of them; this makes one."""
+class WideProducts(TorchFunctionMode):
+    """Linear layers under vmap as wide matrix products, their outputs laid out units first, examples last.
+
+    vmap's own rule makes one narrow product [examples, inputs] @ [inputs, units] for each network. Here networks on a common input share
+    one product, [nets * units, inputs] @ [inputs, examples]; those with inputs of their own keep the long axis of examples inmost.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is linear:
@@ -55,8 +59,16 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, input, weight, bias):
-        if in_dims[0] is not None or in_dims[1] is None or (bias is not None and in_dims[2] is None):
+        if in_dims[1] is None or (bias is not None and in_dims[2] is None):
             return vmap(linear, in_dims)(input, weight, bias), 0
         weight = weight.movedim(in_dims[1], 0)
-        together = linear(input, weight.flatten(0, 1), None if bias is None else bias.movedim(in_dims[2], 0).flatten())
-        return together.unflatten(-1, weight.shape[:2]), input.ndim - 1
+        bias = None if bias is None else bias.movedim(in_dims[2], 0).unsqueeze(-1)
+        if in_dims[0] is None:
+            shape, examples = input.shape[:-1], input.reshape(-1, input.shape[-1]).T
+            products = (weight.flatten(0, 1) @ examples).unflatten(0, weight.shape[:2])
+            products = products if bias is None else products.add_(bias)  # addmm would first write the bias to every example
+        else:
+            input = input.movedim(in_dims[0], 0)
+            shape, examples = input.shape[1:-1], input.reshape(len(input), -1, input.shape[-1]).mT
+            products = weight @ examples if bias is None else torch.baddbmm(bias, weight, examples)
+        return products.view(*weight.shape[:2], *shape).movedim(1, -1), 0

@@ -198,7 +198,7 @@ def alone(build, task, runs, settings, seed):
         networks = [build() for _ in range(runs)]
     optimizers = [torch.optim.AdamW(n.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"]) for n in networks]
     for epoch in range(settings["epochs"]):
-        order = torch.rand(runs, len(task.x_train), generator=gen).argsort(1)
+        order = torch.stack([torch.randperm(len(task.x_train), generator=gen, dtype=torch.int32) for _ in range(runs)])
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = settings["lr"] * SCHEDULES[settings["schedule"]](epoch / settings["epochs"])
         for i in range(len(task.x_train) // settings["batch"]):
@@ -258,7 +258,7 @@ def test_global_generator_is_left_alone():
 
 def test_every_epoch_uses_every_row_once():
     batches = torch.cat(list(shuffled_batches(2, 12, 4, seeded())), 1)
-    assert torch.equal(batches.sort(1).values, torch.arange(12).expand(2, 12))
+    assert torch.equal(batches.sort(1).values, torch.arange(12).expand(2, 12).int())
     assert not torch.equal(batches[0], batches[1])
     assert sum(b.shape[1] for b in shuffled_batches(2, 14, 4, seeded())) == 12
 

@@ -16,7 +16,7 @@ from geoflow.vector import pack
 from geoflow.zoo.tasks import Task
 from geoflow.zoo.train import train_zoo
 
-FORMAT = 1  # counted up whenever the same configuration would give another zoo
+FORMAT = 2  # counted up whenever the same configuration would give another zoo
 
 # name: arguments of train_zoo. Learning rate, weight decay and epochs have the best mean NLL of single networks on a validation part of the
 # training data, never on the test part; measured with 30-16-16-2, 64-10-10, 4-16-3, 13-16-3 and 784-10-10.

@@ -1,6 +1,7 @@
 """Train many networks at once, each from its own start and in its own order of the data."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import cos, pi
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from geoflow.choices import choose
+from geoflow.population import WideProducts
 from geoflow.zoo.tasks import Task
 
 State = dict[str, Tensor]
@@ -56,7 +58,7 @@ def train_zoo(
     """
     _check(runs, epochs, batch, snapshots, every, schedule, len(task.x_train))
     device = torch.device(device)
-    x, y = task.x_train.to(device), task.y_train.to(device)
+    batches = Batches(task.x_train.to(device), task.y_train.to(device))
     keep = range(epochs - (snapshots - 1) * every, epochs + 1, every)
     kept = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -67,8 +69,8 @@ def train_zoo(
         bar = tqdm(range(1, epochs + 1), desc=f"{runs} networks", unit="epoch", disable=not progress)
         for epoch in bar:
             optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule]((epoch - 1) / epochs)
-            for rows in shuffled_batches(runs, len(x), batch, generator):
-                losses = step(network, state, optimizer, x, y, rows.to(device))
+            for rows in shuffled_batches(runs, len(task.x_train), batch, generator):
+                losses = step(network, state, optimizer, *batches(rows.to(device)))
             _check_finite(losses, epoch)
             bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
             if epoch in keep:
@@ -86,19 +88,31 @@ def initial_states(build: Callable[[], nn.Module], runs: int, device: torch.devi
 
 def shuffled_batches(runs: int, examples: int, batch: int, generator: torch.Generator) -> Iterator[Int[Tensor, "runs batch"]]:
     """The rows of one epoch's batches: an independent shuffle per run, without the rest of the division by `batch`."""
-    order = torch.rand(runs, examples, generator=generator).argsort(1)
-    return iter(order[:, : examples // batch * batch].split(batch, 1))
+    orders = torch.stack([torch.randperm(examples, generator=generator, dtype=torch.int32) for _ in range(runs)])
+    return iter(orders[:, : examples // batch * batch].split(batch, 1))
 
 
-def step(network: nn.Module, state: State, optimizer, x: Tensor, y: Tensor, rows: Int[Tensor, "runs batch"]) -> Float[Tensor, " runs"]:
-    """One step of every run on its own rows of the data; the losses before the step."""
+class Batches:
+    """The examples of every run's rows, gathered into one buffer: a fresh one for each step would cost more than the copy itself."""
 
-    def loss(state: State, x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(functional_call(network, state, (x,)), y)
+    def __init__(self, x: Tensor, y: Tensor):
+        self.x, self.y, self.buffer = x, y, x.new_empty(0)
 
+    def __call__(self, rows: Int[Tensor, "runs batch"]) -> tuple[Float[Tensor, "runs batch ..."], Int[Tensor, "runs batch"]]:
+        """Inputs (until the next call) and labels."""
+        flat = rows.flatten()
+        if len(self.buffer) != len(flat):
+            self.buffer = self.x.new_empty(len(flat), *self.x.shape[1:])
+        x = torch.index_select(self.x, 0, flat, out=self.buffer)  # four times as fast as x[rows]
+        return x.unflatten(0, rows.shape), self.y.index_select(0, flat).view(rows.shape)
+
+
+def step(network: nn.Module, state: State, optimizer, x: Float[Tensor, "runs batch ..."], y: Int[Tensor, "runs batch"]) -> Float[Tensor, " runs"]:
+    """One step of every run on its own batch; the losses before the step."""
     optimizer.zero_grad()
-    x_batch = x.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # x[rows], in a third of its time
-    losses = vmap(loss, randomness="different")(state, x_batch, y[rows])
+    with WideProducts():
+        logits = vmap(partial(functional_call, network), randomness="different")(state, x)
+    losses = cross_entropy(logits.movedim(-1, 1), y, reduction="none").mean(1)
     losses.sum().backward()  # the runs share no parameter, so the gradient of the sum is each run's own
     optimizer.step()
     return losses.detach()
