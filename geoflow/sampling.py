@@ -14,6 +14,7 @@ from geoflow.manifolds import Product
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
 
+CHUNK = {"cpu": 2**17, "cuda": 2**21}  # coordinates of the networks integrated at once; on a CPU more of them only leave the cache
 Field = Callable[[Tensor, Tensor], Tensor]  # (x [nets, size], t []) -> tangent vectors [nets, size]
 Step = Callable[..., Tensor]  # (v, x, t, h, manifold) -> x at t + h
 
@@ -56,7 +57,6 @@ def integrate(
     manifold: Product,
     step: Step = euler,
     watch: Callable[[Tensor], object] = lambda x: None,
-    progress: bool = False,
 ) -> Float[Tensor, "nets size"]:
     """The solution of dx/dt = v(x, t) on the manifold at the last of `times`, beginning with x_0 at the first.
 
@@ -69,7 +69,7 @@ def integrate(
     """
     x = x_0
     watch(x)
-    for t, h in tqdm(list(zip(times[:-1], times.diff(), strict=True)), desc="sample", unit="step", disable=not progress):
+    for t, h in zip(times[:-1], times.diff(), strict=True):
         x = step(v, x, t, h, manifold)
         watch(x)
     return x
@@ -85,15 +85,15 @@ def sample(
     steps: int = 100,
     guidance: Guidance = no_guidance,
     generator: torch.Generator | None = None,
-    batch: int = 256,
+    batch: int | None = None,
     watch: Callable[[Tensor], object] = lambda x: None,
     progress: bool = False,
 ) -> Float[Tensor, "nets weights"]:
     """Draw `count` new networks as weight vectors; `unpack` makes state dicts of them.
 
     `spec` is another architecture for the same task (transfer, without retraining), `solver` one of SOLVERS, `guidance` as made by
-    `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks are integrated at once, batch after batch, and `watch` sees
-    their points at every time.
+    `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks are integrated at once, batch after batch (None: as many as
+    have CHUNK coordinates together), and `watch` sees their points at every time.
 
     Raises ValueError for an unknown solver, and for a role of the other architecture that the flow has never seen.
 
@@ -112,6 +112,12 @@ def sample(
     flow.field.eval()
     field, bend = flow.velocity(chart), guidance(chart)
     times = torch.linspace(0, 1, steps + 1, device=place.device)
-    noises = noise(chart, count, generator).to(place).split(batch)
-    points = [integrate(lambda x, t: field(x, t) + bend(x, t), x_0, times, chart.manifold, step, watch, progress) for x_0 in noises]
+    noises = noise(chart, count, generator).to(place).split(batch or max(1, CHUNK[place.device.type] // chart.graph.size))
+    with tqdm(total=len(noises) * steps, desc="sample", unit="step", disable=not progress) as bar:
+
+        def counted(*arguments) -> Tensor:
+            bar.update()
+            return step(*arguments)
+
+        points = [integrate(lambda x, t: field(x, t) + bend(x, t), x_0, times, chart.manifold, counted, watch) for x_0 in noises]
     return chart.theta(torch.cat(points))

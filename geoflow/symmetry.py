@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.spec import NetworkSpec, Piece, TensorSpec
 
 Groups = dict[int, Tensor]  # group -> [*batch units]
+CHUNK = 2**20  # entries reordered at once: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,37 @@ def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutati
     Raises ValueError for a group that the spec does not declare, or one of another size.
     """
     _check_groups(spec, permutations, "permutation")
-    index = permutation_index(spec, permutations).to(theta.device)
-    shape = torch.broadcast_shapes(theta.shape, index.shape)
-    return theta.expand(shape).gather(-1, index.expand(shape))
+    batch = torch.broadcast_shapes(theta.shape[:-1], *(order.shape[:-1] for order in permutations.values()))
+    nets = theta.expand(*batch, spec.weights).reshape(-1, spec.weights)
+    moved = torch.empty_like(nets)
+    for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
+        part = slice(offset, offset + tensor.numel)
+        orders = _axis_orders(spec, tensor, permutations, batch, theta.device)
+        for rows in torch.arange(len(nets)).split(max(1, CHUNK // tensor.numel)):
+            chunk = slice(int(rows[0]), int(rows[-1]) + 1)
+            moved[chunk, part] = _reorder(nets[chunk, part].reshape(-1, *tensor.shape), orders, chunk).reshape(len(rows), -1)
+    return moved.view(*batch, spec.weights)
+
+
+def _axis_orders(spec: NetworkSpec, tensor: TensorSpec, permutations: Groups, batch: tuple[int, ...], device) -> dict[int, Tensor]:
+    """For each axis (counted from 1) that is reordered, the old entries in their new order: [entries], or [nets, entries]."""
+    orders = {}
+    for number, axis in enumerate(tensor.axes, 1):
+        if {spec.group_of(_owner(piece), "permutation") for piece in axis} & set(permutations):
+            order = _axis_index(spec, axis, permutations).to(device)
+            orders[number] = order if order.ndim == 1 else order.expand(*batch, -1).reshape(-1, order.shape[-1])
+    return orders
+
+
+def _reorder(part: Float[Tensor, "nets ..."], orders: dict[int, Tensor], nets: slice) -> Float[Tensor, "nets ..."]:
+    """Some networks' entries of one tensor, reordered axis by axis: whole rows move at once."""
+    for axis, order in orders.items():
+        if order.ndim == 1:
+            part = part.index_select(axis, order)
+        else:
+            own = torch.arange(len(part), device=part.device)[:, None]
+            part = part.movedim(axis, 1)[own, order[nets]].movedim(1, axis)
+    return part
 
 
 def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: Groups) -> Float[Tensor, "*batch weights"]:
@@ -70,13 +99,13 @@ def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: 
     for group, factor in factors.items():
         if not (factor > 0).all():
             raise ValueError(f"Factors must be positive; scaling group {group} has {factor.min().item():.3g}.")
-    return theta * _factor(spec, factors, "scaling", theta)
+    return theta if not factors else theta * _factor(spec, factors, "scaling", theta)
 
 
 def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Groups) -> Float[Tensor, "*batch weights"]:
     """Multiply every unit's activation by +-1, and what reads it by the same sign. Raises ValueError as `permute` does."""
     _check_groups(spec, signs, "sign")
-    return theta * _factor(spec, signs, "sign", theta)
+    return theta if not signs else theta * _factor(spec, signs, "sign", theta)
 
 
 def _check_groups(spec: NetworkSpec, groups: Groups, symmetry: str) -> None:
@@ -86,24 +115,15 @@ def _check_groups(spec: NetworkSpec, groups: Groups, symmetry: str) -> None:
             raise ValueError(f"There is no {symmetry} group {group} of {values.shape[-1]} units; declared (group: units): {declared}.")
 
 
-def permutation_index(spec: NetworkSpec, permutations: Groups) -> Int[Tensor, "*batch weights"]:
-    """The gather index of a permutation: moved = theta[index]."""
-    batch = torch.broadcast_shapes(*(p.shape[:-1] for p in permutations.values())) if permutations else ()
-    parts = []
-    for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
-        flat = torch.zeros((*batch, 1), dtype=torch.long)
-        for axis, size in zip(tensor.axes, tensor.shape, strict=True):
-            along = _axis_index(spec, axis, permutations).expand(*batch, size)
-            flat = (flat.unsqueeze(-1) * size + along.unsqueeze(-2)).flatten(-2)
-        parts.append(flat + offset)
-    return torch.cat(parts, -1)
+def _owner(piece: Piece) -> int | None:
+    """The site whose order a stretch of an axis follows."""
+    return piece.reads if piece.writes is None else piece.writes
 
 
 def _axis_index(spec: NetworkSpec, axis: tuple[Piece, ...], permutations: Groups) -> Tensor:
     parts, start = [], 0
     for piece in axis:
-        owner = piece.reads if piece.writes is None else piece.writes
-        units = permutations.get(spec.group_of(owner, "permutation"), torch.arange(piece.size)).cpu()
+        units = permutations.get(spec.group_of(_owner(piece), "permutation"), torch.arange(piece.size)).cpu()
         entries = units[..., None] * piece.repeat + torch.arange(piece.repeat)
         parts.append(entries.flatten(-2) + start)
         start += piece.size * piece.repeat

@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 import geoflow
+from geoflow.evaluation import metrics as metrics_module
 from geoflow.evaluation import plots
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
 from geoflow.evaluation.metrics import Scores, ensemble_scores, evaluate, scores, summary
@@ -39,8 +40,10 @@ def networks():
 # Metrics
 
 
+@pytest.mark.parametrize("part", [1000, 20])
 @pytest.mark.parametrize("batch", [1, 120, 2**18])
-def test_evaluate_equals_one_network_after_the_other(networks, batch):
+def test_evaluate_equals_one_network_after_the_other(networks, batch, part, monkeypatch):
+    monkeypatch.setattr(metrics_module, "PART", part)
     nets, spec, thetas, x, y = networks
     together = evaluate(nets[0], spec, thetas, x, y, batch=batch)
     for i, net in enumerate(nets):
@@ -69,7 +72,14 @@ def test_evaluate_changes_nothing_in_the_network(networks):
     assert all(torch.equal(value, before[name]) for name, value in nets[0].state_dict().items())
 
 
-def test_ensemble_averages_probabilities_and_not_logits(networks):
+def test_of_equal_classes_the_first_is_predicted():
+    log_probs = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.2, 0.4, 0.4]]).log()
+    assert [scores(log_probs, torch.tensor(y)).accuracy.item() for y in ([0, 1], [1, 1], [2, 2])] == [1, 0.5, 0]
+
+
+@pytest.mark.parametrize("part", [1000, 20])
+def test_ensemble_averages_probabilities_and_not_logits(networks, part, monkeypatch):
+    monkeypatch.setattr(metrics_module, "PART", part)
     nets, spec, thetas, x, y = networks
     thetas = 5 * thetas  # confident networks, where the two averages differ
     for net, theta in zip(nets, thetas, strict=True):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from geoflow import pack, spec_of, unpack
-from geoflow.population import run
+from geoflow.population import WideProducts, run
 from tests.networks import NETWORKS
 
 
@@ -34,8 +34,20 @@ def test_gradients_pass_through_the_one_product(bias, generator):
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(together, alone, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (5, 6, 4), (4,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_networks_with_inputs_of_their_own_answer_as_alone(shape, bias, generator):
+    network = nn.Sequential(nn.Linear(4, 3, bias=bias), nn.Tanh(), nn.Linear(3, 2, bias=bias)).double()
+    states = {name: torch.randn(3, *p.shape, generator=generator).double() for name, p in network.named_parameters()}
+    x = torch.randn(3, *shape, generator=generator).double()
+    with WideProducts():
+        together = vmap(lambda state, x: functional_call(network, state, (x,)))(states, x)
+    alone = torch.stack([functional_call(network, {name: value[i] for name, value in states.items()}, (x[i],)) for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-12)
+
+
 def test_one_input_makes_one_product_of_all_networks(generator):
-    """The shape of the product says so: 3 networks of 4 units are 12 columns."""
+    """The shape of the product says so: 3 networks of 4 units are 12 rows."""
     seen = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -47,4 +59,4 @@ def test_one_input_makes_one_product_of_all_networks(generator):
 
     with Watch():
         run(nn.Linear(5, 4), {"weight": torch.randn(3, 4, 5, generator=generator), "bias": torch.randn(3, 4)}, torch.randn(7, 5))
-    assert seen == [(7, 12)]
+    assert seen == [(12, 7)]

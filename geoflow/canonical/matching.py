@@ -43,9 +43,9 @@ def align(
     check_zoo(spec, theta)
     check_zoo(spec, reference.reshape(-1, spec.weights), "reference")
     nets = max(1, CHUNK // max(1, spec.weights))
-    fixed = reference.detach().cpu().double()
+    fixed = reference.detach().cpu()
     found = [
-        _align(spec, part.detach().cpu().double(), fixed[start : start + nets] if fixed.ndim == 2 else fixed, sweeps)
+        _align(spec, part.detach().cpu(), fixed[start : start + nets] if fixed.ndim == 2 else fixed, sweeps)
         for start, part in zip(range(0, len(theta), nets), theta.split(nets), strict=True)
     ]
     symmetry = Symmetry(
@@ -59,7 +59,7 @@ def match(
     spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, "*nets weights"]
 ) -> Float[Tensor, "nets weights"]:
     """The result of `align` after its first sweep, in the precision and on the device of the input; nothing is checked."""
-    state, _, nodes = _start(spec, theta, reference)
+    state, _, nodes, _ = _start(spec, theta, reference, theta.dtype)
     return apply_symmetry(spec, theta, Symmetry(state.permutations, signs=_in_old_order(nodes, state)))
 
 
@@ -90,7 +90,7 @@ def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str
         raise ValueError(f"The {name} is empty: at least one network is needed.")
     if theta.shape[-1] != spec.weights:
         raise ValueError(f"The {name} has vectors of {theta.shape[-1]} weights, the spec {spec.weights}: another architecture.")
-    if not theta.isfinite().all():
+    if not theta.sum().isfinite() and not theta.isfinite().all():  # the sum is read in one pass, and may itself overflow
         network, entry = (~theta.isfinite()).nonzero()[0].tolist()
         tensor = next(t for t, start in zip(spec.tensors, spec.offsets, strict=True) if start <= entry < start + t.numel)
         raise ValueError(f"Network {network} of the {name} holds NaN or Inf in {tensor.name!r}. Remove this network, or train it again.")
@@ -120,34 +120,56 @@ class _State:
 
 
 def _align(spec: NetworkSpec, theta: Tensor, reference: Tensor, sweeps: int) -> tuple[Groups, Groups]:
-    state, goal, nodes = _start(spec, theta, reference)
-    todo = torch.arange(len(theta))
-    for _ in range(sweeps if len(nodes) > 1 or any(node.quadratic for node in nodes) else 0):
-        here, aim = state.take(todo), goal if reference.ndim == 1 else {t: part[todo] for t, part in goal.items()}
-        better = [_step(here, aim, node) for node in nodes]
-        state.put(todo, here)
-        todo = todo[torch.stack(better).any(0)]
-        if len(todo) == 0:
-            break
+    state, goal, nodes, settled = _start(spec, theta, reference, torch.float64)
+    stale = [torch.full((len(theta),), index not in settled) for index in range(len(nodes))]  # nets in which a node may be improved
+    for _ in range(sweeps):
+        for index, node in enumerate(nodes):
+            nets = stale[index].nonzero().squeeze(1)
+            if len(nets) == 0:
+                continue
+            here, aim = state.take(nets), goal if reference.ndim == 1 else {t: part[nets] for t, part in goal.items()}
+            better = _step(here, aim, node)
+            state.put(nets, here)
+            stale[index][nets] = better & node.quadratic
+            for other in (i for i, neighbour in enumerate(nodes) if i != index and neighbour.touched & node.touched):
+                stale[other][nets] |= better
     return state.permutations, _in_old_order(nodes, state)
 
 
-def _start(spec: NetworkSpec, theta: Tensor, reference: Tensor) -> tuple[_State, dict[int, Tensor], list[Node]]:
-    """The first sweep, whose result does not depend on the order in which the units come."""
+def _start(
+    spec: NetworkSpec, theta: Tensor, reference: Tensor, dtype: torch.dtype
+) -> tuple[_State, dict[int, Tensor], list[Node], set[int]]:
+    """The first sweep, whose result does not depend on the order in which the units come; and the nodes that it left at their best.
+
+    Entries are compared in `dtype`; the products of wide tensors are made in the precision of the networks.
+    """
     places, nets = places_of(spec), len(theta)
     nodes = nodes_of(spec, places)
-    touched = {place.tensor for node in nodes for place in node.places if place.learned}
+    touched = set().union(*(node.touched for node in nodes))
     parts, goal = _cut(spec, theta, touched), _cut(spec, reference, touched)
     steps = list(outwards(nodes, places))
+    settled = _settled(nodes, steps)
     lone = {tensor: axis for tensor, axis in lone_axes(places).items() if tensor in touched and _is_wide(spec.tensors[tensor].shape, axis)}
     for tensor, axis in lone.items():
         parts[tensor], goal[tensor] = _overlaps(parts[tensor], goal[tensor], axis)
+    parts, goal = ({tensor: part.to(dtype) for tensor, part in some.items()} for some in (parts, goal))
     steps = [(node.without_axes(lone), [(place.without_axes(lone), window) for place, window in views]) for node, views in steps]
     orders = {g: torch.arange(n, device=theta.device).repeat(nets, 1) for g, n in spec.groups("permutation").items()}
-    state = _State(parts, orders, {g: theta.new_ones(nets, n) for g, n in spec.groups("sign").items()})
+    state = _State(parts, orders, {g: theta.new_ones(nets, n, dtype=dtype) for g, n in spec.groups("sign").items()})
     for node, views in steps:
         _move(state, node, *_best(state, goal, node, views))
-    return state, goal, [node.without_axes(lone) for node in nodes]
+    return state, goal, [node.without_axes(lone) for node in nodes], settled
+
+
+def _settled(nodes: list[Node], steps: list[tuple[Node, list[tuple[Place, Window]]]]) -> set[int]:
+    """The nodes that saw all of their tensors whole, and none of whose neighbours was moved after them."""
+    found, later = set(), set()
+    for node, views in reversed(steps):
+        whole = len(views) == sum(place.learned for place in node.places) and not any(window for _, window in views)
+        if whole and not node.quadratic and not node.touched & later:
+            found.add(nodes.index(node))
+        later |= node.touched
+    return found
 
 
 def _is_wide(shape: tuple[int, ...], axis: int) -> bool:
@@ -176,9 +198,8 @@ def _step(state: _State, goal: dict[int, Tensor], node: Node) -> Tensor:
     order, flips = _best(state, goal, node, [(place, {}) for place in node.places if place.learned])
     trial = state.at(node)
     _move(trial, node, order, flips)
-    touched = {place.tensor for place in node.places if place.learned}
-    gain = sum(((trial.parts[t] - state.parts[t]) * goal[t]).flatten(1).sum(1) for t in touched)
-    scale = sum((state.parts[t] * goal[t]).abs().flatten(1).sum(1) for t in touched)
+    gain = sum(((trial.parts[t] - state.parts[t]) * goal[t]).flatten(1).sum(1) for t in node.touched)
+    scale = sum((state.parts[t] * goal[t]).abs().flatten(1).sum(1) for t in node.touched)
     better = gain > 1e-12 * scale  # above the rounding of float64
     state.put(better, trial.take(better))
     return better
@@ -236,5 +257,5 @@ def _assign(gains: Tensor) -> Tensor:
     gains_here, units = gains.cpu().numpy(), np.arange(gains.shape[1])
     order = gains_here.argmax(1)
     for network in (np.sort(order, 1) != units).any(1).nonzero()[0]:
-        order[network, linear_sum_assignment(gains_here[network], maximize=True)[1]] = units
+        order[network] = linear_sum_assignment(gains_here[network].T, maximize=True)[1]
     return torch.from_numpy(order).to(gains.device)

@@ -41,6 +41,11 @@ class Node:
     places: tuple[Place, ...]
 
     @property
+    def touched(self) -> set[int]:
+        """The learned tensors that it moves."""
+        return {place.tensor for place in self.places if place.learned}
+
+    @property
     def quadratic(self) -> bool:
         """Whether a tensor has this node on two axes, or flips an entry along one axis by two of its signs."""
         learned = [place for place in self.places if place.learned]

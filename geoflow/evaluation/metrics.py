@@ -35,7 +35,7 @@ def evaluate(
     thetas: Float[Tensor, "nets weights"],
     x: Float[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
-    batch: int = 2**18,
+    batch: int = 3 * 10**5,
 ) -> Scores:
     """The scores of every network on the examples (x, y). Of `network` only the forward pass in evaluation mode matters, not its weights.
 
@@ -64,7 +64,7 @@ def ensemble_scores(
     thetas: Float[Tensor, "nets weights"],
     x: Float[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
-    batch: int = 2**18,
+    batch: int = 3 * 10**5,
 ) -> Scores:
     """The scores [] of the posterior predictive: the average over networks of their PROBABILITIES, p(y|x) = mean_k softmax(f_k(x))_y."""
     predictors = _predictors(network, spec, thetas, x, y, batch)
@@ -93,7 +93,7 @@ def ece(
 
 def _gaps(confidence: Tensor, correct: Tensor, bins: int = ECE_BINS) -> Float[Tensor, "*nets bins"]:
     """By bin of the confidence, the sum of (correct - confidence)."""
-    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)  # clamp: rounding at 0 and 1
+    index = (confidence * bins).ceil_().sub_(1).clamp_(0, bins - 1).long()  # clamp: rounding at 0 and 1
     gap = correct.to(confidence.dtype) - confidence
     return torch.zeros(*gap.shape[:-1], bins, dtype=gap.dtype, device=gap.device).scatter_add(-1, index, gap)
 
@@ -135,7 +135,7 @@ def _predictors(network, spec, thetas, x, y, batch) -> Iterator[Callable[[Tensor
     check_zoo(spec, thetas, "population")
     check_state(spec, network.state_dict())
     network = deepcopy(network).to(thetas.device).eval()  # the caller's keeps its mode
-    for chunk in thetas.split(max(1, batch // PART)):
+    for chunk in thetas.split(max(1, batch // min(PART, len(x)))):
         yield partial(_log_probabilities, network, {name: value.contiguous() for name, value in unpack(spec, chunk).items()})
 
 

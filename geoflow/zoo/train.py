@@ -107,7 +107,9 @@ class Batches:
         return x.unflatten(0, rows.shape), self.y.index_select(0, flat).view(rows.shape)
 
 
-def step(network: nn.Module, state: State, optimizer, x: Float[Tensor, "runs batch ..."], y: Int[Tensor, "runs batch"]) -> Float[Tensor, " runs"]:
+def step(
+    network: nn.Module, state: State, optimizer, x: Float[Tensor, "runs batch ..."], y: Int[Tensor, "runs batch"]
+) -> Float[Tensor, " runs"]:
     """One step of every run on its own batch; the losses before the step."""
     optimizer.zero_grad()
     with WideProducts():
