@@ -92,7 +92,9 @@ def prepare(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Ma
     canonical = canonicalize(spec, thetas, balance=recipe.balance)
     chart = fit_chart(spec, recipe, canonical.theta)
     flow = build_flow(chart, canonical.reference, config)
-    return flow, chart.point(canonical.theta).to(next(flow.field.parameters()))
+    points = chart.point(canonical.theta).to(next(flow.field.parameters()))
+    flow.field.acquaint(chart.graph, points * chart.scale)
+    return flow, points
 
 
 def train(

@@ -36,6 +36,9 @@ class MLPVelocity(nn.Module):
         hidden = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.LayerNorm(b), nn.GELU())]
         self.net = nn.Sequential(*hidden, zeroed(nn.Linear(sizes.width, self.size)))
 
+    def acquaint(self, graph: Graph, x: Float[Tensor, "nets size"]) -> None:
+        """Begin with nothing but random weights, as published."""
+
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
         """Raises ValueError for a graph of another size than the one it was built for."""
         if graph.size != self.size:

@@ -1,5 +1,6 @@
 """Predict the flow's velocity with a relational transformer on the blocks of a network's graph."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,19 @@ class RelationalTransformer(nn.Module):
         for layer in self.layers:
             nodes, edges = layer(graph, nodes, inputs, edges, time)
         return self.read_out(graph, nodes, inputs, edges)
+
+    @torch.no_grad()
+    def acquaint(self, graph: Graph, x: Float[Tensor, "nets size"]) -> None:
+        """Begin with the zoo `x`: the places of pinned units become principal components of the weights that join these units.
+
+        A layer projects rows of weights on a basis over their units that the places span. From random places it has to find that basis
+        first. Each component has mean square one over the units, as random places have, and stays learned.
+        """
+        for name, site in pinned_sites(graph).items():
+            rows = rows_at(graph, site, x)
+            if len(rows) > 1:
+                components = torch.linalg.eigh(rows.T.cov())[1].flip(1)[:, : self.places[name].shape[1]]
+                self.places[name][:, : components.shape[1]] = components * math.sqrt(site.size)
 
     def check(self, graph: Graph) -> None:
         """Raise ValueError where a graph has a role, or units of a task, that this field was not built for."""
@@ -121,6 +135,16 @@ class RelationalTransformer(nn.Module):
 def _width(key: str) -> int:
     """The number of features that a role's key ends with."""
     return int(key.rsplit(":", 1)[1])
+
+
+def rows_at(graph: Graph, site: Site, x: Float[Tensor, "nets size"]) -> Float[Tensor, "rows units"]:
+    """All vectors of weights, one for each unit of the site, that join these units to a unit elsewhere."""
+    rows = [x.new_empty(0, site.size)]
+    for block in graph.blocks:
+        for end, axis in ((block.target, 1), (block.source, 2)):
+            if graph.spec.sites[end] is site:
+                rows.append(x[:, block.index].movedim(axis, -1).reshape(-1, site.size))
+    return torch.cat(rows)
 
 
 def pinned_sites(graph: Graph) -> dict[str, Site]:
