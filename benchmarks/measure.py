@@ -34,9 +34,9 @@ def alternate(*functions: Callable[[], object], repeats: int = REPEATS) -> list[
     return [median(column) for column in zip(*times, strict=True)]
 
 
-def peak_bytes(function: Callable[[], object]) -> int:
-    """The most memory that tensors made during a call hold at once, by the allocator's own account."""
-    if torch.cuda.is_available():
+def peak_bytes(function: Callable[[], object], device: str) -> int:
+    """The most memory that tensors made during a call hold at once on a device, by the allocator's own account."""
+    if device == "cuda":
         _wait()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

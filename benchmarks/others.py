@@ -17,8 +17,8 @@ def train_one_by_one(networks: list[nn.Module], task: Task, batch: int, lr: floa
     for network in networks:
         optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
         data = TensorDataset(task.x_train, task.y_train)
-        slices = (data[rows] for rows in torch.randperm(len(data)).split(batch))
-        for x, y in DataLoader(data, batch_size=batch, shuffle=True) if loader else slices:
+        slices = (data[rows] for rows in torch.randperm(len(data))[: len(data) // batch * batch].split(batch))
+        for x, y in DataLoader(data, batch_size=batch, shuffle=True, drop_last=True) if loader else slices:
             optimizer.zero_grad()
             cross_entropy(network(x), y).backward()
             optimizer.step()

@@ -59,7 +59,7 @@ def dense_training(device: str) -> Iterator[Row]:
     dense = single.instead(DenseTransformer(width=32, layers=4, heads=4).to(device))
     name, against = "training step 784-10-10, batch 8, widths 32", "dense relational transformer"
     seconds = alternate(ours, dense)
-    memory = peak_bytes(ours), peak_bytes(dense)
+    memory = peak_bytes(ours, device), peak_bytes(dense, device)
     yield faster(name, against, (seconds[0] / 8, seconds[1]), "s per network", 100)
     yield faster(name, against, (memory[0] / 8 / 2**20, memory[1] / 2**20), "MiB per network", 50)
 
@@ -93,7 +93,7 @@ def cost_of_size(device: str) -> Iterator[Row]:
         step = Training((width, (width,), width), 2, device)
         edges.append(2 * width**2)
         seconds += alternate(step)
-        memory.append(peak_bytes(step))
+        memory.append(peak_bytes(step, device))
     for cost, unit, scale in ((seconds, "s", 1), (memory, "MiB", 2**20)):
         slope = float(np.polyfit(np.log(edges), np.log(cost), 1)[0])
         name, against = f"training step, {edges[0]:,} to {edges[-1]:,} edges, batch 2", "the smallest"

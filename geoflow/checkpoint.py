@@ -5,13 +5,13 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 
-FORMAT = "geoflow-training-2"  # counted up whenever a saved state no longer fits
+FORMAT = "geoflow-training-3"  # counted up whenever a saved state no longer fits
 EMA_WARMUP = 10  # after n steps the average keeps (n + 1) / (n + 10) of itself at most: about the last tenth of a short training
 
 
@@ -21,7 +21,8 @@ class Progress:
     def __init__(self, flow: Flow):
         self.flow = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config)
         self.ema = deepcopy(flow.field)
-        self.optimizer = torch.optim.AdamW(self.flow.field.parameters(), weight_decay=flow.config["weight_decay"], fused=True)
+        self.weights, self.average = in_one(self.flow.field), in_one(self.ema)
+        self.optimizer = torch.optim.AdamW([self.weights], weight_decay=flow.config["weight_decay"], fused=True)
         self.generator = randomness(flow.config["seed"], "training")
 
     @property
@@ -36,7 +37,7 @@ class Progress:
             raise FloatingPointError(f"The flow's loss is {loss} at iteration {self.iteration}. Lower lr.")
         self.flow.losses.append(loss)
         decay = min(self.flow.config["ema"], (self.iteration + 1) / (self.iteration + EMA_WARMUP))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.flow.field.parameters()), 1 - decay)
+        self.average.lerp_(self.weights, 1 - decay)
 
     def averaged(self) -> Flow:
         """The flow with the averaged weights."""
@@ -47,8 +48,7 @@ class Progress:
         tensors = {f"field.{k}": v for k, v in self.flow.field.state_dict().items()} | {
             f"ema.{k}": v for k, v in self.ema.state_dict().items()
         }
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.state[self.weights].items()}
         tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.flow.losses, dtype=torch.float64)}
         metadata = {"format": FORMAT, "config": json.dumps(dict(self.flow.config), sort_keys=True)}
         write_tensors(path, tensors, metadata)
@@ -65,13 +65,18 @@ class Progress:
             module.load_state_dict(under(prefix, tensors))
         self.generator.set_state(tensors["generator"])
         self.flow.losses[:] = tensors["losses"].tolist()
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": _optimizer_state(tensors)})
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": {0: under("optimizer.", tensors)}})
 
 
-def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = value
-    return state
+def in_one(module: nn.Module) -> nn.Parameter:
+    """All parameters of a module laid into one, with one gradient; they become views of it.
+
+    Clipping, AdamW and the moving average then take one operation each, not one for every parameter.
+    """
+    parameters = list(module.parameters())
+    whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    whole.grad = torch.zeros_like(whole)
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, part, gradient in zip(parameters, whole.detach().split(sizes), whole.grad.split(sizes), strict=True):
+        parameter.data, parameter.grad = part.view_as(parameter), gradient.view_as(parameter)
+    return whole

@@ -125,9 +125,9 @@ def train_step(run: Progress, points: Float[Tensor, "nets size"], lr: float) -> 
     t = TIMES[config["time"]](run.generator, len(x_1)).to(x_1)
     x_t, dx_t = geodesic(chart.manifold, x_0, x_1, t)
     loss = matching_loss(flow, x_t, dx_t, t)
-    run.optimizer.zero_grad()
+    run.weights.grad.zero_()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(flow.field.parameters(), CLIP)
+    torch.nn.utils.clip_grad_norm_(run.weights, CLIP)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()

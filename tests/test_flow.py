@@ -7,7 +7,7 @@ import torch
 
 from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, sample, spec_of, task_guidance, unpack
 from geoflow.chart import fit_chart
-from geoflow.checkpoint import Progress
+from geoflow.checkpoint import Progress, in_one
 from geoflow.evaluation.metrics import evaluate
 from geoflow.files import read_tensors, write_tensors
 from geoflow.flow import PREDICTIONS, build_flow
@@ -167,6 +167,22 @@ def _train_until(iteration, flow, points, path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "step", interrupted)
         train(flow, points, path, every=3, progress=False)
+
+
+def test_parameters_laid_into_one_learn_as_they_do_apart(generator):
+    x = torch.randn(8, 4, generator=generator)
+    together, apart = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    apart.load_state_dict(together.state_dict())
+    whole = in_one(together)
+    optimizers = [torch.optim.AdamW([whole], lr=0.1), torch.optim.AdamW(apart.parameters(), lr=0.1)]
+    for _ in range(3):
+        whole.grad.zero_()
+        optimizers[1].zero_grad()
+        for module, parameters, optimizer in zip((together, apart), (whole, apart.parameters()), optimizers, strict=True):
+            module(x).square().sum().backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(together.parameters(), apart.parameters(), strict=True))
 
 
 def test_a_checkpoint_of_another_training_is_refused(spec, thetas, tmp_path):

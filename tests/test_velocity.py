@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from geoflow import apply_symmetry, fit, graph_of, random_symmetry, sample, spec_of
+from geoflow import apply_symmetry, fit, graph_of, permute, random_symmetry, sample, spec_of
 from geoflow.chart import FLOWS, fit_chart
 from geoflow.symmetry import Symmetry
 from geoflow.velocity import MLPVelocity, RelationalTransformer, complete_sizes
@@ -182,3 +182,27 @@ def test_the_fused_exchange_equals_autograd(sources, listening, draw):
 def test_wrong_sizes_are_named(velocity, sizes, message):
     with pytest.raises(ValueError, match=message):
         complete_sizes(velocity, sizes)
+
+
+def test_places_begin_at_the_principal_components_of_the_zoo(generator):
+    """Rows in a plane: the first two components span it, with mean square one, whatever the order of the hidden units."""
+    graph = graph_of(spec_of(mlp(20, [6], 3), torch.zeros(1, 20)))
+    plane = torch.linalg.qr(torch.randn(20, 2, generator=generator)).Q
+    x = torch.randn(50, graph.size, generator=generator)
+    x[:, graph.blocks[0].index[..., 0]] = torch.randn(50, 6, 2, generator=generator) @ (plane * torch.tensor([3.0, 1.0])).T
+    field, again = randomised(graph), randomised(graph)
+    before = field.places["input0"].clone()
+    field.acquaint(graph, x)
+    first = field.places["input0"][:, :2].detach()
+    assert (plane @ (plane.T @ first)).allclose(first, atol=1e-4)
+    assert first.square().mean(0).allclose(torch.ones(2), atol=1e-5) and not first.allclose(before[:, :2])
+    again.acquaint(graph, permute(graph.spec, x, {0: torch.randperm(6, generator=generator)}))
+    assert again.places["input0"][:, :2].abs().allclose(first.abs(), atol=1e-4)  # a component's sign is free
+
+
+def test_more_components_than_units_leave_random_places(generator):
+    graph = graph_of(spec_of(mlp(5, [4], 1), torch.zeros(1, 5)))
+    field = randomised(graph)
+    before = field.places["input0"].clone()
+    field.acquaint(graph, torch.randn(9, graph.size, generator=generator))
+    assert torch.equal(field.places["input0"][:, 5:], before[:, 5:]) and field.places["output0"].isfinite().all()

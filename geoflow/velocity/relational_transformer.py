@@ -69,8 +69,9 @@ class RelationalTransformer(nn.Module):
         """
         for name, site in pinned_sites(graph).items():
             rows = rows_at(graph, site, x)
-            if len(rows) > 1:
-                components = torch.linalg.eigh(rows.T.cov())[1].flip(1)[:, : self.places[name].shape[1]]
+            if len(rows):
+                centred = rows - rows.mean(0)
+                components = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, : self.places[name].shape[1]]
                 self.places[name][:, : components.shape[1]] = components * math.sqrt(site.size)
 
     def check(self, graph: Graph) -> None:
