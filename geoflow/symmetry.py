@@ -59,13 +59,14 @@ def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutati
     _check_groups(spec, permutations, "permutation")
     batch = torch.broadcast_shapes(theta.shape[:-1], *(order.shape[:-1] for order in permutations.values()))
     nets = theta.expand(*batch, spec.weights).reshape(-1, spec.weights)
-    moved = torch.empty_like(nets)
+    moved = nets.new_empty(nets.shape)
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
         part = slice(offset, offset + tensor.numel)
         orders = _axis_orders(spec, tensor, permutations, batch, theta.device)
-        for rows in torch.arange(len(nets)).split(max(1, CHUNK // tensor.numel)):
-            chunk = slice(int(rows[0]), int(rows[-1]) + 1)
-            moved[chunk, part] = _reorder(nets[chunk, part].reshape(-1, *tensor.shape), orders, chunk).reshape(len(rows), -1)
+        some = max(1, CHUNK // tensor.numel)
+        for start in range(0, len(nets), some):
+            chunk = slice(start, start + some)
+            moved[chunk, part] = _reorder(nets[chunk, part].unflatten(1, (*tensor.shape, 1)), orders, chunk).flatten(1)
     return moved.view(*batch, spec.weights)
 
 

@@ -140,6 +140,16 @@ def test_declared_groups_move_the_weights(name):
 
 
 @every_network
+def test_many_networks_permuted_at_once_are_each_permuted_alone(name, monkeypatch):
+    monkeypatch.setattr("geoflow.symmetry.CHUNK", 40)  # two networks at most have so few entries
+    _, spec, _ = traced(name)
+    theta = torch.stack([weights_of(name) + i for i in range(5)])
+    own = [random_symmetry(spec, generator(seed)).permutations for seed in range(5)]
+    together = permute(spec, theta, {group: torch.stack([one[group] for one in own]) for group in spec.groups("permutation")})
+    assert torch.equal(together, torch.stack([permute(spec, one, orders) for one, orders in zip(theta, own, strict=True)]))
+
+
+@every_network
 def test_a_permutation_of_one_tensor_alone_changes_the_function(name):
     _, spec, _ = traced(name)
     theta = weights_of(name)
