@@ -12,7 +12,7 @@ help:
 	@echo "make run       the main job: train a zoo, fit the geometric flow, make new networks"
 	@echo "make test      all tests, doctests and notebooks but the slow ones"
 	@echo "make test-all  the slow ones too"
-	@echo "make bench     the speed table, into benchmarks/results/ (half an hour; needs MNIST, see the README)"
+	@echo "make bench     the speed table, into benchmarks/results/ (12 minutes; needs MNIST, see the README)"
 	@echo "make lint      ruff"
 	@echo "make clean     remove .venv and caches; runs/ stays"
 
