@@ -5,6 +5,7 @@ python experiments/run.py with digits seed=1
 python experiments/run.py sample with checkpoint=runs/3 count=16
 python experiments/run.py evaluate with checkpoint=runs/3
 python experiments/run.py transfer with checkpoint=runs/3 'hidden=[32]'
+python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
 """
 
 # ruff: noqa: F841  Sacred reads the local variables of config functions; a docstring would be one of them
@@ -25,8 +26,9 @@ from sacred.run import Run
 from sacred.utils import apply_backspaces_and_linefeeds
 from torch import Tensor, nn
 
-from geoflow.evaluation.plots import SHOWN_PATHS, save_figures
-from geoflow.evaluation.report import metrics_table, write_report
+from geoflow.evaluation.metrics import summary
+from geoflow.evaluation.plots import SHOWN_PATHS, plot_curve, save_figures
+from geoflow.evaluation.report import metrics_table, scores_table, write_report
 from geoflow.flow import Flow
 from geoflow.guidance import no_guidance, task_guidance
 from geoflow.randomness import randomness
@@ -39,6 +41,7 @@ from geoflow.zoo.store import digest, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
 
 ROOT = Path(__file__).resolve().parents[1]
+POWERS = [2**n for n in range(12)]
 GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
 
 SETTINGS.CAPTURE_MODE = "sys"  # the default captures by file descriptors, which hides the terminal from the progress bars
@@ -110,6 +113,15 @@ def digits():
     task = "digits"
     hidden = [10]
     iterations = 7000
+
+
+@ex.named_config  # 784-10-10, the networks of the thesis
+def mnist():
+    task = "mnist"
+    hidden = [10]
+    iterations = 9000
+    batch = 16
+    lr = 1.5e-3
 
 
 @ex.option_hook
@@ -206,6 +218,21 @@ def evaluate(_config, _run):
 def transfer(_config, _run):
     """Draw networks of another architecture, or for another data set, from the flow of checkpoint=runs/3, and score them."""
     score_new_networks(_config, _run)
+
+
+@ex.command
+@plainly()
+def curve(_config, _run):
+    """Score networks that the flow of checkpoint=runs/3 draws in 1, 2, 4 and more steps of the solver, up to steps=128."""
+    folder = folder_of(_run)
+    flow, network, spec, task = reopen(_config)
+    exam = Exam(network, spec, task, device_of(_config["device"]))
+    numbers = [n for n in POWERS if n < _config["steps"]] + [_config["steps"]]
+    scores = {steps: exam.single(generate(flow, network, spec, task, {**_config, "steps": steps})[0]) for steps in numbers}
+    found = {str(steps): summary(one) for steps, one in scores.items()}
+    write_json(folder / "curve.json", {name: _config[name] for name in ("task", "flow", "solver", "count", "seed")} | {"steps": found})
+    save_figures(folder / "figures", {"curve": plot_curve(scores)})
+    print(scores_table({f"{steps} steps": one for steps, one in found.items()}), f"Written to {folder}", sep="\n\n")
 
 
 def score_new_networks(config: Mapping, run: Run) -> None:

@@ -249,6 +249,21 @@ def test_transfer_makes_another_architecture(finished, place, capsys):
     assert again["generated"] == metrics["generated"]
 
 
+def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
+    folder = launch(place, "curve", named=(), checkpoint=str(finished), count=3, steps=5)
+    found = read(folder, "curve.json")
+    assert list(found["steps"]) == ["1", "2", "4", "5"] and all(types_of(one) == SCORES for one in found["steps"].values())
+    drawn = launch(place, "sample", named=(), checkpoint=str(finished), count=3, steps=5)  # the same seed: the same networks
+    assert read(launch(place, "evaluate", named=(), checkpoint=str(drawn)), "metrics.json")["generated"] == found["steps"]["5"]
+    assert (folder / "figures" / "curve.png").exists() and "4 steps" in capsys.readouterr().out
+
+
+def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
+    monkeypatch.setattr("assess.SMALL", 2)
+    ensembles = read(launch(place, "evaluate", named=(), checkpoint=str(finished)), "metrics.json")["ensemble"]
+    assert {name: one["n"] for name, one in ensembles.items()} == {"generated": 8, "generated_2": 2}
+
+
 @pytest.mark.parametrize(
     ("command", "config", "words"),
     [
@@ -302,7 +317,8 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),
         ("with xyzzy=3", "There is no option 'xyzzy'. Known: task, hidden, activation"),
         ("with zoo=cosine", "zoo is a group of options, such as zoo.epochs=..."),
-        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer"),
+        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, curve"),
+        ("curve with steps=8", "curve with checkpoint=runs/3"),
         ("sample with count=2", "sample with checkpoint=runs/3"),
         ("transfer with hidden=[32]", "transfer with checkpoint=runs/3"),
         ("evaluate with checkpoint=runs/none", "There is no flow at runs/none"),
@@ -364,7 +380,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "task", "hidden"),
-    [(None, "breast_cancer", [16, 16]), ("breast_cancer", "breast_cancer", [16, 16]), ("digits", "digits", [10])],
+    [(None, "breast_cancer", [16, 16]), ("breast_cancer", "breast_cancer", [16, 16]), ("digits", "digits", [10]), ("mnist", "mnist", [10])],
 )
 def test_named_configurations_take_the_defaults_of_their_task(name, task, hidden, tmp_path):
     from run import ex

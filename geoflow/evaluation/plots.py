@@ -21,6 +21,7 @@ DPI = 150
 SHOWN_NETWORKS = 1000
 SHOWN_PATHS = 12
 
+SCORED = {"accuracy": "accuracy", "nll": "negative log-likelihood (nats, log scale)"}
 DISTANCES = {
     "zoo_leave_one_out": ("training network to another training run", BLACK),
     "heldout_to_train": ("held-out run to training network", ORANGE),
@@ -38,8 +39,7 @@ def plot_scores(scores: Mapping[str, Scores], title: str = "Test scores of singl
     figure = Figure(figsize=(8, 0.9 + 0.55 * len(scores)), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(len(scores), 2, sharex="col", squeeze=False)
-    columns = {"accuracy": "accuracy", "nll": "negative log-likelihood (nats, log scale)"}
-    for column, (field, label) in enumerate(columns.items()):
+    for column, (field, label) in enumerate(SCORED.items()):
         values = {name: getattr(one, field).detach().flatten().cpu() for name, one in scores.items()}
         pooled = torch.cat(list(values.values()))
         edges = _log_edges(pooled) if field == "nll" else _edges(torch.cat([pooled, torch.ones(1)]))
@@ -117,6 +117,30 @@ def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str =
     axes.set(xlabel="distance to the nearest neighbour (canonical weights)", ylabel="share of networks (%)")
     axes.set_xlim(left=0)
     figure.legend(frameon=False, loc="outside lower center")
+    return figure
+
+
+def plot_curve(scores: Mapping[int, Scores], title: str = "Quality over the steps of the solver") -> Figure:
+    """Mean accuracy and negative log-likelihood of networks drawn in so many steps, with their standard deviations.
+
+    >>> one = Scores(torch.rand(9), torch.rand(9) + 0.1, torch.rand(9))
+    >>> len(plot_curve({1: one, 2: one}).axes)
+    2
+    """
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure.suptitle(title)
+    for axes, (field, label) in zip(figure.subplots(1, 2), SCORED.items(), strict=True):
+        values = [getattr(one, field).detach().double().flatten().cpu() for one in scores.values()]
+        means, spreads = [v.mean().item() for v in values], [v.std(unbiased=len(v) > 1).item() for v in values]
+        axes.errorbar(list(scores), means, spreads, color=BLUE, marker="o", markersize=4, capsize=3, linewidth=1.4)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(scores), list(map(str, scores)))
+        axes.set(xlabel="steps", ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, alpha=0.2)
+        if field == "nll":
+            axes.set_yscale("log")
+            _plain_ticks(axes.yaxis)
     return figure
 
 

@@ -1,7 +1,7 @@
 """Tell in words and tables what a run did."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from geoflow.files import whole
@@ -18,7 +18,7 @@ CAPTIONS = {
 
 def metrics_table(metrics: Mapping) -> str:
     """The scores of metrics.json as plain text, aligned: one row for the zoo (if it is there), the generated networks, each baseline
-    and the ensembles.
+    and the ensembles (named zoo or generated; behind "_" may stand what sets one apart).
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(metrics_table({"zoo": one, "generated": one, "baselines": {}, "ensemble": {}}))
@@ -26,7 +26,22 @@ def metrics_table(metrics: Mapping) -> str:
     zoo        0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
     generated  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
     """
-    rows = [["", *COLUMNS.values()], *_rows(metrics)]
+    return _aligned(_rows(metrics))
+
+
+def scores_table(scores: Mapping[str, Mapping]) -> str:
+    """Accuracy, NLL and ECE of named sets of networks, each as `summary` gives them, as plain text.
+
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
+    >>> print(scores_table({"8 steps": one}))
+                  accuracy            NLL            ECE
+    8 steps  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
+    """
+    return _aligned(_single(scores))
+
+
+def _aligned(rows: Iterable[list[str]]) -> str:
+    rows = [["", *COLUMNS.values()], *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in rows]
     return "\n".join(lines)
@@ -57,11 +72,14 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
 
 def _rows(metrics: Mapping) -> Iterator[list[str]]:
     """Name, accuracy, NLL and ECE of every set of networks."""
-    single = {name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"])
-    for name, scores in single.items():
-        yield [name.replace("_", " "), *(f"{scores[c]['mean']:.3f} ± {scores[c]['std']:.3f}" for c in COLUMNS)]
+    yield from _single({name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"]))
     for name, scores in metrics["ensemble"].items():
-        yield [f"ensemble of {scores['n']} {name}", *(f"{scores[c]:.3f}" + " " * len(" ± 0.000") for c in COLUMNS)]
+        yield [f"ensemble of {scores['n']} {name.split('_')[0]}", *(f"{scores[c]:.3f}" + " " * len(" ± 0.000") for c in COLUMNS)]
+
+
+def _single(scores: Mapping[str, Mapping]) -> Iterator[list[str]]:
+    for name, one in scores.items():
+        yield [name.replace("_", " "), *(f"{one[c]['mean']:.3f} ± {one[c]['std']:.3f}" for c in COLUMNS)]
 
 
 def _markdown(header: list[str], rows) -> str:
