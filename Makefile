@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: help env run test test-all bench lint clean
+.PHONY: help env run test test-all bench results lint clean
 
 help:
 	@echo "make env       build .venv from pinned versions (python 3.11; a few minutes, once)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test      all tests, doctests and notebooks but the slow ones"
 	@echo "make test-all  the slow ones too"
 	@echo "make bench     the speed table, into benchmarks/results/ (12 minutes; needs MNIST, see the README)"
+	@echo "make results   the tables of results/, rebuilt from the runs kept there"
 	@echo "make lint      ruff"
 	@echo "make clean     remove .venv and caches; runs/ stays"
 
@@ -29,6 +30,9 @@ test-all: env
 
 bench: env
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+results: env
+	$(BIN)/python experiments/results.py $(ARGS)
 
 lint: env
 	$(BIN)/python -m ruff check . $(ARGS)

@@ -120,7 +120,7 @@ def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str =
     return figure
 
 
-def plot_curve(scores: Mapping[int, Scores], title: str = "Quality over the steps of the solver") -> Figure:
+def plot_curve(scores: Mapping[int, Scores], title: str = "Quality over the steps of the solver, mean ± standard deviation") -> Figure:
     """Mean accuracy and negative log-likelihood of networks drawn in so many steps, with their standard deviations.
 
     >>> one = Scores(torch.rand(9), torch.rand(9) + 0.1, torch.rand(9))
