@@ -35,9 +35,10 @@ COLUMNS: dict[str, tuple[Callable[[dict], float], str]] = {
 
 @dataclass(frozen=True)
 class Page:
-    """A table in results/: what it says above it, and which demands a run of its own falls short of."""
+    """A table in results/: what it says above it, the tasks it is for, and which demands a run of its own falls short of."""
 
     text: str
+    tasks: tuple[str, ...]
     missed: Callable[[Mapping], list[str]]
 
 
@@ -54,7 +55,7 @@ def missed_of_the_main_job(metrics: Mapping) -> list[str]:
     found = _short(new["accuracy"]["mean"], least, "accuracy") + _over(new["nll"]["mean"], most, "NLL")
     found += _outside(metrics["novelty"]["ratio"], 0.7, 1.5, "novelty")
     if digits:
-        found += [] if metrics["ensemble"]["generated"]["accuracy"] >= zoo["accuracy"]["mean"] else ["ensemble"]
+        found += [] if small_ensemble(metrics, "generated")["accuracy"] >= zoo["accuracy"]["mean"] else ["ensemble"]
         found += [f"NLL > {name}" for name in BEATEN if new["nll"]["mean"] >= metrics["baselines"][name]["nll"]["mean"]]
     return found
 
@@ -69,8 +70,8 @@ def missed_of_mnist(metrics: Mapping) -> list[str]:
 
 
 PAGES: dict[str, Page] = {
-    "main_job": Page("The main job, measured: breast cancer and digits.", missed_of_the_main_job),
-    "mnist": Page("MNIST, 784-10-10: single generated networks without fine-tuning.", missed_of_mnist),
+    "main_job": Page("The main job, measured: breast cancer and digits.", ("breast_cancer", "digits"), missed_of_the_main_job),
+    "mnist": Page("MNIST, 784-10-10: single generated networks without fine-tuning.", ("mnist",), missed_of_mnist),
 }
 
 
@@ -78,6 +79,8 @@ def keep(name: str, run: Path) -> Path:
     """Copy what a table needs of a run folder: metrics, configuration, and where it ran."""
     metrics, config, record = (_read(run / part) for part in ("metrics.json", "config.json", "run.json"))
     info = _read(run / "info.json") if (run / "info.json").exists() else {}
+    if metrics["task"] not in PAGES[name].tasks:
+        raise SystemExit(f"{run} is a run of {metrics['task']}; the table {name} is for {', '.join(PAGES[name].tasks)}.")
     host = record["host"]
     ran = {"cpu": host.get("cpu"), "gpus": host.get("gpus"), "python": host["python_version"], "os": host["os"]} | info
     ran |= {"commit": [source["commit"] for source in record["experiment"]["repositories"]][:1], "started": record["start_time"]}
@@ -88,12 +91,13 @@ def keep(name: str, run: Path) -> Path:
 
 
 def table(rows: list[dict], missed: Callable[[Mapping], list[str]]) -> str:
-    """The Markdown table of kept runs, with the mean over seeds below each task and flow."""
-    titles = ["task", "flow", "seed", *COLUMNS, "threads", "commit", "missed"]
+    """The Markdown table of kept runs, with the mean over seeds below each task, flow and size of ensembles."""
+    titles = ["task", "flow", "ensembles of", "seed", *COLUMNS, "threads", "commit", "missed"]
     lines = [titles, ["---"] * len(titles)]
     groups = defaultdict(list)
     for row in rows:
-        groups[row["metrics"]["task"], row["metrics"]["flow"]].append(row)
+        m = row["metrics"]
+        groups[m["task"], m["flow"], str(small_ensemble(m, "generated")["n"])].append(row)
     for names, group in sorted(groups.items()):
         for row in sorted(group, key=lambda row: row["metrics"]["seed"]):
             m, ran = row["metrics"], row["ran"]
@@ -113,8 +117,8 @@ def page(name: str) -> str:
     return f"""# {PAGES[name].text}
 
 {" or ".join(map(str, counts))} generated networks a run, on the test part that neither zoo, scaler nor flow has seen; one line per seed,
-which chooses split, zoo, flow and samples. Ensembles are of 64 networks where the run says so, else of all. Minutes are those of the whole
-run after the imports. *missed* names the demands of its issue that a run falls short of. Machines: {"; ".join(machines)}.
+which chooses split, zoo, flow and samples. Minutes are those of the whole run after the imports. *missed* names the demands of its issue
+that a run falls short of. Machines: {"; ".join(machines)}.
 Rebuilt by `make results` from {name}/*.json.
 
 {table(rows, PAGES[name].missed)}

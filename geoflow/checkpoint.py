@@ -22,6 +22,7 @@ class Progress:
         self.flow = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config)
         self.ema = deepcopy(flow.field)
         self.weights, self.average = in_one(self.flow.field), in_one(self.ema)
+        gather_gradients(self.flow.field, self.weights)
         self.optimizer = torch.optim.AdamW([self.weights], weight_decay=flow.config["weight_decay"], fused=True)
         self.generator = randomness(flow.config["seed"], "training")
 
@@ -41,7 +42,7 @@ class Progress:
 
     def averaged(self) -> Flow:
         """The flow with the averaged weights."""
-        return Flow(self.flow.chart, self.ema, self.flow.reference, self.flow.config, self.flow.losses)
+        return Flow(self.flow.chart, deepcopy(self.ema), self.flow.reference, self.flow.config, self.flow.losses)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file; a crash leaves the old file or the new one."""
@@ -69,14 +70,20 @@ class Progress:
 
 
 def in_one(module: nn.Module) -> nn.Parameter:
-    """All parameters of a module laid into one, with one gradient; they become views of it.
+    """All parameters of a module, which must be learned ones, laid into one; they become views of it.
 
     Clipping, AdamW and the moving average then take one operation each, not one for every parameter.
     """
     parameters = list(module.parameters())
+    assert all(parameter.requires_grad for parameter in parameters), "AdamW would let a frozen parameter decay"
     whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-    whole.grad = torch.zeros_like(whole)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, part, gradient in zip(parameters, whole.detach().split(sizes), whole.grad.split(sizes), strict=True):
-        parameter.data, parameter.grad = part.view_as(parameter), gradient.view_as(parameter)
+    for parameter, part in zip(parameters, whole.detach().split([parameter.numel() for parameter in parameters]), strict=True):
+        parameter.data = part.view_as(parameter)
     return whole
+
+
+def gather_gradients(module: nn.Module, whole: nn.Parameter) -> None:
+    """Make the gradients of a module's parameters views of that of `whole`. Set it to zero there: module.zero_grad() would part them."""
+    parameters, whole.grad = list(module.parameters()), torch.zeros_like(whole)
+    for parameter, part in zip(parameters, whole.grad.split([parameter.numel() for parameter in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)

@@ -33,7 +33,8 @@ class WideProducts(TorchFunctionMode):
     """Linear layers under vmap as wide matrix products, their outputs laid out units first, examples last.
 
     vmap's own rule makes one narrow product [examples, inputs] @ [inputs, units] for each network. Here networks on a common input share
-    one product, [nets * units, inputs] @ [inputs, examples]; those with inputs of their own keep the long axis of examples inmost.
+    one product, [nets * units, inputs] @ [inputs, examples]; those with inputs of their own keep the long axis of examples inmost. Outputs
+    with more axes than examples and units come in the usual order.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -71,4 +72,5 @@ class _Linear(torch.autograd.Function):
             input = input.movedim(in_dims[0], 0)
             shape, examples = input.shape[1:-1], input.reshape(len(input), -1, input.shape[-1]).mT
             products = weight @ examples if bias is None else torch.baddbmm(bias, weight, examples)
-        return products.view(*weight.shape[:2], *shape).movedim(1, -1), 0
+        outputs = products.view(*weight.shape[:2], *shape).movedim(1, -1)
+        return outputs if len(shape) < 2 else outputs.contiguous(), 0  # so that a module may view its last axes as one

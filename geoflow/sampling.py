@@ -105,14 +105,15 @@ def sample(
     >>> network.load_state_dict(geoflow.unpack(spec, theta[0]), strict=True)
     <All keys matched successfully>
     """
-    if count < 1 or steps < 1:
-        raise ValueError(f"Sampling needs at least one network and one step, not count={count}, steps={steps}.")
+    if count < 1 or steps < 1 or (batch is not None and batch < 1):
+        raise ValueError(f"Sampling needs at least one network and one step, not count={count}, steps={steps}, batch={batch}.")
     chart, step = flow.on(spec), choose("solver", solver, SOLVERS)
     place = next(flow.field.parameters())
     flow.field.eval()
     field, bend = flow.velocity(chart), guidance(chart)
     times = torch.linspace(0, 1, steps + 1, device=place.device)
-    noises = noise(chart, count, generator).to(place).split(batch or max(1, CHUNK[place.device.type] // chart.graph.size))
+    batch = batch or max(1, CHUNK.get(place.device.type, CHUNK["cuda"]) // chart.graph.size)
+    noises = noise(chart, count, generator).to(place).split(batch)
     with tqdm(total=len(noises) * steps, desc="sample", unit="step", disable=not progress) as bar:
 
         def counted(*arguments) -> Tensor:

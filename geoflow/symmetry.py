@@ -63,7 +63,7 @@ def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutati
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
         part = slice(offset, offset + tensor.numel)
         orders = _axis_orders(spec, tensor, permutations, batch, theta.device)
-        some = max(1, CHUNK // tensor.numel)
+        some = max(1, CHUNK // max(1, tensor.numel))
         for start in range(0, len(nets), some):
             chunk = slice(start, start + some)
             moved[chunk, part] = _reorder(nets[chunk, part].unflatten(1, (*tensor.shape, 1)), orders, chunk).flatten(1)

@@ -10,7 +10,8 @@ from networks import NETWORKS, mlp
 from torch import nn
 
 from geoflow.canonical import align, balance, canonicalize, centre, dead_units, sphere_rows
-from geoflow.canonical.matching import match
+from geoflow.canonical.matching import _cut, _State, _step, match
+from geoflow.canonical.places import nodes_of, places_of
 from geoflow.canonical.scaling import incoming
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
@@ -67,6 +68,41 @@ def test_the_form_is_constant_on_orbits_and_idempotent(name, generator):
     canonical = canonicalize(spec, theta, reference).theta
     others = torch.cat([moved(spec, theta, generator), canonical])
     assert torch.allclose(canonicalize(spec, others, reference).theta, canonical.repeat(2, 1), rtol=1e-8, atol=1e-10)
+
+
+def improved(spec, theta, reference) -> torch.Tensor:
+    """In which networks the order or the signs of any one group could still be improved, all the rest as it is."""
+    nodes = nodes_of(spec, places_of(spec))
+    touched = set().union(*(node.touched for node in nodes))
+    orders = {g: torch.arange(n).repeat(len(theta), 1) for g, n in spec.groups("permutation").items()}
+    signs = {g: theta.new_ones(len(theta), n) for g, n in spec.groups("sign").items()}
+    better = [
+        _step(_State(_cut(spec, theta, touched), dict(orders), dict(signs)), _cut(spec, reference, touched), node) for node in nodes
+    ]
+    return torch.stack(better).any(0) if better else torch.zeros(len(theta), dtype=torch.bool)
+
+
+@pytest.mark.parametrize("spec", [small(6, 5, 2), small(3, 6, 6, 6, 6, 2), small(3, 6, 6, 6, 2, activation=nn.Tanh)], ids=str)
+def test_no_group_of_an_aligned_network_can_be_improved(spec):
+    theta, reference = normal(60, spec.weights), normal(spec.weights, seed=1)
+    assert improved(spec, theta, reference).double().mean() > 0.9
+    assert not improved(spec, align(spec, theta, reference)[0], reference).any()
+
+
+@pytest.mark.parametrize("kinds", [(torch.float32, torch.float64), (torch.float64, torch.float32), (torch.float16, torch.float32)])
+def test_zoo_and_reference_may_differ_in_precision(kinds):
+    spec = small(40, 5, 2)  # wide: compared by the inner products of its rows
+    theta, reference = normal(4, spec.weights).to(kinds[0]), normal(spec.weights, seed=1).to(kinds[1])
+    found, symmetry = align(spec, theta, reference)
+    exact = align(spec, theta.double(), reference.double())[1]
+    assert found.dtype == kinds[0] and torch.equal(symmetry.permutations[0], exact.permutations[0])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_a_layer_of_no_units_is_permuted_too():
+    spec = small(4, 3, 0)
+    theta = normal(2, spec.weights)
+    assert torch.equal(permute(spec, permute(spec, theta, {0: torch.tensor([2, 0, 1])}), {0: torch.tensor([1, 2, 0])}), theta)
 
 
 @networks

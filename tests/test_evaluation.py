@@ -72,6 +72,18 @@ def test_evaluate_changes_nothing_in_the_network(networks):
     assert all(torch.equal(value, before[name]) for name, value in nets[0].state_dict().items())
 
 
+def test_a_network_whose_logits_overflow_scores_nan_and_leaves_the_others_alone(networks):
+    nets, spec, thetas, x, y = networks
+    thetas = torch.cat([thetas[:2], 1e30 * torch.ones_like(thetas[:1])])
+    found = evaluate(nets[0], spec, thetas, 1e9 * x.abs(), y)
+    assert found.nll[:2].isfinite().all() and found.nll[2].isnan() and found.ece[2].isnan() and found.accuracy[2] == 0
+
+
+def test_half_precision_is_summed_in_float32():
+    log_probs = torch.full((20000, 2), -9.5, dtype=torch.float16)
+    assert scores(log_probs, torch.zeros(20000, dtype=torch.long)).nll.item() == pytest.approx(9.5)
+
+
 def test_of_equal_classes_the_first_is_predicted():
     log_probs = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.2, 0.4, 0.4]]).log()
     assert [scores(log_probs, torch.tensor(y)).accuracy.item() for y in ([0, 1], [1, 1], [2, 2])] == [1, 0.5, 0]

@@ -7,7 +7,7 @@ import torch
 
 from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, sample, spec_of, task_guidance, unpack
 from geoflow.chart import fit_chart
-from geoflow.checkpoint import Progress, in_one
+from geoflow.checkpoint import Progress, gather_gradients, in_one
 from geoflow.evaluation.metrics import evaluate
 from geoflow.files import read_tensors, write_tensors
 from geoflow.flow import PREDICTIONS, build_flow
@@ -174,6 +174,7 @@ def test_parameters_laid_into_one_learn_as_they_do_apart(generator):
     together, apart = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
     apart.load_state_dict(together.state_dict())
     whole = in_one(together)
+    gather_gradients(together, whole)
     optimizers = [torch.optim.AdamW([whole], lr=0.1), torch.optim.AdamW(apart.parameters(), lr=0.1)]
     for _ in range(3):
         whole.grad.zero_()

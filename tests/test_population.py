@@ -34,6 +34,28 @@ def test_gradients_pass_through_the_one_product(bias, generator):
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(together, alone, strict=True))
 
 
+class Joined(nn.Module):
+    """Views two axes of a linear layer's output as one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.last(self.first(x.view(len(x), 2, 4)).relu().view(len(x), 6))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_module_may_view_its_last_axes_as_one(own, generator):
+    network = Joined()
+    states = {name: torch.randn(3, *p.shape, generator=generator) for name, p in network.named_parameters()}
+    x = torch.randn(3, 5, 8, generator=generator)
+    with WideProducts():
+        together = vmap(lambda state, x: functional_call(network, state, (x,)), in_dims=(0, 0 if own else None))(states, x if own else x[0])
+    alone = [functional_call(network, {n: v[i] for n, v in states.items()}, (x[i if own else 0],)) for i in range(3)]
+    assert torch.allclose(together, torch.stack(alone), atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(5, 4), (5, 6, 4), (4,)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_networks_with_inputs_of_their_own_answer_as_alone(shape, bias, generator):

@@ -1,5 +1,6 @@
 """What stands in results/ is what its programs make of the kept runs."""
 
+import json
 from copy import deepcopy
 
 import pytest
@@ -43,3 +44,10 @@ def test_mnist_is_held_against_its_own_demands(results):
     worse["ensemble"]["zoo_64"]["accuracy"] = 0.97
     worse["ensemble"]["generated_64"]["ece"] = 0.04
     assert results.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9650", "ensemble ECE > 0.0300"]
+
+
+def test_a_run_of_another_task_is_refused(results, tmp_path):
+    for name, content in {"metrics.json": {"task": "digits"}, "config.json": {}, "run.json": {}}.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="is a run of digits; the table mnist is for mnist"):
+        results.keep("mnist", tmp_path)

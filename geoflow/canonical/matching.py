@@ -43,7 +43,7 @@ def align(
     check_zoo(spec, theta)
     check_zoo(spec, reference.reshape(-1, spec.weights), "reference")
     nets = max(1, CHUNK // max(1, spec.weights))
-    fixed = reference.detach().cpu()
+    fixed = reference.detach().cpu().to(theta.dtype)
     found = [
         _align(spec, part.detach().cpu(), fixed[start : start + nets] if fixed.ndim == 2 else fixed, sweeps)
         for start, part in zip(range(0, len(theta), nets), theta.split(nets), strict=True)
@@ -182,7 +182,8 @@ def _overlaps(part: Tensor, goal: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     Where nothing else moves than the units along one axis of a tensor A, every sweep needs no more of it than this.
     """
     rank = part.ndim - 1
-    rows, aims = (x.movedim(axis - rank, -rank).flatten(1 - rank) for x in (part, goal))
+    dtype = torch.promote_types(part.dtype, torch.float32)
+    rows, aims = (x.to(dtype).movedim(axis - rank, -rank).flatten(1 - rank) for x in (part, goal))
     products = rows @ aims.mT
     return products, torch.eye(products.shape[-1]).to(products).expand(*aims.shape[:-2], -1, -1)
 

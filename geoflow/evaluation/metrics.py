@@ -52,8 +52,10 @@ def evaluate(
     >>> evaluate(network, spec, theta[None], torch.eye(2), torch.tensor([0, 1])).accuracy
     tensor([1.])
     """
-    parts = list(zip(x.split(PART), y.split(PART), strict=True))
-    sums = [sum(_sums(predict(x_part), y_part) for x_part, y_part in parts) for predict in _predictors(network, spec, thetas, x, y, batch)]
+    sums = [
+        sum(_sums(predict(x_part), y_part) for x_part, y_part in zip(x.split(PART), y.split(PART), strict=True))
+        for predict in _predictors(network, spec, thetas, x, y, batch)
+    ]
     return _scores(torch.cat(sums), len(x))
 
 
@@ -93,13 +95,14 @@ def ece(
 
 def _gaps(confidence: Tensor, correct: Tensor, bins: int = ECE_BINS) -> Float[Tensor, "*nets bins"]:
     """By bin of the confidence, the sum of (correct - confidence)."""
-    index = (confidence * bins).ceil_().sub_(1).clamp_(0, bins - 1).long()  # clamp: rounding at 0 and 1
+    index = (confidence * bins).ceil_().long().sub_(1).clamp_(0, bins - 1)  # clamp: rounding at 0 and 1, and NaN
     gap = correct.to(confidence.dtype) - confidence
     return torch.zeros(*gap.shape[:-1], bins, dtype=gap.dtype, device=gap.device).scatter_add(-1, index, gap)
 
 
 def _sums(log_probs: Float[Tensor, "*nets examples classes"], y: Int[Tensor, " examples"]) -> Float[Tensor, "*nets sums"]:
     """What scores are made of, summed over examples: correct answers, negative log-likelihoods, and the gaps of every bin."""
+    log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))  # the sums would leave half precision
     nll = -log_probs.gather(-1, y.expand(log_probs.shape[:-1]).unsqueeze(-1)).sum((-1, -2))
     best, classes = log_probs.amax(-1, keepdim=True), log_probs.shape[-1]
     # argmax, which takes 20 times as long where examples are inmost; the first of equal classes has the highest rank

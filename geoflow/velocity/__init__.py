@@ -1,4 +1,4 @@
-"""The fields: modules (graph, x, t) -> velocity that a flow can be built on."""
+"""The fields: modules (graph, x, t) -> velocity that a flow can be built on, with acquaint(graph, x) to begin from a zoo."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
