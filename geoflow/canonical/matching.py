@@ -162,14 +162,12 @@ def _start(
 
 
 def _settled(nodes: list[Node], steps: list[tuple[Node, list[tuple[Place, Window]]]]) -> set[int]:
-    """The nodes that saw all of their tensors whole, and none of whose neighbours was moved after them."""
-    found, later = set(), set()
-    for node, views in reversed(steps):
-        whole = len(views) == sum(place.learned for place in node.places) and not any(window for _, window in views)
-        if whole and not node.quadratic and not node.touched & later:
-            found.add(nodes.index(node))
-        later |= node.touched
-    return found
+    """The nodes that saw all of their tensors whole: what they share with others had been matched before."""
+
+    def whole(node: Node, views: list[tuple[Place, Window]]) -> bool:
+        return len(views) == sum(place.learned for place in node.places) and not any(window for _, window in views)
+
+    return {nodes.index(node) for node, views in steps if not node.quadratic and whole(node, views)}
 
 
 def _is_wide(shape: tuple[int, ...], axis: int) -> bool:
