@@ -79,13 +79,12 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
             if not sited:
                 scalars.append(part.flatten())
             elif len(sited) == 1:
-                piece = pieces[sited[0]]
-                site = piece.reads if piece.writes is None else piece.writes
+                site = pieces[sited[0]].owner
                 index = _units_first(part, pieces, sited)
                 features.append(NodeFeature(site, f"{tensor.kind}:{spec.sites[site].role}:{index.shape[-1]}", index))
             elif len(sited) == 2:
                 sited.sort(key=lambda axis: pieces[axis].writes is None)
-                target, source = (pieces[a].reads if pieces[a].writes is None else pieces[a].writes for a in sited)
+                target, source = (pieces[a].owner for a in sited)
                 index = _units_first(part, pieces, sited)
                 roles = f"{spec.sites[target].role}<{spec.sites[source].role}"
                 blocks.append(Block(target, source, f"{tensor.kind}:{roles}:{index.shape[-1]}", index))

@@ -41,6 +41,11 @@ class Piece:
     writes: int | None = None
     reads: int | None = None
 
+    @property
+    def owner(self) -> int | None:
+        """The site whose order its units follow."""
+        return self.reads if self.writes is None else self.writes
+
 
 @dataclass(frozen=True)
 class TensorSpec:

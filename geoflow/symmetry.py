@@ -74,7 +74,7 @@ def _axis_orders(spec: NetworkSpec, tensor: TensorSpec, permutations: Groups, ba
     """For each axis (counted from 1) that is reordered, the old entries in their new order: [entries], or [nets, entries]."""
     orders = {}
     for number, axis in enumerate(tensor.axes, 1):
-        if {spec.group_of(_owner(piece), "permutation") for piece in axis} & set(permutations):
+        if {spec.group_of(piece.owner, "permutation") for piece in axis} & set(permutations):
             order = _axis_index(spec, axis, permutations).to(device)
             orders[number] = order if order.ndim == 1 else order.expand(*batch, -1).reshape(-1, order.shape[-1])
     return orders
@@ -116,15 +116,10 @@ def _check_groups(spec: NetworkSpec, groups: Groups, symmetry: str) -> None:
             raise ValueError(f"There is no {symmetry} group {group} of {values.shape[-1]} units; declared (group: units): {declared}.")
 
 
-def _owner(piece: Piece) -> int | None:
-    """The site whose order a stretch of an axis follows."""
-    return piece.reads if piece.writes is None else piece.writes
-
-
 def _axis_index(spec: NetworkSpec, axis: tuple[Piece, ...], permutations: Groups) -> Tensor:
     parts, start = [], 0
     for piece in axis:
-        units = permutations.get(spec.group_of(_owner(piece), "permutation"), torch.arange(piece.size)).cpu()
+        units = permutations.get(spec.group_of(piece.owner, "permutation"), torch.arange(piece.size)).cpu()
         entries = units[..., None] * piece.repeat + torch.arange(piece.repeat)
         parts.append(entries.flatten(-2) + start)
         start += piece.size * piece.repeat

@@ -66,7 +66,7 @@ def places_of(spec: NetworkSpec) -> list[Place]:
         for along, axis in enumerate(tensor.axes):
             start = 0
             for piece in axis:
-                owner = spec.group_of(piece.reads if piece.writes is None else piece.writes, "permutation")
+                owner = spec.group_of(piece.owner, "permutation")
                 signs = _signs(spec, piece, tensor.degree)
                 found.append(Place(number, along, len(tensor.axes), start, piece.size, piece.repeat, owner, signs, tensor.learned))
                 start += piece.size * piece.repeat
