@@ -41,6 +41,7 @@ from geoflow.zoo.store import digest, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
 
 ROOT = Path(__file__).resolve().parents[1]
+SIZES = ("layers", "node", "edge", "edge_hidden", "heads", "components", "width")
 POWERS = [2**n for n in range(12)]
 GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
 
@@ -63,11 +64,11 @@ def config():
     part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
     # the flow
     flow = "geometric"  # euclidean, normalized or geometric
-    velocity = "transformer"  # transformer or mlp
+    velocity = "transformer"  # transformer, identified or mlp
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint
-    sizes = {"layers": None, "node": None, "edge": None, "edge_hidden": None, "heads": None, "width": None}  # of the velocity; width: mlp's
+    sizes = {name: None for name in SIZES}  # of the velocity: layers, node, edge, edge_hidden, heads, components; of mlp: width
     iterations = 1000
     batch = 32
     lr = 2e-3
@@ -119,9 +120,10 @@ def digits():
 def mnist():
     task = "mnist"
     hidden = [10]
-    iterations = 9000
-    batch = 16
-    lr = 1.5e-3
+    velocity = "identified"
+    iterations = 6000
+    batch = 64
+    lr = 3e-3
 
 
 @ex.option_hook

@@ -1,6 +1,6 @@
 """Choose coordinates: weight vectors of a canonical zoo as points of the manifold that a flow runs on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import sqrt
 
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from geoflow.canonical.scaling import dead_units, incoming, sphere_rows
+from geoflow.frame import Frame, fit_frame
 from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
@@ -39,12 +40,14 @@ class Chart:
     """The map between weight vectors [*batch, weights] and points [*batch, size] of `manifold`; size = weights + one log-norm per output.
 
     Flat coordinates are standardised by role (kind of tensor and of the sites it joins), weights by root fan-in before, so that the
-    statistics serve other widths; variances of batch norm are taken by their logarithm.
+    statistics serve other widths; variances of batch norm are taken by their logarithm. Weights on an input are turned along the
+    principal axes of `frame`, which moves no distance.
     """
 
     spec: NetworkSpec
     recipe: Recipe
     statistics: Statistics
+    frame: Frame = field(default_factory=Frame)
 
     @cached_property
     def outputs(self) -> tuple[Int[Tensor, " entries"], ...]:
@@ -83,6 +86,11 @@ class Chart:
             flat[index] = False
         return flat
 
+    @cached_property
+    def moments(self) -> Float[Tensor, "2 size"]:
+        """Mean and standard deviation of each coordinate over the zoo, in units of the noise, as far as the frame knows them."""
+        return self.frame.along(self.graph)
+
     def point(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch size"]:
         """The point of a canonical weight vector. Raises ValueError for a dead unit, whose direction on a sphere is undefined."""
         if self.recipe.spheres and (dead := dead_units(self.spec, theta)):
@@ -95,10 +103,11 @@ class Chart:
         if not (finite := raw.isfinite().reshape(-1, raw.shape[-1]).all(1)).all():
             first = finite.tolist().index(False)
             raise ValueError(f"Network {first} has no coordinates: its output layer is all zero, or a running variance is negative.")
-        return torch.where(self.flat.to(theta.device), (raw - self._mean.to(raw)) / self._divisor.to(raw), raw)
+        return self.frame.turn(self.graph, self._standardised(raw))
 
     def theta(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch weights"]:
         """The weight vector of a point; rows that left norm 1 in a flat space are brought back to it."""
+        x = self.frame.turn_back(self.graph, x)
         raw = torch.where(self.flat.to(x.device), x * self._std.to(x) + self._mean.to(x), x) / self._root_fan.to(x)
         weights, norms = raw.split([self.spec.weights, len(self.outputs)], -1)
         for index, norm in zip(self.outputs, norms.unbind(-1), strict=True):
@@ -124,6 +133,9 @@ class Chart:
         if len(self._variances):
             theta = theta.index_copy(-1, self._variances.to(theta.device), (theta[..., self._variances] + TINY_VARIANCE).log())
         return torch.cat([theta, *norms], -1) * self._root_fan.to(theta)
+
+    def _standardised(self, raw: Tensor) -> Tensor:
+        return torch.where(self.flat.to(raw.device), (raw - self._mean.to(raw)) / self._divisor.to(raw), raw)
 
     @cached_property
     def _variances(self) -> Tensor:
@@ -187,4 +199,5 @@ def fit_chart(spec: NetworkSpec, recipe: Recipe, thetas: Float[Tensor, "nets wei
     blank = Chart(spec, recipe, {})
     raw = blank._raw(thetas)
     statistics = {role: (raw[:, index].mean().item(), raw[:, index].std().item()) for role, index in blank.roles.items()}
-    return Chart(spec, recipe, statistics)
+    still = Chart(spec, recipe, statistics)
+    return Chart(spec, recipe, statistics, fit_frame(still.graph, still._standardised(raw) * still.scale.to(raw)))

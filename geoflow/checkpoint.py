@@ -11,7 +11,7 @@ from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 
-FORMAT = "geoflow-training-3"  # counted up whenever a saved state no longer fits
+FORMAT = "geoflow-training-4"  # counted up whenever a saved state no longer fits
 EMA_WARMUP = 10  # after n steps the average keeps (n + 1) / (n + 10) of itself at most: about the last tenth of a short training
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,39 +13,58 @@ from torch import Tensor, nn
 from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
 from geoflow.files import read_tensors, under, write_tensors
+from geoflow.frame import Frame
+from geoflow.graph import leading, pinned_sites
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-2"  # counted up whenever a saved field no longer fits
+FORMAT = "geoflow-3"  # counted up whenever a saved field no longer fits
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
 
 
-def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart) -> tuple[Tensor, Tensor]:
-    """v = ((2t - 1) x + s raw) / s^2 with s^2 = t^2 + (1 - t)^2 in flat coordinates, the projection of raw on spheres.
+Known = tuple[Tensor, Tensor, Tensor]  # what `gaussian` says
 
-    For independent standard normal noise and data the first term is E[x_1 - x_0 | x_t] and s raw / s^2 has unit variance: the network
-    sees and predicts numbers of size one at every t. On a sphere the mean is tangent to nothing but x_t itself, so no such term exists.
+
+def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
+    """What a Gaussian zoo would tell of each coordinate, in units of the noise: x_t standardised, E[dx_t | x_t], and the rest's deviation.
+
+    For noise x_0 ~ N(0, 1), data x_1 ~ N(m, s^2) and x_t = a x_0 + b x_1 (a, b = 1 - t, t in flat coordinates; cos, sin of pi t / 2 on
+    spheres, where random points are orthogonal) the variance is d^2 = a^2 + b^2 s^2 and
+
+        E[dx_t | x_t] = b' m + (a a' + b b' s^2) / d^2 (x_t - b m),        rest = s |a b' - a' b| / d
     """
-    flat, (amplitude, t) = chart.flat.to(x.device), (_amplitude(chart, x), t[:, None])
-    s2 = t**2 + (1 - t) ** 2
-    v = torch.where(flat, ((2 * t - 1) * x + s2.sqrt() * raw) / s2, raw * amplitude)
-    return chart.manifold.proju(x, v), torch.where(flat, s2, 1.0)
+    (m, s), flat, t = chart.moments.to(x), chart.flat.to(x.device), t[:, None]
+    angle, rate = t * (math.pi / 2), math.pi / 2
+    a, b = torch.where(flat, 1 - t, angle.cos()), torch.where(flat, t, angle.sin())
+    da, db = torch.where(flat, -1.0, -rate * b), torch.where(flat, 1.0, rate * a)
+    variance = a**2 + (b * s) ** 2
+    offset, deviation = x * chart.scale.to(x) - b * m, variance.sqrt()
+    mean = db * m + (a * da + b * db * s**2) / variance * offset
+    return offset / deviation, mean, s * (a * db - da * b) / deviation
 
 
-def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Chart) -> tuple[Tensor, Tensor]:
+def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
+    """v = the expectation for a Gaussian zoo + raw in units of what that leaves open: the network predicts numbers of size one at every
+    t, and where it predicts 0 the flow is the exact one of the Gaussian. At every t the loss of that is one."""
+    _, mean, rest = known
+    weight = 1 / rest.square().mean(1, keepdim=True)
+    return chart.manifold.proju(x, (mean + rest * raw) / chart.scale.to(x)), weight.expand(x.shape)
+
+
+def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
     """v = the projection of raw on the tangent space."""
     return chart.manifold.proju(x, raw * _amplitude(chart, x)), torch.ones_like(x)
 
 
-def endpoint(raw: Tensor, x: Tensor, t: Tensor, chart: Chart) -> tuple[Tensor, Tensor]:
+def endpoint(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
     """v = log_{x_t}(x_1) / (1 - t) for a predicted x_1, anchored at x_t; on spheres raw is added to x_t before projection."""
     flat, remaining = chart.flat.to(x.device), (1 - t[:, None]).clamp_min(LAST)
     end = chart.manifold.projx(torch.where(flat, raw, x + raw / chart.scale.to(x)))
     return chart.manifold.logmap(x, end) / remaining, (remaining**2).expand(x.shape)
 
 
-# name: (raw output of the network, x_t, t, chart) -> (velocity, weight of its squared error at this t)
+# name: (raw output of the network, x_t, t, chart, what the Gaussian knows) -> (velocity, weight of its squared error at this t)
 PREDICTIONS: dict[str, Callable] = {"preconditioned": preconditioned, "velocity": velocity, "endpoint": endpoint}
 
 
@@ -76,7 +95,7 @@ class Flow:
         """The flow's chart on another architecture for the same task; None: its own. Raises ValueError for one that it cannot serve."""
         if spec is None:
             return self.chart
-        chart = Chart(spec, self.chart.recipe, self.chart.statistics)
+        chart = replace(self.chart, spec=spec)
         chart.check()
         return chart
 
@@ -91,8 +110,9 @@ class Flow:
 
     def predict(self, chart: Chart, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> tuple[Tensor, Tensor]:
         """The velocity at (x, t) and the weight of its squared error, both [nets, size]."""
-        raw = self.field(chart.graph, x * chart.scale.to(x), t)
-        return PREDICTIONS[self.config["prediction"]](raw, x, t, chart)
+        known = gaussian(x, t, chart)
+        raw = self.field(chart.graph, known[0], t)
+        return PREDICTIONS[self.config["prediction"]](raw, x, t, chart, known)
 
     def to(self, device: str | torch.device) -> "Flow":
         self.field.to(device)
@@ -102,6 +122,8 @@ class Flow:
         """Write the flow as one safetensors file with its whole configuration; it holds no code."""
         tensors = {f"field.{name}": value for name, value in self.field.state_dict().items()}
         tensors |= {f"rest.{name}": value for name, value in self.spec.rest.items()}
+        tensors |= {f"axes.{name}": axes for name, axes in self.chart.frame.axes.items()}
+        tensors |= {f"moments.{role}": moments for role, moments in self.chart.frame.moments.items()}
         tensors |= {"reference": self.reference, "losses": torch.tensor(self.losses, dtype=torch.float64)}
         metadata = {"spec": self.spec.to_json(), "statistics": json.dumps(self.chart.statistics), "config": json.dumps(dict(self.config))}
         write_tensors(path, tensors, {"format": FORMAT} | metadata)
@@ -117,7 +139,8 @@ class Flow:
         spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
         config = json.loads(metadata["config"])
         statistics = {role: tuple(pair) for role, pair in json.loads(metadata["statistics"]).items()}
-        flow = build_flow(Chart(spec, FLOWS[config["flow"]], statistics), tensors["reference"], config)
+        frame = Frame(under("axes.", tensors), under("moments.", tensors))
+        flow = build_flow(Chart(spec, FLOWS[config["flow"]], statistics, frame), tensors["reference"], config)
         flow.field.load_state_dict(under("field.", tensors))
         flow.losses.extend(tensors["losses"].tolist())
         return flow.to(device)
@@ -129,4 +152,10 @@ def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mappi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness(config["seed"], "field").initial_seed())
         field = build_field(chart.graph, config["velocity"], config["sizes"])
+    if config["prediction"] != "preconditioned" and len(leading(chart.graph, field.components).unseen):
+        widest = max(site.size for site in pinned_sites(chart.graph).values())
+        raise ValueError(
+            f"prediction={config['prediction']} leaves coordinates that the field does not see as they are: only preconditioned knows "
+            f"where they go. Choose it, or sizes.components={widest}."
+        )
     return Flow(chart, field, reference, config)

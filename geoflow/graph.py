@@ -1,6 +1,6 @@
 """Lay a network out as a graph: units are nodes, weights are edges, each scalar exactly once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import product
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geoflow.spec import NetworkSpec, Piece
+from geoflow.spec import NetworkSpec, Piece, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,23 +38,24 @@ class Graph:
     """The structure of a network's graph; `index` fields point into a weight vector, so any theta of this spec fits it.
 
     `scalars` are the weights that belong to no unit (a PReLU slope shared by all) and, behind them, `extras` further coordinates
-    that a chart appends to the weight vector.
+    that a chart appends to the weight vector; `unseen` are coordinates that this view leaves out (see `leading`).
     """
 
     spec: NetworkSpec
     blocks: tuple[Block, ...]
     features: tuple[NodeFeature, ...]
     scalars: Int[Tensor, " scalars"]
+    unseen: Int[Tensor, " unseen"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     @cached_property
     def order(self) -> Int[Tensor, " size"]:
-        """Where each coordinate stands among the entries of all blocks, features and scalars, laid one after the other."""
-        return torch.cat([*(part.index.flatten() for part in (*self.blocks, *self.features)), self.scalars]).argsort()
+        """Where each coordinate stands among the entries of all blocks, features, scalars and unseen ones, laid one after the other."""
+        return torch.cat([*(part.index.flatten() for part in (*self.blocks, *self.features)), self.scalars, self.unseen]).argsort()
 
     @cached_property
     def size(self) -> int:
         """Length of the vectors that this graph is a view of."""
-        return sum(part.index.numel() for part in (*self.blocks, *self.features)) + len(self.scalars)
+        return sum(part.index.numel() for part in (*self.blocks, *self.features)) + len(self.scalars) + len(self.unseen)
 
     @cached_property
     def depth(self) -> tuple[float, ...]:
@@ -105,6 +106,46 @@ def graph_of(spec: NetworkSpec, extras: int = 0) -> Graph:
     """
     blocks, features, scalars = _layout(spec)
     return Graph(spec, blocks, features, torch.cat([scalars, torch.arange(spec.weights, spec.weights + extras)]))
+
+
+def pinned_sites(graph: Graph) -> dict[str, Site]:
+    """Sites whose units are not exchangeable, by a name that other architectures for the same task share."""
+    counts: dict[str, int] = {}
+    named = {}
+    for site in graph.spec.sites:
+        if site.permutation is None:
+            counts[site.role] = counts.get(site.role, -1) + 1
+            named[f"{site.role}{counts[site.role]}"] = site
+    return named
+
+
+@lru_cache(maxsize=64)
+def plain_inputs(graph: Graph) -> dict[str, list[Block]]:
+    """Inputs that nothing but weights reads (no gain of their own, no residual link), by their name, with these weights."""
+    numbers = {id(site): number for number, site in enumerate(graph.spec.sites)}
+    tied = {feature.site for feature in graph.features} | {block.target for block in graph.blocks} | {site for site, _ in graph.spec.links}
+    found = {}
+    for name, site in pinned_sites(graph).items():
+        blocks = [block for block in graph.blocks if block.source == numbers[id(site)]]
+        if site.role == "input" and numbers[id(site)] not in tied and blocks:
+            found[name] = blocks
+    return found
+
+
+@lru_cache(maxsize=64)
+def leading(graph: Graph, units: int) -> Graph:
+    """The view of a graph that ends each plain input after so many units; the weights on further units are `unseen`.
+
+    Its spec counts the seen units of a site only.
+    """
+    cut = {block for blocks in plain_inputs(graph).values() for block in blocks if block.index.shape[1] > units}
+    if not cut:
+        return graph
+    blocks = tuple(replace(block, index=block.index[:, :units]) if block in cut else block for block in graph.blocks)
+    short = {block.source for block in cut}
+    sites = tuple(replace(site, size=units) if number in short else site for number, site in enumerate(graph.spec.sites))
+    unseen = torch.cat([block.index[:, units:].flatten() for block in graph.blocks if block in cut])
+    return Graph(replace(graph.spec, sites=sites), blocks, graph.features, graph.scalars, unseen)
 
 
 def _rectangles(axes: tuple[tuple[Piece, ...], ...], flat: Tensor):

@@ -93,7 +93,6 @@ def prepare(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Ma
     chart = fit_chart(spec, recipe, canonical.theta)
     flow = build_flow(chart, canonical.reference, config)
     points = chart.point(canonical.theta).to(next(flow.field.parameters()))
-    flow.field.acquaint(chart.graph, points * chart.scale)
     return flow, points
 
 

@@ -77,7 +77,8 @@ def test_an_ideal_network_keeps_the_spread_through_sample(prediction, spec, gene
         def forward(self, graph, x, t):
             t = t[:, None]
             s2 = t**2 + (1 - t) ** 2
-            return {"preconditioned": 0 * x, "velocity": (2 * t - 1) / s2 * x, "endpoint": t / s2 * x}[prediction]
+            s = s2.sqrt()  # what x was divided by
+            return {"preconditioned": 0 * x, "velocity": (2 * t - 1) / s * x, "endpoint": t / s * x}[prediction]
 
     flow = Flow(chart, Ideal(), thetas.mean(0), CONFIG | {"prediction": prediction})
     points = chart.point(sample(flow, 2000, steps=100, generator=generator))
@@ -215,7 +216,7 @@ def test_corrupt_foreign_and_missing_flows_are_named(spec, thetas, tmp_path):
     ("options", "message"),
     [
         ({"flow": "geometri"}, "Unknown flow 'geometri'. Known: euclidean, normalized, geometric"),
-        ({"velocity": "gnn"}, "Known: transformer, mlp"),
+        ({"velocity": "gnn"}, "Known: transformer, identified, mlp"),
         ({"coupling": "none"}, "Known: independent, ot, equivariant_ot"),
         ({"time": "late"}, "Known: uniform, beta"),
         ({"prediction": "noise"}, "Known: preconditioned, velocity, endpoint"),

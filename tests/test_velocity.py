@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from geoflow import apply_symmetry, fit, graph_of, permute, random_symmetry, sample, spec_of
+from geoflow import apply_symmetry, fit, graph_of, random_symmetry, sample, spec_of
 from geoflow.chart import FLOWS, fit_chart
 from geoflow.symmetry import Symmetry
-from geoflow.velocity import MLPVelocity, RelationalTransformer, complete_sizes
+from geoflow.velocity import IdentifiedTransformer, MLPVelocity, RelationalTransformer, complete_sizes
 from geoflow.velocity.edges import edge_update, exchange
 from geoflow.velocity.message_passing import MessagePassingTransformer
 from geoflow.zoo.networks import mlp
@@ -105,6 +105,20 @@ def test_the_mlp_serves_its_own_architecture_only():
         field(other, *inputs(other))
 
 
+def test_an_identified_field_knows_its_units_and_serves_its_own_widths():
+    """Units that are exchanged are other units to it, even where they carry the same numbers."""
+    graph, other = (graph_of(spec_of(mlp(5, [n], 2), torch.zeros(1, 5))) for n in (4, 9))
+    torch.manual_seed(0)
+    field = IdentifiedTransformer(graph, SMALL)
+    for head in (*field.edge_out.values(), *field.node_out.values()):
+        torch.nn.init.normal_(head.weight)
+    v = field(graph, torch.ones(1, graph.size), torch.tensor([0.5]))
+    hidden = next(feature for feature in graph.features if feature.site == 1)
+    assert v[0, hidden.index].std() > 1e-3
+    with pytest.raises(ValueError, match="for 4 units of 'unit1', not for 9"):
+        field(other, *inputs(other))
+
+
 @pytest.mark.parametrize("flow", FLOWS)
 def test_transfer_gives_networks_of_the_other_width(flow):
     spec, wide = (spec_of(mlp(5, [n], 2), torch.zeros(1, 5)) for n in (4, 11))
@@ -173,8 +187,8 @@ def test_the_fused_exchange_equals_autograd(sources, listening, draw):
 @pytest.mark.parametrize(
     ("velocity", "sizes", "message"),
     [
-        ("gnn", {}, "Known: transformer, mlp"),
-        ("transformer", {"width": 3}, "Known: layers, node, edge, edge_hidden, heads"),
+        ("gnn", {}, "Known: transformer, identified, mlp"),
+        ("transformer", {"width": 3}, "Known: layers, node, edge, edge_hidden, heads, components"),
         ("transformer", {"layers": 0}, "sizes.layers=0"),
         ("transformer", {"node": 10, "heads": 4}, "multiple"),
     ],
@@ -182,27 +196,3 @@ def test_the_fused_exchange_equals_autograd(sources, listening, draw):
 def test_wrong_sizes_are_named(velocity, sizes, message):
     with pytest.raises(ValueError, match=message):
         complete_sizes(velocity, sizes)
-
-
-def test_places_begin_at_the_principal_components_of_the_zoo(generator):
-    """Rows in a plane: the first two components span it, with mean square one, whatever the order of the hidden units."""
-    graph = graph_of(spec_of(mlp(20, [6], 3), torch.zeros(1, 20)))
-    plane = torch.linalg.qr(torch.randn(20, 2, generator=generator)).Q
-    x = torch.randn(50, graph.size, generator=generator)
-    x[:, graph.blocks[0].index[..., 0]] = torch.randn(50, 6, 2, generator=generator) @ (plane * torch.tensor([3.0, 1.0])).T
-    field, again = randomised(graph), randomised(graph)
-    before = field.places["input0"].clone()
-    field.acquaint(graph, x)
-    first = field.places["input0"][:, :2].detach()
-    assert (plane @ (plane.T @ first)).allclose(first, atol=1e-4)
-    assert first.square().mean(0).allclose(torch.ones(2), atol=1e-5) and not first.allclose(before[:, :2])
-    again.acquaint(graph, permute(graph.spec, x, {0: torch.randperm(6, generator=generator)}))
-    assert again.places["input0"][:, :2].abs().allclose(first.abs(), atol=1e-4)  # a component's sign is free
-
-
-def test_more_components_than_units_leave_random_places(generator):
-    graph = graph_of(spec_of(mlp(5, [4], 1), torch.zeros(1, 5)))
-    field = randomised(graph)
-    before = field.places["input0"].clone()
-    field.acquaint(graph, torch.randn(9, graph.size, generator=generator))
-    assert torch.equal(field.places["input0"][:, 5:], before[:, 5:]) and field.places["output0"].isfinite().all()

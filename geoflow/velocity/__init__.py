@@ -1,4 +1,4 @@
-"""The fields: modules (graph, x, t) -> velocity that a flow can be built on, with acquaint(graph, x) to begin from a zoo."""
+"""The fields: modules (graph, x, t) -> velocity that a flow can be built on."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -8,16 +8,16 @@ from torch import nn
 from geoflow.choices import choose
 from geoflow.graph import Graph
 from geoflow.velocity.mlp import MLPVelocity
-from geoflow.velocity.relational_transformer import RelationalTransformer
+from geoflow.velocity.relational_transformer import IdentifiedTransformer, RelationalTransformer
 
-VELOCITIES = {"transformer": RelationalTransformer, "mlp": MLPVelocity}
+VELOCITIES = {"transformer": RelationalTransformer, "identified": IdentifiedTransformer, "mlp": MLPVelocity}
 
 
 def complete_sizes(velocity: str, sizes: Mapping[str, int]) -> dict[str, int]:
     """All sizes of a field, those left out at their defaults. Raises ValueError for an unknown field or size, and a size below 1.
 
     >>> complete_sizes("transformer", {"layers": 2})
-    {'layers': 2, 'node': 64, 'edge': 16, 'edge_hidden': 32, 'heads': 4}
+    {'layers': 2, 'node': 64, 'edge': 16, 'edge_hidden': 32, 'heads': 4, 'components': 128}
     """
     kind = choose("velocity", velocity, VELOCITIES).Sizes
     for name, value in sizes.items():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torch_geometric.utils import scatter, softmax
 
-from geoflow.graph import Graph, to_pyg
+from geoflow.graph import Graph, leading, to_pyg
 from geoflow.velocity.layer import Layer, moving_sites, moving_units
 from geoflow.velocity.relational_transformer import RelationalTransformer
 
@@ -26,6 +26,8 @@ class MessagePassingTransformer(nn.Module):
         self.transformer = transformer
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
+        if len(leading(graph, self.transformer.components).unseen):
+            raise ValueError(f"The reference computes every edge, not sizes.components={self.transformer.components} of an input alone.")
         moving, inputs, blocks_of_edges, time = self.transformer.embed(graph, x, t)
         sites = inputs | dict(zip(moving_sites(graph), moving.split(moving_units(graph), 1), strict=True))
         data = Batch.from_data_list([to_pyg(graph.spec, theta[: graph.spec.weights]) for theta in x.detach()])

@@ -1,6 +1,7 @@
 """Predict the flow's velocity with a plain MLP on the flattened weights: the second field, tied to one architecture."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ class MLPVelocity(nn.Module):
 
     Sizes = MLPSizes
     equivariant = False
+    components = math.inf  # of each input it sees every weight
 
     def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes()):
         super().__init__()
@@ -35,9 +37,6 @@ class MLPVelocity(nn.Module):
         widths = [self.size + 64, sizes.width, sizes.width // 2, sizes.width]
         hidden = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.LayerNorm(b), nn.GELU())]
         self.net = nn.Sequential(*hidden, zeroed(nn.Linear(sizes.width, self.size)))
-
-    def acquaint(self, graph: Graph, x: Float[Tensor, "nets size"]) -> None:
-        """Begin with nothing but random weights, as published."""
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
         """Raises ValueError for a graph of another size than the one it was built for."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geoflow.graph import Graph
+from geoflow.graph import Graph, leading, pinned_sites, plain_inputs
 from geoflow.spec import Site
 from geoflow.velocity.embeddings import TimeEmbedding
 from geoflow.velocity.heads import zeroed
@@ -16,13 +16,15 @@ from geoflow.velocity.layer import Layer, moving_sites, moving_units
 
 @dataclass(frozen=True)
 class TransformerSizes:
-    """Layers, widths of the states, heads; none depends on the networks that are generated."""
+    """Layers, widths of the states, heads; none depends on the networks that are generated. Of each input the field sees the weights on
+    the first `components` units (principal axes, where the chart turns them so) and predicts 0 for the others."""
 
     layers: int = 4
     node: int = 64
     edge: int = 16
     edge_hidden: int = 32
     heads: int = 4
+    components: int = 128
 
     def __post_init__(self):
         if self.node % self.heads:
@@ -38,6 +40,9 @@ class RelationalTransformer(nn.Module):
     def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes()):
         super().__init__()
         w = sizes
+        self.components = w.components
+        self.placed = {name: site.size for name, site in self.sites_with_places(graph).items()}
+        graph = leading(graph, w.components)
         self.time = TimeEmbedding(w.node)
         keys = {block.key for block in graph.blocks}
         self.edge_in = nn.ModuleDict({key: nn.Linear(_width(key), w.edge) for key in sorted(keys)})
@@ -45,7 +50,12 @@ class RelationalTransformer(nn.Module):
         keys = {feature.key for feature in graph.features}
         self.node_in = nn.ModuleDict({key: nn.Linear(_width(key), w.node) for key in sorted(keys)})
         self.node_out = nn.ModuleDict({key: zeroed(nn.Linear(w.node, _width(key))) for key in sorted(keys)})
-        self.places = nn.ParameterDict({name: nn.Parameter(torch.randn(site.size, w.node)) for name, site in pinned_sites(graph).items()})
+        placed = self.sites_with_places(graph)
+        self.places = nn.ParameterDict({name: nn.Parameter(torch.randn(site.size, w.node)) for name, site in placed.items()})
+        for name in plain_inputs(graph):  # turned along principal axes: each of the first has a direction of the state to itself
+            place, few = self.places[name], min(self.places[name].shape)
+            with torch.no_grad():
+                place[:few] = math.sqrt(few) * torch.eye(few, w.node)
         self.depth = nn.Linear(3, w.node)
         scalars = len(graph.scalars)
         self.scalar_in = nn.Linear(scalars, w.node) if scalars else None
@@ -55,24 +65,16 @@ class RelationalTransformer(nn.Module):
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
         self.check(graph)
+        graph = leading(graph, self.components)
         nodes, inputs, edges, time = self.embed(graph, x, t)
         for layer in self.layers:
             nodes, edges = layer(graph, nodes, inputs, edges, time)
         return self.read_out(graph, nodes, inputs, edges)
 
-    @torch.no_grad()
-    def acquaint(self, graph: Graph, x: Float[Tensor, "nets size"]) -> None:
-        """Begin with the zoo `x`: the places of pinned units become principal components of the weights that join these units.
-
-        A layer projects rows of weights on a basis over their units that the places span. From random places it has to find that basis
-        first. Each component has mean square one over the units, as random places have, and stays learned.
-        """
-        for name, site in pinned_sites(graph).items():
-            rows = rows_at(graph, site, x)
-            if len(rows):
-                centred = rows - rows.mean(0)
-                components = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, : self.places[name].shape[1]]
-                self.places[name][:, : components.shape[1]] = components * math.sqrt(site.size)
+    @staticmethod
+    def sites_with_places(graph: Graph) -> dict[str, Site]:
+        """Sites whose units have learned states of their own, by name: those that are not exchangeable."""
+        return pinned_sites(graph)
 
     def check(self, graph: Graph) -> None:
         """Raise ValueError where a graph has a role, or units of a task, that this field was not built for."""
@@ -82,8 +84,8 @@ class RelationalTransformer(nn.Module):
                 f"The field has never seen the role {unseen[0]!r}; it knows {', '.join(sorted(known))}. Such weights come with another "
                 "depth or layer: fit the flow to networks that have them too."
             )
-        for name, site in pinned_sites(graph).items():
-            units = len(self.places[name]) if name in self.places else 0
+        for name, site in self.sites_with_places(graph).items():
+            units = self.placed.get(name, 0)
             if units != site.size:
                 raise ValueError(
                     f"The field was built for {units} units of {name!r}, not for {site.size}: another task needs another flow."
@@ -97,7 +99,7 @@ class RelationalTransformer(nn.Module):
         time = self.time(t)
         if self.scalar_in is not None:
             time = time + self.scalar_in(x[:, graph.scalars])
-        names = {id(site): name for name, site in pinned_sites(graph).items()}
+        names = {id(site): name for name, site in self.sites_with_places(graph).items()}
         sites = []
         for site, depth in zip(graph.spec.sites, graph.depth, strict=True):
             place = self.depth(x.new_tensor([depth, site.role == "input", site.role == "output"]))
@@ -130,30 +132,24 @@ class RelationalTransformer(nn.Module):
         if self.scalar_out is not None:
             outputs = [sites[index].mean(1) for index, site in enumerate(graph.spec.sites) if site.role == "output"]
             parts.append(self.scalar_out(torch.stack(outputs).mean(0)))
+        parts.append(nodes.new_zeros(nets, len(graph.unseen)))
         return torch.cat(parts, 1)[:, graph.order]
+
+
+class IdentifiedTransformer(RelationalTransformer):
+    """Knows each hidden unit by its place in the aligned zoo too; so it is not equivariant, and serves its own widths only.
+
+    An equivariant field sees exchangeable units in pure noise, and must first decide which of them becomes which unit of the reference.
+    """
+
+    equivariant = False
+
+    @staticmethod
+    def sites_with_places(graph: Graph) -> dict[str, Site]:
+        hidden = {f"unit{number}": site for number, site in enumerate(graph.spec.sites) if site.permutation is not None}
+        return pinned_sites(graph) | hidden
 
 
 def _width(key: str) -> int:
     """The number of features that a role's key ends with."""
     return int(key.rsplit(":", 1)[1])
-
-
-def rows_at(graph: Graph, site: Site, x: Float[Tensor, "nets size"]) -> Float[Tensor, "rows units"]:
-    """All vectors of weights, one for each unit of the site, that join these units to a unit elsewhere."""
-    rows = [x.new_empty(0, site.size)]
-    for block in graph.blocks:
-        for end, axis in ((block.target, 1), (block.source, 2)):
-            if graph.spec.sites[end] is site:
-                rows.append(x[:, block.index].movedim(axis, -1).reshape(-1, site.size))
-    return torch.cat(rows)
-
-
-def pinned_sites(graph: Graph) -> dict[str, Site]:
-    """Sites whose units are not exchangeable, by a name that other architectures for the same task share."""
-    counts: dict[str, int] = {}
-    named = {}
-    for site in graph.spec.sites:
-        if site.permutation is None:
-            counts[site.role] = counts.get(site.role, -1) + 1
-            named[f"{site.role}{counts[site.role]}"] = site
-    return named

@@ -1,0 +1,147 @@
+"""Principal axes of inputs: an isometry that every symmetry survives, and the exact flow of a Gaussian zoo."""
+
+import pytest
+import torch
+
+from geoflow import FLOWS, fit, graph_of, permute, random_symmetry, sample, spec_of
+from geoflow.chart import fit_chart
+from geoflow.flow import build_flow, gaussian
+from geoflow.frame import fit_frame
+from geoflow.graph import leading, plain_inputs
+from geoflow.paths import geodesic
+from geoflow.sources import noise
+from geoflow.velocity import RelationalTransformer
+from geoflow.zoo.networks import mlp
+from tests.networks import NETWORKS
+
+CONFIG = {"velocity": "transformer", "prediction": "preconditioned", "sizes": {"layers": 1, "node": 16}, "seed": 0}
+
+
+@pytest.fixture
+def spec():
+    return spec_of(mlp(12, [4], 3), torch.zeros(1, 12))
+
+
+@pytest.fixture
+def skewed(spec, generator):
+    """A zoo whose rows of the first layer spread from .1 to 1.2 along axes of their own, around a mean that is not zero."""
+    axes = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
+    thetas = torch.randn(4000, spec.weights, generator=generator)
+    rows = torch.randn(4000, 4, 12, generator=generator) * torch.linspace(1.2, 0.1, 12) + 0.5
+    thetas[:, graph_of(spec).blocks[0].index[..., 0]] = rows @ axes.T
+    return thetas, axes
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_turning_is_an_isometry_that_commutes_with_permutations(name, generator):
+    make, example = NETWORKS[name]
+    spec = spec_of(make(), example())
+    graph = graph_of(spec)
+    x = torch.randn(6, graph.size, generator=generator, dtype=torch.float64)
+    frame = fit_frame(graph, x)
+    turned = frame.turn(graph, x)
+    assert torch.allclose(frame.turn_back(graph, turned), x, atol=1e-12)
+    assert torch.allclose(turned @ turned.T, x @ x.T, atol=1e-9)
+    several = any(block.index.shape[1] > 1 for blocks in plain_inputs(graph).values() for block in blocks)
+    assert several == (not torch.equal(turned, x))
+    move = random_symmetry(spec, generator).permutations
+    assert torch.allclose(frame.turn(graph, permute(spec, x, move)), permute(spec, turned, move), atol=1e-12)
+
+
+def test_the_axes_are_those_of_the_zoo_widest_first(spec, skewed):
+    thetas, axes = skewed
+    frame = fit_frame(graph_of(spec), thetas)
+    assert (frame.axes["input0"].T @ axes).abs().diagonal().min() > 0.97
+    mean, spread = next(iter(frame.moments.values()))
+    assert torch.allclose(spread[:, 0], torch.linspace(1.2, 0.1, 12), rtol=0.03, atol=1e-3)
+    assert torch.allclose(mean[:, 0].square().sum(), torch.tensor(12 * 0.25), rtol=0.03)
+
+
+def test_a_direction_that_a_small_zoo_never_took_is_not_impossible(spec, generator):
+    frame = fit_frame(graph_of(spec), torch.randn(2, spec.weights, generator=generator))
+    assert next(iter(frame.moments.values()))[1].min() > 0.1
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_flow_that_learned_nothing_draws_the_gaussian_of_the_rows(flow, spec, skewed, generator):
+    """The heads begin at zero, so an untrained flow is the exact one: mean and covariance of the rows are the zoo's own."""
+    from geoflow import canonicalize
+
+    canonical = canonicalize(spec, skewed[0], balance=FLOWS[flow].balance)
+    chart = fit_chart(spec, FLOWS[flow], canonical.theta)
+    untrained = build_flow(chart, canonical.reference, CONFIG | {"flow": flow})
+    new = sample(untrained, 4000, steps=64, generator=generator)
+    index = graph_of(spec).blocks[0].index[..., 0]
+    rows, expected = (part[:, index].flatten(0, 1) for part in (new, canonical.theta))
+    scale = expected.T.cov().norm()
+    assert (rows.mean(0) - expected.mean(0)).norm() < 0.1 * expected.mean(0).norm()
+    assert (rows.T.cov() - expected.T.cov()).norm() < 0.12 * scale
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_the_gaussian_velocity_is_the_regression_of_velocities_on_points(flow, spec, skewed, generator):
+    """What is left after it has the stated size, and is uncorrelated with the point."""
+    from geoflow import canonicalize
+
+    theta = canonicalize(spec, skewed[0], balance=FLOWS[flow].balance).theta
+    chart = fit_chart(spec, FLOWS[flow], theta)
+    x_1, coordinates = chart.point(theta), graph_of(spec).blocks[0].index[..., 0]
+    for time in (0.2, 0.5, 0.9):
+        t = torch.full((len(x_1),), time)
+        x_t, dx_t = geodesic(chart.manifold, noise(chart, len(x_1), generator), x_1, t)
+        standard, mean, rest = gaussian(x_t, t, chart)
+        # on a sphere of 12 coordinates noise is not quite orthogonal to data, which the narrowest axes feel
+        axes = slice(6 if FLOWS[flow].spheres else None)
+        left = ((dx_t * chart.scale - mean) / rest)[:, coordinates].flatten(0, 1)[:, axes]
+        seen = standard[:, coordinates].flatten(0, 1)[:, axes]
+        assert left.std(0).sub(1).abs().max() < 0.08 and seen.std(0).sub(1).abs().max() < 0.08
+        assert (left * seen).mean(0).abs().max() < 0.08
+
+
+def test_what_a_field_does_not_see_it_neither_hears_nor_moves(spec, generator):
+    graph = graph_of(spec)
+    torch.manual_seed(0)
+    field = RelationalTransformer(graph, RelationalTransformer.Sizes(layers=1, node=16, components=5))
+    for parameter in field.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    unseen = graph.blocks[0].index[:, 5:].flatten()
+    assert leading(graph, 5).unseen.tolist() == unseen.tolist() and leading(graph, 12) is graph
+    x, t = torch.randn(2, graph.size, generator=generator), torch.tensor([0.3, 0.6])
+    v, changed = field(graph, x, t), x.clone()
+    changed[:, unseen] += 1
+    assert torch.equal(field(graph, changed, t), v)
+    seen = torch.ones(graph.size, dtype=torch.bool)
+    seen[unseen] = False
+    assert (v[:, unseen] == 0).all() and (v[:, seen] != 0).all()
+
+
+def test_networks_come_whole_from_few_components(spec, skewed, generator):
+    few = fit(spec, skewed[0], sizes={"layers": 1, "node": 16, "components": 3}, iterations=2, batch=8, progress=False)
+    theta = sample(few, 5, steps=4, generator=generator)
+    assert theta.shape == (5, spec.weights) and torch.linalg.matrix_rank(theta[:, :48].reshape(20, 12)) == 12
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "endpoint"])
+def test_a_prediction_that_cannot_place_the_unseen_is_refused(prediction, spec, skewed):
+    with pytest.raises(ValueError, match=r"sizes\.components=12"):
+        fit(spec, skewed[0], prediction=prediction, sizes={"components": 5}, iterations=1, progress=False)
+    fit(spec, skewed[0], prediction=prediction, sizes={"components": 12, "layers": 1}, iterations=1, progress=False)
+
+
+def test_another_number_of_inputs_is_another_task(spec, skewed):
+    flow = fit(spec, skewed[0], sizes={"layers": 1, "node": 16}, iterations=1, batch=4, progress=False)
+    with pytest.raises(ValueError, match="12 units of 'input0', not 9"):
+        sample(flow, 1, spec=spec_of(mlp(9, [4], 3), torch.zeros(1, 9)), steps=1)
+
+
+def test_inputs_with_a_gain_or_a_residual_link_of_their_own_are_left_as_they_are():
+    class Residual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = torch.nn.Linear(6, 6)
+
+        def forward(self, x):
+            return x + self.mix(x)
+
+    assert not plain_inputs(graph_of(spec_of(Residual(), torch.zeros(1, 6))))
+    assert not plain_inputs(graph_of(spec_of(torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.Linear(6, 2)), torch.zeros(1, 6))))
