@@ -47,7 +47,9 @@ class Frame:
             for block in blocks if name in self.axes else ():
                 axes = self.axes[name]
                 if (units := block.index.shape[1]) != len(axes):
-                    raise ValueError(f"The flow knows {len(axes)} units of {name!r}, not {units}: another task needs another flow.")
+                    raise ValueError(
+                        f"The flow was built for {len(axes)} units of {name!r}, not for {units}: another task needs another flow."
+                    )
                 if block.key in self.moments:
                     yield block, axes
 

@@ -130,7 +130,7 @@ def test_a_prediction_that_cannot_place_the_unseen_is_refused(prediction, spec, 
 
 def test_another_number_of_inputs_is_another_task(spec, skewed):
     flow = fit(spec, skewed[0], sizes={"layers": 1, "node": 16}, iterations=1, batch=4, progress=False)
-    with pytest.raises(ValueError, match="12 units of 'input0', not 9"):
+    with pytest.raises(ValueError, match="12 units of 'input0', not for 9"):
         sample(flow, 1, spec=spec_of(mlp(9, [4], 3), torch.zeros(1, 9)), steps=1)
 
 

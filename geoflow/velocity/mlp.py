@@ -1,7 +1,7 @@
 """Predict the flow's velocity with a plain MLP on the flattened weights: the second field, tied to one architecture."""
 
 import itertools
-import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ class MLPVelocity(nn.Module):
 
     Sizes = MLPSizes
     equivariant = False
-    components = math.inf  # of each input it sees every weight
+    components = sys.maxsize  # of each input it sees every weight
 
     def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes()):
         super().__init__()
