@@ -13,6 +13,7 @@ python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -35,13 +36,14 @@ from geoflow.randomness import randomness
 from geoflow.sampling import sample as draw
 from geoflow.spec import NetworkSpec
 from geoflow.training import prepare, train
+from geoflow.velocity import VELOCITIES
 from geoflow.wiring import spec_of
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.store import digest, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = ("layers", "node", "edge", "edge_hidden", "heads", "components", "width")
+SIZES = dict.fromkeys(part.name for velocity in VELOCITIES.values() for part in fields(velocity.Sizes))  # all that any velocity has
 POWERS = [2**n for n in range(12)]
 GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
 
@@ -68,7 +70,7 @@ def config():
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint
-    sizes = {name: None for name in SIZES}  # of the velocity: layers, node, edge, edge_hidden, heads, components; of mlp: width
+    sizes = dict(SIZES)  # of the velocity: layers, node, edge, edge_hidden, heads, components; of mlp: width
     iterations = 1000
     batch = 32
     lr = 2e-3

@@ -14,7 +14,7 @@ from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.frame import Frame
-from geoflow.graph import leading, pinned_sites
+from geoflow.graph import leading, plain_inputs
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
@@ -153,7 +153,7 @@ def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mappi
         torch.manual_seed(randomness(config["seed"], "field").initial_seed())
         field = build_field(chart.graph, config["velocity"], config["sizes"])
     if config["prediction"] != "preconditioned" and len(leading(chart.graph, field.components).unseen):
-        widest = max(site.size for site in pinned_sites(chart.graph).values())
+        widest = max(block.index.shape[1] for blocks in plain_inputs(chart.graph).values() for block in blocks)
         raise ValueError(
             f"prediction={config['prediction']} leaves coordinates that the field does not see as they are: only preconditioned knows "
             f"where they go. Choose it, or sizes.components={widest}."

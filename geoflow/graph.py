@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geoflow.spec import NetworkSpec, Piece, Site
+from geoflow.spec import NetworkSpec, Piece
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,26 +108,25 @@ def graph_of(spec: NetworkSpec, extras: int = 0) -> Graph:
     return Graph(spec, blocks, features, torch.cat([scalars, torch.arange(spec.weights, spec.weights + extras)]))
 
 
-def pinned_sites(graph: Graph) -> dict[str, Site]:
-    """Sites whose units are not exchangeable, by a name that other architectures for the same task share."""
+def pinned_sites(graph: Graph) -> dict[str, int]:
+    """The numbers of the sites whose units are not exchangeable, by a name that other architectures for the same task share."""
     counts: dict[str, int] = {}
     named = {}
-    for site in graph.spec.sites:
+    for number, site in enumerate(graph.spec.sites):
         if site.permutation is None:
             counts[site.role] = counts.get(site.role, -1) + 1
-            named[f"{site.role}{counts[site.role]}"] = site
+            named[f"{site.role}{counts[site.role]}"] = number
     return named
 
 
 @lru_cache(maxsize=64)
 def plain_inputs(graph: Graph) -> dict[str, list[Block]]:
     """Inputs that nothing but weights reads (no gain of their own, no residual link), by their name, with these weights."""
-    numbers = {id(site): number for number, site in enumerate(graph.spec.sites)}
     tied = {feature.site for feature in graph.features} | {block.target for block in graph.blocks} | {site for site, _ in graph.spec.links}
     found = {}
-    for name, site in pinned_sites(graph).items():
-        blocks = [block for block in graph.blocks if block.source == numbers[id(site)]]
-        if site.role == "input" and numbers[id(site)] not in tied and blocks:
+    for name, number in pinned_sites(graph).items():
+        blocks = [block for block in graph.blocks if block.source == number]
+        if graph.spec.sites[number].role == "input" and number not in tied and blocks:
             found[name] = blocks
     return found
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from geoflow import FLOWS, fit, graph_of, permute, random_symmetry, sample, spec_of
+from geoflow import FLOWS, canonicalize, fit, graph_of, permute, random_symmetry, sample, spec_of
 from geoflow.chart import fit_chart
 from geoflow.flow import build_flow, gaussian
 from geoflow.frame import fit_frame
@@ -65,8 +65,6 @@ def test_a_direction_that_a_small_zoo_never_took_is_not_impossible(spec, generat
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_flow_that_learned_nothing_draws_the_gaussian_of_the_rows(flow, spec, skewed, generator):
     """The heads begin at zero, so an untrained flow is the exact one: mean and covariance of the rows are the zoo's own."""
-    from geoflow import canonicalize
-
     canonical = canonicalize(spec, skewed[0], balance=FLOWS[flow].balance)
     chart = fit_chart(spec, FLOWS[flow], canonical.theta)
     untrained = build_flow(chart, canonical.reference, CONFIG | {"flow": flow})
@@ -81,8 +79,6 @@ def test_a_flow_that_learned_nothing_draws_the_gaussian_of_the_rows(flow, spec, 
 @pytest.mark.parametrize("flow", FLOWS)
 def test_the_gaussian_velocity_is_the_regression_of_velocities_on_points(flow, spec, skewed, generator):
     """What is left after it has the stated size, and is uncorrelated with the point."""
-    from geoflow import canonicalize
-
     theta = canonicalize(spec, skewed[0], balance=FLOWS[flow].balance).theta
     chart = fit_chart(spec, FLOWS[flow], theta)
     x_1, coordinates = chart.point(theta), graph_of(spec).blocks[0].index[..., 0]

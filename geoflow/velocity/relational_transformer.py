@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geoflow.graph import Graph, leading, pinned_sites, plain_inputs
-from geoflow.spec import Site
 from geoflow.velocity.embeddings import TimeEmbedding
 from geoflow.velocity.heads import zeroed
 from geoflow.velocity.layer import Layer, moving_sites, moving_units
@@ -41,7 +40,7 @@ class RelationalTransformer(nn.Module):
         super().__init__()
         w = sizes
         self.components = w.components
-        self.placed = {name: site.size for name, site in self.sites_with_places(graph).items()}
+        self.units = self.units_with_places(graph)
         graph = leading(graph, w.components)
         self.time = TimeEmbedding(w.node)
         keys = {block.key for block in graph.blocks}
@@ -50,8 +49,8 @@ class RelationalTransformer(nn.Module):
         keys = {feature.key for feature in graph.features}
         self.node_in = nn.ModuleDict({key: nn.Linear(_width(key), w.node) for key in sorted(keys)})
         self.node_out = nn.ModuleDict({key: zeroed(nn.Linear(w.node, _width(key))) for key in sorted(keys)})
-        placed = self.sites_with_places(graph)
-        self.places = nn.ParameterDict({name: nn.Parameter(torch.randn(site.size, w.node)) for name, site in placed.items()})
+        units = self.units_with_places(graph)
+        self.places = nn.ParameterDict({name: nn.Parameter(torch.randn(size, w.node)) for name, size in units.items()})
         for name in plain_inputs(graph):  # turned along principal axes: each of the first has a direction of the state to itself
             place, few = self.places[name], min(self.places[name].shape)
             with torch.no_grad():
@@ -72,9 +71,13 @@ class RelationalTransformer(nn.Module):
         return self.read_out(graph, nodes, inputs, edges)
 
     @staticmethod
-    def sites_with_places(graph: Graph) -> dict[str, Site]:
-        """Sites whose units have learned states of their own, by name: those that are not exchangeable."""
+    def sites_with_places(graph: Graph) -> dict[str, int]:
+        """The numbers of the sites whose units have learned states of their own, by name: those that are not exchangeable."""
         return pinned_sites(graph)
+
+    def units_with_places(self, graph: Graph) -> dict[str, int]:
+        """How many units each of these sites has."""
+        return {name: graph.spec.sites[number].size for name, number in self.sites_with_places(graph).items()}
 
     def check(self, graph: Graph) -> None:
         """Raise ValueError where a graph has a role, or units of a task, that this field was not built for."""
@@ -84,12 +87,10 @@ class RelationalTransformer(nn.Module):
                 f"The field has never seen the role {unseen[0]!r}; it knows {', '.join(sorted(known))}. Such weights come with another "
                 "depth or layer: fit the flow to networks that have them too."
             )
-        for name, site in self.sites_with_places(graph).items():
-            units = self.placed.get(name, 0)
-            if units != site.size:
-                raise ValueError(
-                    f"The field was built for {units} units of {name!r}, not for {site.size}: another task needs another flow."
-                )
+        for name, size in self.units_with_places(graph).items():
+            units = self.units.get(name, 0)
+            if units != size:
+                raise ValueError(f"The field was built for {units} units of {name!r}, not for {size}: another task needs another flow.")
         if len(graph.scalars) != (self.scalar_in.in_features if self.scalar_in else 0):
             raise ValueError(f"The field was not built for a graph with {len(graph.scalars)} scalars.")
 
@@ -99,12 +100,12 @@ class RelationalTransformer(nn.Module):
         time = self.time(t)
         if self.scalar_in is not None:
             time = time + self.scalar_in(x[:, graph.scalars])
-        names = {id(site): name for name, site in self.sites_with_places(graph).items()}
+        names = {number: name for name, number in self.sites_with_places(graph).items()}
         sites = []
-        for site, depth in zip(graph.spec.sites, graph.depth, strict=True):
+        for number, (site, depth) in enumerate(zip(graph.spec.sites, graph.depth, strict=True)):
             place = self.depth(x.new_tensor([depth, site.role == "input", site.role == "output"]))
-            if id(site) in names:
-                place = place + self.places[names[id(site)]]
+            if number in names:
+                place = place + self.places[names[number]]
             sites.append(place.expand(1, site.size, -1))
         for feature in graph.features:
             sites[feature.site] = sites[feature.site] + self.node_in[feature.key](x[:, feature.index])
@@ -145,8 +146,8 @@ class IdentifiedTransformer(RelationalTransformer):
     equivariant = False
 
     @staticmethod
-    def sites_with_places(graph: Graph) -> dict[str, Site]:
-        hidden = {f"unit{number}": site for number, site in enumerate(graph.spec.sites) if site.permutation is not None}
+    def sites_with_places(graph: Graph) -> dict[str, int]:
+        hidden = {f"unit{number}": number for number, site in enumerate(graph.spec.sites) if site.permutation is not None}
         return pinned_sites(graph) | hidden
 
 
