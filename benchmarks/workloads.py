@@ -142,8 +142,7 @@ def zoo_training(device: str) -> Iterator[Row]:
         return mlp(784, [10], 10)
 
     def together():
-        generator = torch.Generator().manual_seed(0)
-        train_zoo(build, task, runs=256, epochs=1, generator=generator, device=device, progress=True, **settings)
+        train_zoo(build, task, runs=256, epochs=1, seed=0, device=device, progress=True, **settings)
 
     def plain(loader: bool):
         train_one_by_one([build().to(device) for _ in range(2)], task, **settings, loader=loader)
@@ -164,7 +163,7 @@ def aligning(device: str) -> Iterator[Row]:
         return mlp(784, [32, 32], 10)
 
     settings = {"runs": 1001, "epochs": 1, "batch": 64, "lr": 1e-2, "weight_decay": 0.1}
-    states = train_zoo(build, tenth, generator=torch.Generator().manual_seed(0), progress=True, **settings)
+    states = train_zoo(build, tenth, seed=0, progress=True, **settings)
     spec = spec_of(build(), torch.zeros(1, 784))
     thetas = pack(spec, states).flatten(0, 1)
     reference, networks = thetas[0], thetas[1:]

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import geoflow
+from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
-from geoflow.zoo import idx, tasks
+from geoflow.zoo import idx, store, tasks
 from geoflow.zoo.networks import ACTIVATIONS, mlp
 from geoflow.zoo.store import ZOO_DEFAULTS, Zoo, digest, load_zoo, read_zoo, save_zoo, split_runs
 from geoflow.zoo.tasks import TASKS, load_task, validation_task
@@ -191,14 +193,15 @@ def test_bad_mlps_are_refused():
 
 def alone(build, task, runs, settings, seed):
     """Plain PyTorch, one network after the other, with the same starts and orders."""
-    gen = seeded(seed)
-    start = int(torch.randint(2**62, (), generator=gen))
+    generators = [randomness(seed, f"run {run}") for run in runs]
+    networks = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(start)
-        networks = [build() for _ in range(runs)]
+        for gen in generators:
+            torch.manual_seed(int(torch.randint(2**62, (), generator=gen)))
+            networks.append(build())
     optimizers = [torch.optim.AdamW(n.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"]) for n in networks]
     for epoch in range(settings["epochs"]):
-        order = torch.stack([torch.randperm(len(task.x_train), generator=gen, dtype=torch.int32) for _ in range(runs)])
+        order = torch.stack([torch.randperm(len(task.x_train), generator=gen, dtype=torch.int32) for gen in generators])
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = settings["lr"] * SCHEDULES[settings["schedule"]](epoch / settings["epochs"])
         for i in range(len(task.x_train) // settings["batch"]):
@@ -223,8 +226,8 @@ def convolution_net():
 @pytest.mark.parametrize("build", [iris_mlp, batch_norm_net, convolution_net])
 def test_training_together_equals_training_alone(build, schedule):
     task, settings = load_task("iris"), SETTINGS | {"schedule": schedule}
-    states = train_zoo(build, task, **settings, generator=seeded(3), progress=False)
-    for run, network in enumerate(alone(build, task, 3, settings, 3)):
+    states = train_zoo(build, task, **settings, seed=3, first=5, progress=False)
+    for run, network in enumerate(alone(build, task, (5, 6, 7), settings, 3)):
         for name, value in network.state_dict().items():
             # float32 sums in another order, 24 steps; Adam divides by the gradient's size, which magnifies
             torch.testing.assert_close(states[name][run, -1], value, atol=1e-5, rtol=1e-4)
@@ -232,7 +235,7 @@ def test_training_together_equals_training_alone(build, schedule):
 
 def test_runs_differ_and_seeds_repeat():
     task = load_task("iris")
-    first, again, other = (train_zoo(iris_mlp, task, **SETTINGS, generator=seeded(s), progress=False) for s in (0, 0, 1))
+    first, again, other = (train_zoo(iris_mlp, task, **SETTINGS, seed=s, progress=False) for s in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["0.weight"], other["0.weight"])
     assert not torch.equal(first["0.weight"][0], first["0.weight"][1])
@@ -240,9 +243,9 @@ def test_runs_differ_and_seeds_repeat():
 
 def test_snapshots_are_states_on_the_way():
     task = load_task("iris")
-    states = train_zoo(iris_mlp, task, **SETTINGS, generator=seeded(), progress=False)
+    states = train_zoo(iris_mlp, task, **SETTINGS, seed=0, progress=False)
     shorter = SETTINGS | {"epochs": 2, "snapshots": 1}
-    halfway = train_zoo(iris_mlp, task, **shorter, generator=seeded(), progress=False)
+    halfway = train_zoo(iris_mlp, task, **shorter, seed=0, progress=False)
     assert torch.equal(states["2.bias"][:, 0], halfway["2.bias"][:, 0])  # snapshots every 2 of 4 epochs: after 2 and after 4
     assert not torch.equal(states["2.bias"][:, 0], states["2.bias"][:, 1])
 
@@ -251,20 +254,20 @@ def test_global_generator_is_left_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     network = lambda: nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.2), nn.Linear(5, 3))  # noqa: E731
-    first, again = (train_zoo(network, load_task("iris"), **SETTINGS, generator=seeded(), progress=False) for _ in range(2))
+    first, again = (train_zoo(network, load_task("iris"), **SETTINGS, seed=0, progress=False) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first["0.weight"], again["0.weight"])  # dropout's masks included
 
 
 def test_every_epoch_uses_every_row_once():
-    batches = torch.cat(list(shuffled_batches(2, 12, 4, seeded())), 1)
+    batches = torch.cat(list(shuffled_batches([seeded(0), seeded(1)], 12, 4)), 1)
     assert torch.equal(batches.sort(1).values, torch.arange(12).expand(2, 12).int())
     assert not torch.equal(batches[0], batches[1])
-    assert sum(b.shape[1] for b in shuffled_batches(2, 14, 4, seeded())) == 12
+    assert sum(b.shape[1] for b in shuffled_batches([seeded(0), seeded(1)], 14, 4)) == 12
 
 
 def test_starts_are_the_default_initialisation():
-    _, states = initial_states(lambda: nn.Linear(100, 50), 20, torch.device("cpu"))
+    _, states = initial_states(lambda: nn.Linear(100, 50), [seeded(n) for n in range(20)], torch.device("cpu"))
     weight = states["weight"]
     assert weight.abs().max() <= 0.1 and abs(weight.std() - 0.1 / 3**0.5) < 1e-3  # uniform on +-1/sqrt(fan in)
     assert not torch.equal(weight[0], weight[1])
@@ -282,7 +285,7 @@ def test_starts_are_the_default_initialisation():
 )
 def test_settings_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        train_zoo(iris_mlp, load_task("iris"), **SETTINGS | change, generator=seeded(), progress=False)
+        train_zoo(iris_mlp, load_task("iris"), **SETTINGS | change, seed=0, progress=False)
 
 
 def test_nan_names_the_run():
@@ -296,7 +299,7 @@ def test_nan_names_the_run():
         return network
 
     with pytest.raises(FloatingPointError, match="The loss of run 1 is not finite in epoch 1"):
-        train_zoo(second_broken, load_task("iris"), **SETTINGS, generator=seeded(), progress=False)
+        train_zoo(second_broken, load_task("iris"), **SETTINGS, seed=0, progress=False)
 
 
 @pytest.mark.parametrize("name", ZOO_DEFAULTS)
@@ -316,7 +319,7 @@ def iris():
 
 def test_zoo_holds_what_training_gave(iris, tmp_path):
     zoo = load_zoo(tmp_path, **iris, seed=0)
-    states = train_zoo(iris_mlp, iris["task"], **SETTINGS, generator=seeded(0), progress=False)
+    states = train_zoo(iris_mlp, iris["task"], **SETTINGS, seed=0, progress=False)
     assert zoo.thetas.shape == (3, 2, iris["spec"].weights) and (zoo.runs, zoo.snapshots) == (3, 2)
     assert torch.equal(zoo.thetas, geoflow.pack(iris["spec"], states))
     assert torch.equal(zoo.networks[3], zoo.thetas[1, 1]) and zoo.run_of.tolist() == [0, 0, 1, 1, 2, 2]
@@ -334,6 +337,28 @@ def test_cache_is_found_by_its_configuration(iris, tmp_path, monkeypatch):
     load_zoo(tmp_path, **iris | {"task": load_task("iris", seed=1)}, seed=0)
     load_zoo(tmp_path, **iris | {"build": lambda: mlp(4, [5], 3, "tanh")}, seed=0)
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_an_interrupted_or_larger_zoo_goes_on(iris, tmp_path, monkeypatch):
+    whole = load_zoo(tmp_path / "whole", **iris | {"settings": SETTINGS | {"runs": 5}}, seed=0)
+    monkeypatch.setattr("geoflow.zoo.store.GROUP", 2)
+    trained, kept = [], store.train_zoo
+
+    def interrupted(*args, first, **options):
+        trained.append(first)
+        if trained == [0, 2]:
+            raise KeyboardInterrupt
+        return kept(*args, first=first, **options)
+
+    monkeypatch.setattr("geoflow.zoo.store.train_zoo", interrupted)
+    grow = partial(load_zoo, tmp_path / "grown", **{**iris, "settings": SETTINGS | {"runs": 5}}, seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        grow()
+    grown = grow()
+    assert trained == [0, 2, 2, 4] and grown.configuration == whole.configuration
+    torch.testing.assert_close(grown.thetas, whole.thetas, atol=1e-5, rtol=1e-4)  # float32 sums in another order
+    fewer = load_zoo(tmp_path / "grown", **iris, seed=0)
+    assert torch.equal(fewer.thetas, grown.thetas[:3]) and trained == [0, 2, 2, 4]
 
 
 def test_corrupt_and_foreign_files_are_refused(iris, tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ from geoflow.vector import pack
 from geoflow.zoo.tasks import Task
 from geoflow.zoo.train import train_zoo
 
-FORMAT = 2  # counted up whenever the same configuration would give another zoo
+FORMAT = 3  # counted up whenever the same configuration would give another zoo
+GROUP = 256  # runs that are trained together, and kept as soon as they are done
 
 # name: arguments of train_zoo. Learning rate, weight decay and epochs have the best mean NLL of single networks on a validation part of
 # the training data, never on the test part; measured with 30-16-16-2, 64-10-10, 4-16-3 and 13-16-3. At 784-10-10 decay .1 is best (.207);
@@ -71,29 +72,33 @@ def load_zoo(
 ) -> Zoo:
     """The zoo of `settings` (arguments of `train_zoo`, all of plain values), read from `folder` or trained and kept there.
 
-    The file is named by the digest of everything that determines the zoo: network, training data, settings, seed and FORMAT.
+    The file is named by the digest of everything that determines its runs: network, training data, settings but for their number, seed and
+    FORMAT. It grows by groups of runs, so that an interrupted training goes on, and a larger zoo begins with the runs of a smaller one.
 
     Raises ValueError for a file that is corrupt or belongs to another configuration: it is never replaced silently.
     """
-    generator = torch.Generator().manual_seed(seed)
+    recipe, runs = dict(settings), settings["runs"]
+    del recipe["runs"]
     configuration = {
         "format": FORMAT,
         "task": task.name,
         "data": _digest_of(task),
         "network": repr(build()),
-        "settings": dict(settings),
+        "settings": recipe,
         "seed": seed,
     }
     path = Path(folder) / f"zoo-{task.name}-{digest(configuration)[:16]}.safetensors"
-    if not path.exists():
-        states = train_zoo(build, task, **settings, generator=generator, device=device, progress=progress)
-        save_zoo(path, Zoo(pack(spec, states), spec, configuration))
-    zoo = read_zoo(path)
+    zoo = read_zoo(path) if path.exists() else Zoo(torch.empty(0, recipe["snapshots"], spec.weights), spec, configuration)
     if zoo.configuration != configuration:
         raise ValueError(f"{path} holds the zoo of another configuration: {zoo.configuration}. Delete it; it will be trained again.")
     if zoo.spec != spec:
         raise ValueError(f"{path} was packed by another table than the one traced now. Delete it; it will be trained again.")
-    return zoo
+    while zoo.runs < runs:
+        group = min(GROUP, runs - zoo.runs)
+        states = train_zoo(build, task, **recipe, runs=group, first=zoo.runs, seed=seed, device=device, progress=progress)
+        zoo = replace(zoo, thetas=torch.cat([zoo.thetas, pack(spec, states)]))
+        save_zoo(path, zoo)
+    return replace(zoo, thetas=zoo.thetas[:runs], configuration=configuration | {"settings": recipe | {"runs": runs}})
 
 
 def save_zoo(path: str | Path, zoo: Zoo) -> None:

@@ -1,6 +1,6 @@
 """Train many networks at once, each from its own start and in its own order of the data."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import cos, pi
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from geoflow.choices import choose
 from geoflow.population import WideProducts
+from geoflow.randomness import randomness
 from geoflow.zoo.tasks import Task
 
 State = dict[str, Tensor]
@@ -33,7 +34,8 @@ def train_zoo(
     batch: int,
     lr: float,
     weight_decay: float,
-    generator: torch.Generator,
+    seed: int,
+    first: int = 0,
     snapshots: int = 1,
     every: int = 1,
     schedule: str = "constant",
@@ -44,15 +46,16 @@ def train_zoo(
 
     The snapshots are the states after the last `snapshots` multiples of `every` epochs, counted back from the end. Each epoch shuffles
     the data anew for each run, leaves out the rest of the division by `batch`, and has the learning rate that `schedule` (of SCHEDULES)
-    gives it. Buffers such as batch norm's statistics are each run's own. The random numbers come from `generator` (on the CPU) alone;
-    torch's global generator is left as found.
+    gives it. Buffers such as batch norm's statistics are each run's own. The runs are numbered from `first`; start and shuffles of a run
+    come from `seed` and its number alone, so it is the same, but for rounding, whichever runs are trained beside it (dropout's masks are
+    drawn for all of them together). torch's global generator is left as found.
 
     Raises ValueError for settings that do not fit together, FloatingPointError naming the runs whose loss is not finite.
 
     >>> from geoflow.zoo.networks import mlp
     >>> from geoflow.zoo.tasks import load_task
     >>> states = train_zoo(lambda: mlp(4, [5], 3), load_task("iris"), runs=6, epochs=3, batch=20, lr=1e-2, weight_decay=0.0,
-    ...                    generator=torch.Generator().manual_seed(0), snapshots=2, progress=False)
+    ...                    seed=0, snapshots=2, progress=False)
     >>> states["0.weight"].shape
     torch.Size([6, 2, 5, 4])
     """
@@ -61,34 +64,40 @@ def train_zoo(
     batches = Batches(task.x_train.to(device), task.y_train.to(device))
     keep = range(epochs - (snapshots - 1) * every, epochs + 1, every)
     kept = []
+    generators = [randomness(seed, f"run {number}") for number in range(first, first + runs)]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_seed(generator))
-        network, state = initial_states(build, runs, device)
+        network, state = initial_states(build, generators, device)
+        torch.manual_seed(_seed(randomness(seed, f"masks of runs from {first}")))
         network.train()
         optimizer = torch.optim.AdamW([v for v in state.values() if v.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
-        bar = tqdm(range(1, epochs + 1), desc=f"{runs} networks", unit="epoch", disable=not progress)
+        bar = tqdm(range(1, epochs + 1), desc=f"runs {first} to {first + runs - 1}", unit="epoch", disable=not progress)
         for epoch in bar:
             optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule]((epoch - 1) / epochs)
-            for rows in shuffled_batches(runs, len(task.x_train), batch, generator):
+            for rows in shuffled_batches(generators, len(task.x_train), batch):
                 losses = step(network, state, optimizer, *batches(rows.to(device)))
-            _check_finite(losses, epoch)
+            _check_finite(losses, epoch, first)
             bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
             if epoch in keep:
                 kept.append({name: value.detach().to("cpu", copy=True) for name, value in state.items()})
     return {name: torch.stack([one[name] for one in kept], 1) for name in state}
 
 
-def initial_states(build: Callable[[], nn.Module], runs: int, device: torch.device) -> tuple[nn.Module, State]:
-    """A network to run the forward pass of, and the stacked states [runs, ...] of `runs` freshly built ones."""
-    networks = [build() for _ in range(runs)]
+def initial_states(
+    build: Callable[[], nn.Module], generators: Sequence[torch.Generator], device: torch.device
+) -> tuple[nn.Module, State]:
+    """A network to run the forward pass of, and the stacked states [runs, ...] of freshly built ones; seeds torch's global generator."""
+    networks = []
+    for generator in generators:
+        torch.manual_seed(_seed(generator))
+        networks.append(build())
     parameters, buffers = stack_module_state(networks)
     state = {name: value.detach().to(device).requires_grad_() for name, value in parameters.items()}
     return networks[0].to(device), state | {name: value.to(device) for name, value in buffers.items()}
 
 
-def shuffled_batches(runs: int, examples: int, batch: int, generator: torch.Generator) -> Iterator[Int[Tensor, "runs batch"]]:
+def shuffled_batches(generators: Sequence[torch.Generator], examples: int, batch: int) -> Iterator[Int[Tensor, "runs batch"]]:
     """The rows of one epoch's batches: an independent shuffle per run, without the rest of the division by `batch`."""
-    orders = torch.stack([torch.randperm(examples, generator=generator, dtype=torch.int32) for _ in range(runs)])
+    orders = torch.stack([torch.randperm(examples, generator=generator, dtype=torch.int32) for generator in generators])
     return iter(orders[:, : examples // batch * batch].split(batch, 1))
 
 
@@ -135,8 +144,8 @@ def _check(runs: int, epochs: int, batch: int, snapshots: int, every: int, sched
         raise ValueError(f"snapshots={snapshots} every {every} epochs do not fit into {epochs} epochs. Train longer or keep fewer.")
 
 
-def _check_finite(losses: Float[Tensor, " runs"], epoch: int) -> None:
-    if bad := (~losses.isfinite()).nonzero().flatten().tolist():
+def _check_finite(losses: Float[Tensor, " runs"], epoch: int, first: int) -> None:
+    if bad := (first + (~losses.isfinite()).nonzero().flatten()).tolist():
         raise FloatingPointError(
             f"The loss of run {', '.join(map(str, bad[:10]))} is not finite in epoch {epoch}. Lower lr or check the data."
         )
