@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from geoflow.canonical import align, canonicalize
+from geoflow.canonical import align
 from geoflow.evaluation.baselines import BASELINES, baseline
 from geoflow.evaluation.metrics import Scores, ensemble_scores, evaluate, summary
 from geoflow.evaluation.novelty import neighbour_distances, novelty
@@ -55,9 +55,8 @@ def assess(
     Baselines and distances live in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances.
     `points` are the fitted zoo's coordinates, `paths` [times, nets, size] those of the sampler on its way.
     """
-    spec, balance = flow.spec, flow.chart.recipe.balance
     train = flow.chart.theta(points)
-    new, old = (canonicalize(spec, one, flow.reference, balance).theta for one in (thetas, heldout.networks))
+    new, old = flow.canonical(thetas), flow.canonical(heldout.networks)
     made = {name: baseline(name, train, len(thetas), generator) for name in BASELINES}
     scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
     some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]
@@ -79,5 +78,6 @@ def assess(
 
 def _in_the_order_of_their_end(flow: Flow, paths: Float[Tensor, "times nets size"]) -> Float[Tensor, "times nets weights"]:
     """The weights on each path, their units all the way in the order that makes its last network canonical."""
-    thetas = flow.chart.theta(paths)
-    return apply_symmetry(flow.spec, thetas, align(flow.spec, thetas[-1], flow.reference)[1])
+    thetas, chart = flow.chart.theta(paths), flow.chart
+    ends, reference = (chart.frame.turn(chart.graph, one) for one in (thetas[-1], flow.reference))
+    return apply_symmetry(flow.spec, thetas, align(flow.spec, ends, reference)[1])

@@ -24,14 +24,16 @@ DEVICES = ("auto", "cpu", "cuda")
 FURTHER = ("sample", "evaluate", "transfer", "curve")  # the commands on a saved flow
 NETWORK = ("task", "hidden", "activation")  # what says which network is made
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
-FITTED = ("flow", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "part")
+FITTED = ("flow", "metric", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "part")
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "guidance", "seed")
 PARTS = ("test", "validation")
+METRICS = ("inputs", "weights")
 STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
 
 CHOICES: dict[str, Mapping | tuple] = {
     "flow": FLOWS,
+    "metric": METRICS,
     "velocity": VELOCITIES,
     "coupling": COUPLINGS,
     "time": TIMES,

@@ -66,6 +66,7 @@ def config():
     part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
     # the flow
     flow = "geometric"  # euclidean, normalized or geometric
+    metric = "inputs"  # how long a row of weights on the inputs is: the rms of what it makes of the training inputs, or as weights
     velocity = "transformer"  # transformer, identified or mlp
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta
@@ -167,7 +168,7 @@ def main(_config, _run):
         zoo = load_zoo(cache, partial(network_for, task, settings), spec, task, zoo_settings(_config), seed, device)
         fitted, heldout = split_runs(zoo, _config["heldout"], randomness(seed, "split"))
     with timed(seconds, "prepare"):
-        untrained, points = prepare(spec, fitted.networks, settings)
+        untrained, points = prepare(spec, fitted.networks, settings, task.x_train if _config["metric"] == "inputs" else None)
     with timed(seconds, "train"):
         training = digest({"zoo": zoo.configuration, "heldout": _config["heldout"], "flow": settings})
         checkpoint = cache / f"flow-{task.name}-{training[:16]}.safetensors"

@@ -1,6 +1,6 @@
 """Choose coordinates: weight vectors of a canonical zoo as points of the manifold that a flow runs on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import sqrt
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from geoflow.canonical.scaling import dead_units, incoming, sphere_rows
-from geoflow.frame import Frame, fit_frame
+from geoflow.frame import Frame, fit_moments, principal_frame
 from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
@@ -40,8 +40,8 @@ class Chart:
     """The map between weight vectors [*batch, weights] and points [*batch, size] of `manifold`; size = weights + one log-norm per output.
 
     Flat coordinates are standardised by role (kind of tensor and of the sites it joins), weights by root fan-in before, so that the
-    statistics serve other widths; variances of batch norm are taken by their logarithm. Weights on an input are turned along the
-    principal axes of `frame`, which moves no distance.
+    statistics serve other widths; variances of batch norm are taken by their logarithm. Before all that, weights on an input are brought
+    to the axes of `frame`; in these coordinates the weight vectors are canonical, and rows have norm 1.
     """
 
     spec: NetworkSpec
@@ -93,6 +93,7 @@ class Chart:
 
     def point(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch size"]:
         """The point of a canonical weight vector. Raises ValueError for a dead unit, whose direction on a sphere is undefined."""
+        theta = self.frame.turn(self.graph, theta)
         if self.recipe.spheres and (dead := dead_units(self.spec, theta)):
             network, site, unit = dead[0]
             raise ValueError(
@@ -103,11 +104,10 @@ class Chart:
         if not (finite := raw.isfinite().reshape(-1, raw.shape[-1]).all(1)).all():
             first = finite.tolist().index(False)
             raise ValueError(f"Network {first} has no coordinates: its output layer is all zero, or a running variance is negative.")
-        return self.frame.turn(self.graph, self._standardised(raw))
+        return self._standardised(raw)
 
     def theta(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch weights"]:
         """The weight vector of a point; rows that left norm 1 in a flat space are brought back to it."""
-        x = self.frame.turn_back(self.graph, x)
         raw = torch.where(self.flat.to(x.device), x * self._std.to(x) + self._mean.to(x), x) / self._root_fan.to(x)
         weights, norms = raw.split([self.spec.weights, len(self.outputs)], -1)
         for index, norm in zip(self.outputs, norms.unbind(-1), strict=True):
@@ -121,7 +121,7 @@ class Chart:
                 norm = rows.norm(dim=-1, keepdim=True)
                 rows = torch.where(norm > DEAD, rows / norm.clamp_min(DEAD), rows)
                 weights = weights.index_copy(-1, index.flatten().to(x.device), rows.flatten(-2))
-        return weights
+        return self.frame.turn_back(self.graph, weights)
 
     def _raw(self, theta: Tensor) -> Tensor:
         """Directions, log-norms and log-variances, weights times root fan-in; not yet standardised."""
@@ -194,10 +194,17 @@ class Chart:
         return values
 
 
-def fit_chart(spec: NetworkSpec, recipe: Recipe, thetas: Float[Tensor, "nets weights"]) -> Chart:
-    """The chart whose statistics are those of a canonical zoo."""
-    blank = Chart(spec, recipe, {})
-    raw = blank._raw(thetas)
+def fit_chart(spec: NetworkSpec, recipe: Recipe, thetas: Float[Tensor, "nets weights"], base: Frame = Frame()) -> Chart:
+    """The chart whose statistics are those of a zoo that is canonical in the frame `base`, along the zoo's own principal axes."""
+    chart, x = _standardised_by(spec, recipe, thetas, base)
+    chart, x = _standardised_by(spec, recipe, thetas, principal_frame(chart.graph, x, base))
+    return replace(chart, frame=replace(chart.frame, moments=fit_moments(chart.graph, x)))
+
+
+def _standardised_by(spec: NetworkSpec, recipe: Recipe, thetas: Tensor, frame: Frame) -> tuple[Chart, Float[Tensor, "nets size"]]:
+    """The chart in a frame without moments, and the zoo's coordinates in units of the noise."""
+    blank = Chart(spec, recipe, {}, frame)
+    raw = blank._raw(frame.turn(blank.graph, thetas))
     statistics = {role: (raw[:, index].mean().item(), raw[:, index].std().item()) for role, index in blank.roles.items()}
-    still = Chart(spec, recipe, statistics)
-    return Chart(spec, recipe, statistics, fit_frame(still.graph, still._standardised(raw) * still.scale.to(raw)))
+    chart = replace(blank, statistics=statistics)
+    return chart, chart._standardised(raw) * chart.scale.to(raw)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
 from geoflow.files import read_tensors, under, write_tensors
@@ -19,7 +20,7 @@ from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-3"  # counted up whenever a saved field no longer fits
+FORMAT = "geoflow-4"  # counted up whenever a saved field no longer fits
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
 
 
@@ -90,6 +91,10 @@ class Flow:
     @property
     def spec(self) -> NetworkSpec:
         return self.chart.spec
+
+    def canonical(self, thetas: Float[Tensor, "nets weights"]) -> Float[Tensor, "nets weights"]:
+        """Networks of the flow's own architecture in the form in which it saw its zoo: `chart.point` takes them. They compute the same."""
+        return canonicalize(self.spec, thetas, self.reference, self.chart.recipe.balance, self.chart.frame).theta
 
     def on(self, spec: NetworkSpec | None) -> Chart:
         """The flow's chart on another architecture for the same task; None: its own. Raises ValueError for one that it cannot serve."""

@@ -1,7 +1,8 @@
-"""Turn the weights that read an input along the principal axes of a zoo's rows, and say how far the zoo spreads along each."""
+"""Turn and stretch the weights that read an input, so that their lengths say what they do; say how far a zoo spreads along each axis."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -9,79 +10,124 @@ from torch import Tensor
 
 from geoflow.graph import Block, Graph, plain_inputs
 
+RIDGE = 0.1  # of the mean square of an input unit: the least that an axis counts, for inputs that the examples do not show
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Orthogonal coordinates for rows of weights on an input: the same for every unit that reads it, so no symmetry is lost.
+    """Linear coordinates for rows of weights on an input: the same for every unit that reads it, so no symmetry is lost.
 
-    `axes` holds by the input's name a matrix [units, units] whose columns are the axes, the widest spread first; `moments` by the role
-    of the weights their mean and standard deviation along each axis, [2, units, features]. Without axes nothing is turned.
+    `axes` holds by the input's name an invertible matrix [units, units]: a row times this matrix is what the flow sees of it. `moments` by
+    the role of the weights their mean and standard deviation along each axis, [2, units, features]. Without axes nothing is turned.
     """
 
     axes: Mapping[str, Float[Tensor, "_units _units"]] = field(default_factory=dict)
     moments: Mapping[str, Float[Tensor, "2 _units _features"]] = field(default_factory=dict)
 
-    def turn(self, graph: Graph, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
-        """Coordinates by input units to coordinates by axes: an isometry, for every row by itself."""
-        for block, axes in self._turned(graph):
-            x = _along(x, block, axes.to(x))
-        return x
+    def turn(self, graph: Graph, theta: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
+        """Weights by input units to weights by axes, every row by itself."""
+        return _turned(graph, theta, self.axes)
 
-    def turn_back(self, graph: Graph, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
+    def turn_back(self, graph: Graph, theta: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
         """The inverse of `turn`."""
-        for block, axes in self._turned(graph):
-            x = _along(x, block, axes.to(x).T)
-        return x
+        return _turned(graph, theta, self._inverse)
 
     def along(self, graph: Graph) -> Float[Tensor, "2 size"]:
-        """Mean and standard deviation of every coordinate; 0 and 1, those of the noise, where no axes are known."""
+        """Mean and standard deviation of every coordinate; 0 and 1, those of the noise, where none are known."""
         moments = torch.stack([torch.zeros(graph.size), torch.ones(graph.size)])
-        for block, _ in self._turned(graph):
-            known = self.moments[block.key].to(moments)
-            moments[:, block.index] = known[:, None].expand(-1, len(block.index), -1, -1)
+        for block, _ in _blocks(graph, self.axes):
+            if block.key in self.moments:
+                known = self.moments[block.key].to(moments)
+                moments[:, block.index] = known[:, None].expand(-1, len(block.index), -1, -1)
         return moments
 
-    def _turned(self, graph: Graph) -> Iterator[tuple[Block, Tensor]]:
-        """Raises ValueError for an input of another size than the axes have."""
-        for name, blocks in plain_inputs(graph).items():
-            for block in blocks if name in self.axes else ():
-                axes = self.axes[name]
-                if (units := block.index.shape[1]) != len(axes):
-                    raise ValueError(
-                        f"The flow was built for {len(axes)} units of {name!r}, not for {units}: another task needs another flow."
-                    )
-                if block.key in self.moments:
-                    yield block, axes
+    @cached_property
+    def _inverse(self) -> Mapping[str, Tensor]:
+        return {name: torch.linalg.inv(axes.double()).to(axes) for name, axes in self.axes.items()}
 
 
-def fit_frame(graph: Graph, x: Float[Tensor, "nets size"]) -> Frame:
-    """The frame of a zoo whose coordinates `x` are in units of the noise.
+def metric_frame(graph: Graph, inputs: Float[Tensor, "examples *shape"]) -> Frame:
+    """The frame in which a row's length is the root mean square of what it makes of the inputs: |w|^2 = E (w . x)^2 + ridge |w|^2.
 
-    The axes are the principal components of all rows on an input, each centred on the mean row of its role; one row of the mean spread is
-    added to what was seen, so that a direction in which a small zoo never varied is not taken for impossible.
+    Two networks are then near each other if their first layers compute nearly the same, whatever the pixels that never vary or vary
+    together. `inputs` are examples of what the networks read: [examples, units], or with more axes behind them or flattened.
+    The ridge is RIDGE times the mean square of an input unit.
+
+    Raises ValueError if no input of the graph that can be turned has so many units.
     """
-    axes, moments = {}, {}
+    inputs, axes = inputs.detach().cpu().double(), {}
     for name, blocks in plain_inputs(graph).items():
-        rows: dict[str, list[Tensor]] = {}
-        for block in blocks:
-            rows.setdefault(block.key, []).append(x[:, block.index].flatten(0, 1))
-        roles = {key: torch.cat(parts) for key, parts in rows.items()}  # [rows, units, features]
-        centred = torch.cat([(part - part.mean(0)).transpose(1, 2).flatten(0, 1) for part in roles.values()])
-        axes[name] = _principal_axes(centred)
-        for key, part in roles.items():
-            turned = (part.transpose(1, 2) @ axes[name]).transpose(1, 2)
-            variance = turned.var(0, unbiased=False)
-            moments[key] = torch.stack([turned.mean(0), ((len(part) * variance + variance.mean()) / (len(part) + 1)).sqrt()])
-    return Frame(axes, moments)
+        if (read := _by_units(inputs, blocks[0].index.shape[1])) is not None:
+            squares = read.T @ read / len(read)
+            values, vectors = torch.linalg.eigh(squares + RIDGE * squares.diagonal().mean() * torch.eye(len(squares)))
+            axes[name] = (vectors * values.clamp_min(torch.finfo(torch.double).tiny).sqrt()) @ vectors.T
+    if not axes:
+        known = {name: blocks[0].index.shape[1] for name, blocks in plain_inputs(graph).items()}
+        raise ValueError(f"No input has the shape {list(inputs.shape[1:])} of these examples; units of those that can be turned: {known}.")
+    return Frame(axes)
+
+
+def principal_frame(graph: Graph, x: Float[Tensor, "nets size"], base: Frame) -> Frame:
+    """`base` turned on, along the principal components of all rows of a zoo on an input, each centred on the mean row of its role.
+
+    `x` are the zoo's coordinates in `base`, in units of the noise. What is turned is the widest spread first; lengths stay as in `base`.
+    """
+    axes = {}
+    for name, blocks in plain_inputs(graph).items():
+        centred = [(part - part.mean(0)).transpose(1, 2).flatten(0, 1) for part in _rows(blocks, x).values()]
+        turned = _principal_axes(torch.cat(centred))
+        axes[name] = (base.axes[name].double() @ turned).to(x) if name in base.axes else turned.to(x)
+    return Frame(axes)
+
+
+def fit_moments(graph: Graph, x: Float[Tensor, "nets size"]) -> dict[str, Float[Tensor, "2 _units _features"]]:
+    """Mean and deviation of a zoo's coordinates `x`, in units of the noise, along each axis of the inputs, by role.
+
+    One row of the mean spread is added to what was seen, so that a direction in which a small zoo never varied is not taken for impossible.
+    """
+    moments = {}
+    for blocks in plain_inputs(graph).values():
+        for key, rows in _rows(blocks, x).items():
+            variance = rows.var(0, unbiased=False)
+            moments[key] = torch.stack([rows.mean(0), ((len(rows) * variance + variance.mean()) / (len(rows) + 1)).sqrt()])
+    return moments
+
+
+def _rows(blocks: list[Block], x: Tensor) -> dict[str, Float[Tensor, "rows units features"]]:
+    """The rows of weights on one input, by their role."""
+    rows: dict[str, list[Tensor]] = {}
+    for block in blocks:
+        rows.setdefault(block.key, []).append(x[:, block.index].flatten(0, 1))
+    return {key: torch.cat(parts) for key, parts in rows.items()}
 
 
 def _principal_axes(rows: Float[Tensor, "rows units"]) -> Float[Tensor, "units units"]:
     """Eigenvectors of the rows' products, the largest first, each with its largest entry positive: the same on every machine."""
     axes = torch.linalg.eigh(rows.T.double() @ rows.double())[1].flip(1)
-    return (axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()).to(rows)
+    return axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
 
 
-def _along(x: Tensor, block: Block, axes: Tensor) -> Tensor:
-    index = block.index.to(x.device)
-    turned = (x[..., index].transpose(-1, -2) @ axes).transpose(-1, -2)
-    return x.index_copy(-1, index.flatten(), turned.flatten(-3))
+def _by_units(inputs: Tensor, units: int) -> Tensor | None:
+    """Examples as rows of so many units, or None where they have not so many."""
+    if inputs.ndim > 1 and inputs.shape[1] == units:
+        return inputs.movedim(1, -1).reshape(-1, units)
+    return inputs.flatten(1) if inputs[0].numel() == units else None
+
+
+def _blocks(graph: Graph, axes: Mapping[str, Tensor]) -> Iterator[tuple[Block, Tensor]]:
+    """Raises ValueError for an input of another size than the axes have."""
+    for name, blocks in plain_inputs(graph).items():
+        for block in blocks if name in axes else ():
+            if (units := block.index.shape[1]) != len(axes[name]):
+                raise ValueError(
+                    f"The flow was built for {len(axes[name])} units of {name!r}, not for {units}: another task needs another flow."
+                )
+            yield block, axes[name]
+
+
+def _turned(graph: Graph, x: Tensor, axes: Mapping[str, Tensor]) -> Tensor:
+    for block, matrix in _blocks(graph, axes):
+        index = block.index.to(x.device)
+        turned = (x[..., index].transpose(-1, -2) @ matrix.to(x)).transpose(-1, -2)
+        x = x.index_copy(-1, index.flatten(), turned.flatten(-3))
+    return x

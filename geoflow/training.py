@@ -16,6 +16,8 @@ from geoflow.checkpoint import Progress
 from geoflow.choices import choose
 from geoflow.couplings import COUPLINGS
 from geoflow.flow import PREDICTIONS, Flow, build_flow
+from geoflow.frame import Frame, metric_frame
+from geoflow.graph import graph_of
 from geoflow.paths import geodesic
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
@@ -35,6 +37,7 @@ CLIP = 1.0  # norm of the gradient
 def fit(
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
+    inputs: Float[Tensor, "examples *shape"] | None = None,
     *,
     flow: str = "geometric",
     velocity: str = "transformer",
@@ -58,7 +61,8 @@ def fit(
     The conditional flow matching loss E |v(x_t, t) - dx_t|^2 (Lipman et al. 2023; on manifolds Chen and Lipman 2024) is minimised by
     AdamW with cosine decay; the flow's weights are the exponential moving average. `flow`, `velocity`, `coupling`, `time` and
     `prediction` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES and PREDICTIONS; `sizes` are the velocity's own. The field and its
-    samples are in torch's default precision, whatever the zoo's.
+    samples are in torch's default precision, whatever the zoo's. With `inputs`, examples of what the networks read, rows of weights on
+    them are measured by what they make of them (see `metric_frame`): networks that compute nearly the same are then near each other.
     With a `checkpoint` path the state is written there every `every` iterations, and training goes on from it: on the CPU the result is
     bit-identical to an uninterrupted one.
 
@@ -74,11 +78,13 @@ def fit(
     """
     config = {"flow": flow, "velocity": velocity, "coupling": coupling, "time": time, "prediction": prediction, "sizes": dict(sizes or {})}
     config |= {"iterations": iterations, "batch": batch, "lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
-    untrained, points = prepare(spec, thetas, config)
+    untrained, points = prepare(spec, thetas, config, inputs)
     return train(untrained.to(device), points.to(device), checkpoint, every, progress)
 
 
-def prepare(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping) -> tuple[Flow, Float[Tensor, "nets size"]]:
+def prepare(
+    spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping, inputs: Float[Tensor, "examples *shape"] | None = None
+) -> tuple[Flow, Float[Tensor, "nets size"]]:
     """The untrained flow of a configuration (the named arguments of `fit`), and the zoo as points of its manifold."""
     check_config(config)
     if not isinstance(thetas, Tensor) or thetas.ndim != 2 or not thetas.is_floating_point():
@@ -88,9 +94,10 @@ def prepare(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Ma
     _check_count(len(thetas), config["batch"])
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
     recipe = FLOWS[config["flow"]]
-    config["zoo"] = sha256(thetas.cpu().contiguous().numpy().tobytes()).hexdigest()
-    canonical = canonicalize(spec, thetas, balance=recipe.balance)
-    chart = fit_chart(spec, recipe, canonical.theta)
+    config |= {"zoo": _digest(thetas), "inputs": None if inputs is None else _digest(inputs)}
+    base = Frame() if inputs is None else metric_frame(graph_of(spec), inputs)
+    canonical = canonicalize(spec, thetas, balance=recipe.balance, frame=base)
+    chart = fit_chart(spec, recipe, canonical.theta, base)
     flow = build_flow(chart, canonical.reference, config)
     points = chart.point(canonical.theta).to(next(flow.field.parameters()))
     return flow, points
@@ -160,6 +167,10 @@ def check_config(config: Mapping) -> None:
             "coupling=equivariant_ot permutes the noise towards the data, which only a permutation-equivariant velocity allows: "
             "choose velocity=transformer, or coupling=independent or ot."
         )
+
+
+def _digest(tensor: Tensor) -> str:
+    return sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _check_count(networks: int, batch: int) -> None:

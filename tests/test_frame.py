@@ -1,15 +1,17 @@
-"""Principal axes of inputs: an isometry that every symmetry survives, and the exact flow of a Gaussian zoo."""
+"""The frame of inputs: every symmetry survives it, lengths mean what they should, and the flow of a Gaussian zoo is exact."""
 
 import pytest
 import torch
 
-from geoflow import FLOWS, canonicalize, fit, graph_of, permute, random_symmetry, sample, spec_of
+from geoflow import FLOWS, Flow, apply_symmetry, canonicalize, fit, graph_of, pack, permute, random_symmetry, sample, spec_of, unpack
+from geoflow.canonical import sphere_rows
 from geoflow.chart import fit_chart
 from geoflow.flow import build_flow, gaussian
-from geoflow.frame import fit_frame
+from geoflow.frame import RIDGE, Frame, fit_moments, metric_frame, principal_frame
 from geoflow.graph import leading, plain_inputs
 from geoflow.paths import geodesic
 from geoflow.sources import noise
+from geoflow.training import prepare
 from geoflow.velocity import RelationalTransformer
 from geoflow.zoo.networks import mlp
 from tests.networks import NETWORKS
@@ -38,7 +40,7 @@ def test_turning_is_an_isometry_that_commutes_with_permutations(name, generator)
     spec = spec_of(make(), example())
     graph = graph_of(spec)
     x = torch.randn(6, graph.size, generator=generator, dtype=torch.float64)
-    frame = fit_frame(graph, x)
+    frame = principal_frame(graph, x, Frame())
     turned = frame.turn(graph, x)
     assert torch.allclose(frame.turn_back(graph, turned), x, atol=1e-12)
     assert torch.allclose(turned @ turned.T, x @ x.T, atol=1e-9)
@@ -50,16 +52,85 @@ def test_turning_is_an_isometry_that_commutes_with_permutations(name, generator)
 
 def test_the_axes_are_those_of_the_zoo_widest_first(spec, skewed):
     thetas, axes = skewed
-    frame = fit_frame(graph_of(spec), thetas)
+    graph = graph_of(spec)
+    frame = principal_frame(graph, thetas, Frame())
     assert (frame.axes["input0"].T @ axes).abs().diagonal().min() > 0.97
-    mean, spread = next(iter(frame.moments.values()))
+    mean, spread = next(iter(fit_moments(graph, frame.turn(graph, thetas)).values()))
     assert torch.allclose(spread[:, 0], torch.linspace(1.2, 0.1, 12), rtol=0.03, atol=1e-3)
     assert torch.allclose(mean[:, 0].square().sum(), torch.tensor(12 * 0.25), rtol=0.03)
 
 
 def test_a_direction_that_a_small_zoo_never_took_is_not_impossible(spec, generator):
-    frame = fit_frame(graph_of(spec), torch.randn(2, spec.weights, generator=generator))
-    assert next(iter(frame.moments.values()))[1].min() > 0.1
+    graph, x = graph_of(spec), torch.randn(2, spec.weights, generator=generator)
+    frame = principal_frame(graph, x, Frame())
+    assert next(iter(fit_moments(graph, frame.turn(graph, x)).values()))[1].min() > 0.1
+
+
+@pytest.fixture
+def inputs(generator):
+    """Examples whose units vary together, and one that never varies from 0."""
+    examples = torch.randn(500, 12, generator=generator, dtype=torch.float64) @ torch.randn(12, 12, generator=generator).double() + 1
+    examples[:, 3] = 0
+    return examples
+
+
+def test_lengths_in_the_metric_are_what_rows_make_of_the_inputs(spec, inputs, generator):
+    graph = graph_of(spec)
+    theta = torch.randn(5, spec.weights, generator=generator, dtype=torch.float64)
+    index = graph.blocks[0].index[..., 0]
+    frame = metric_frame(graph, inputs)
+    lengths = frame.turn(graph, theta)[:, index].square().sum(-1)
+    ridge = RIDGE * inputs.square().mean() * theta[:, index].square().sum(-1)
+    assert torch.allclose(lengths, (theta[:, index] @ inputs.T).square().mean(-1) + ridge)
+    assert torch.allclose(frame.turn_back(graph, frame.turn(graph, theta)), theta, atol=1e-12)
+    images = metric_frame(graph, inputs.reshape(-1, 3, 4))  # a network that flattens them
+    assert torch.equal(images.axes["input0"], frame.axes["input0"])
+    positions = metric_frame(graph, inputs.reshape(50, 10, 12).mT)  # 12 channels at 10 places
+    assert torch.allclose(positions.axes["input0"], frame.axes["input0"])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_canonical_in_a_metric_compute_what_they_did(name, generator):
+    """Rows are of length 1 in the metric, and canonical forms of one network's copies are one."""
+    make, example = NETWORKS[name]
+    network = make().double()
+    x = example()
+    x = x.double() if x.is_floating_point() else x
+    spec = spec_of(network, x)
+    graph = graph_of(spec)
+    sizes = {key: blocks[0].index.shape[1] for key, blocks in plain_inputs(graph).items()}
+    matrices = {key: torch.randn(n, n, generator=generator, dtype=torch.float64) + 3 * torch.eye(n) for key, n in sizes.items()}
+    frame = Frame(matrices)
+    theta = pack(spec, network.state_dict())[None].repeat(3, 1)
+    theta[1:] += 0.1 * torch.randn(2, spec.weights, generator=generator, dtype=torch.float64).abs()
+    before, canonical = theta[0], canonicalize(spec, theta, frame=frame)
+    network.eval()
+    with torch.no_grad():
+        expected = network(x)
+        network.load_state_dict(unpack(spec, canonical.theta[0]))
+        assert torch.allclose(network(x), expected, atol=1e-8)
+    turned = frame.turn(graph, canonical.theta)
+    for rows in sphere_rows(spec):
+        assert torch.allclose(turned[:, rows].norm(dim=-1), torch.ones(3, len(rows), dtype=torch.float64))
+    move = random_symmetry(spec, generator)
+    again = canonicalize(spec, apply_symmetry(spec, before[None], move), canonical.reference, frame=frame)
+    assert torch.allclose(again.theta[0], canonical.theta[0], rtol=1e-7, atol=1e-9)
+
+
+def test_a_flow_with_a_metric_brings_networks_to_its_form_and_back(spec, skewed, inputs, tmp_path):
+    config = CONFIG | {"flow": "geometric", "coupling": "independent", "time": "uniform", "iterations": 1, "batch": 4, "lr": 1e-3}
+    flow, points = prepare(spec, skewed[0][:40], config | {"weight_decay": 0.0, "ema": 0.9}, inputs.float())
+    assert torch.allclose(flow.chart.point(flow.canonical(skewed[0][:40])), points, atol=1e-4)
+    assert flow.chart.moments[0].abs().max() > 0
+    flow.save(tmp_path / "flow.safetensors")
+    read = Flow.load(tmp_path / "flow.safetensors")
+    assert torch.equal(read.chart.theta(points), flow.chart.theta(points))
+    assert torch.equal(read.canonical(skewed[0][:5]), flow.canonical(skewed[0][:5]))
+
+
+def test_examples_that_no_input_reads_are_refused(spec):
+    with pytest.raises(ValueError, match=r"No input has the shape \[7\] of these examples; .*'input0': 12"):
+        metric_frame(graph_of(spec), torch.randn(5, 7))
 
 
 @pytest.mark.parametrize("flow", FLOWS)

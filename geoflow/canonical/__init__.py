@@ -8,6 +8,8 @@ from torch import Tensor
 from geoflow.canonical import scaling
 from geoflow.canonical.matching import align, centre, check_zoo
 from geoflow.canonical.scaling import balance, dead_units, sphere_rows
+from geoflow.frame import Frame
+from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
 
 __all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "check_zoo", "dead_units", "sphere_rows"]
@@ -26,11 +28,13 @@ def canonicalize(
     theta: Float[Tensor, "nets weights"],
     reference: Float[Tensor, " weights"] | None = None,
     balance: bool = True,
+    frame: Frame = Frame(),
 ) -> Canonical:
     """Balance every network, then align it to the reference; every network computes the same function as before.
 
     Without a reference it is the common centre of these networks, found from the first of them. Further networks, such as held-out ones,
-    are brought to the same form by passing the reference of the first ones, which is taken as it is.
+    are brought to the same form by passing the reference of the first ones, which is taken as it is. Lengths and inner products of the
+    weights on an input are those that they have in `frame`.
 
     Raises ValueError for an empty zoo, for NaN or Inf with the network and the tensor, and for a single network without a reference.
 
@@ -44,8 +48,10 @@ def canonicalize(
     True
     """
     check_zoo(spec, theta)
+    graph = graph_of(spec)
+    theta = frame.turn(graph, theta)
     if balance:
         theta = scaling.balance(spec, theta)
-    if reference is None:
-        reference = centre(spec, theta, theta[0])
-    return Canonical(align(spec, theta, reference)[0], reference)
+    common = centre(spec, theta, theta[0]) if reference is None else frame.turn(graph, reference)
+    aligned = frame.turn_back(graph, align(spec, theta, common)[0])
+    return Canonical(aligned, frame.turn_back(graph, common) if reference is None else reference)
