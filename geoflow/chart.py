@@ -1,6 +1,6 @@
 """Choose coordinates: weight vectors of a canonical zoo as points of the manifold that a flow runs on."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from geoflow.canonical.scaling import dead_units, incoming, sphere_rows
-from geoflow.frame import Frame, fit_moments, principal_frame
+from geoflow.frame import UNTURNED, Frame, fit_moments, principal_frame
 from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
@@ -47,7 +47,7 @@ class Chart:
     spec: NetworkSpec
     recipe: Recipe
     statistics: Statistics
-    frame: Frame = field(default_factory=Frame)
+    frame: Frame = UNTURNED
 
     @cached_property
     def outputs(self) -> tuple[Int[Tensor, " entries"], ...]:
@@ -194,7 +194,7 @@ class Chart:
         return values
 
 
-def fit_chart(spec: NetworkSpec, recipe: Recipe, thetas: Float[Tensor, "nets weights"], base: Frame = Frame()) -> Chart:
+def fit_chart(spec: NetworkSpec, recipe: Recipe, thetas: Float[Tensor, "nets weights"], base: Frame = UNTURNED) -> Chart:
     """The chart whose statistics are those of a zoo that is canonical in the frame `base`, along the zoo's own principal axes."""
     chart, x = _standardised_by(spec, recipe, thetas, base)
     chart, x = _standardised_by(spec, recipe, thetas, principal_frame(chart.graph, x, base))

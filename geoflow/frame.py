@@ -46,7 +46,10 @@ class Frame:
         return {name: torch.linalg.inv(axes.double()).to(axes) for name, axes in self.axes.items()}
 
 
-def metric_frame(graph: Graph, inputs: Float[Tensor, "examples *shape"]) -> Frame:
+UNTURNED = Frame()
+
+
+def metric_frame(graph: Graph, inputs: Float[Tensor, "examples ..."]) -> Frame:
     """The frame in which a row's length is the root mean square of what it makes of the inputs: |w|^2 = E (w . x)^2 + ridge |w|^2.
 
     Two networks are then near each other if their first layers compute nearly the same, whatever the pixels that never vary or vary

@@ -16,7 +16,7 @@ from geoflow.checkpoint import Progress
 from geoflow.choices import choose
 from geoflow.couplings import COUPLINGS
 from geoflow.flow import PREDICTIONS, Flow, build_flow
-from geoflow.frame import Frame, metric_frame
+from geoflow.frame import UNTURNED, metric_frame
 from geoflow.graph import graph_of
 from geoflow.paths import geodesic
 from geoflow.sources import noise
@@ -37,7 +37,7 @@ CLIP = 1.0  # norm of the gradient
 def fit(
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    inputs: Float[Tensor, "examples *shape"] | None = None,
+    inputs: Float[Tensor, "examples ..."] | None = None,
     *,
     flow: str = "geometric",
     velocity: str = "transformer",
@@ -83,7 +83,7 @@ def fit(
 
 
 def prepare(
-    spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping, inputs: Float[Tensor, "examples *shape"] | None = None
+    spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping, inputs: Float[Tensor, "examples ..."] | None = None
 ) -> tuple[Flow, Float[Tensor, "nets size"]]:
     """The untrained flow of a configuration (the named arguments of `fit`), and the zoo as points of its manifold."""
     check_config(config)
@@ -95,7 +95,7 @@ def prepare(
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
     recipe = FLOWS[config["flow"]]
     config |= {"zoo": _digest(thetas), "inputs": None if inputs is None else _digest(inputs)}
-    base = Frame() if inputs is None else metric_frame(graph_of(spec), inputs)
+    base = UNTURNED if inputs is None else metric_frame(graph_of(spec), inputs)
     canonical = canonicalize(spec, thetas, balance=recipe.balance, frame=base)
     chart = fit_chart(spec, recipe, canonical.theta, base)
     flow = build_flow(chart, canonical.reference, config)

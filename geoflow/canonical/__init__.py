@@ -8,7 +8,7 @@ from torch import Tensor
 from geoflow.canonical import scaling
 from geoflow.canonical.matching import align, centre, check_zoo
 from geoflow.canonical.scaling import balance, dead_units, sphere_rows
-from geoflow.frame import Frame
+from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
 
@@ -28,7 +28,7 @@ def canonicalize(
     theta: Float[Tensor, "nets weights"],
     reference: Float[Tensor, " weights"] | None = None,
     balance: bool = True,
-    frame: Frame = Frame(),
+    frame: Frame = UNTURNED,
 ) -> Canonical:
     """Balance every network, then align it to the reference; every network computes the same function as before.
 

@@ -82,9 +82,7 @@ def train_zoo(
     return {name: torch.stack([one[name] for one in kept], 1) for name in state}
 
 
-def initial_states(
-    build: Callable[[], nn.Module], generators: Sequence[torch.Generator], device: torch.device
-) -> tuple[nn.Module, State]:
+def initial_states(build: Callable[[], nn.Module], generators: Sequence[torch.Generator], device: torch.device) -> tuple[nn.Module, State]:
     """A network to run the forward pass of, and the stacked states [runs, ...] of freshly built ones; seeds torch's global generator."""
     networks = []
     for generator in generators:
