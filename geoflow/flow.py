@@ -47,10 +47,14 @@ def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
 
 def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
     """v = the expectation for a Gaussian zoo + raw in units of what that leaves open: the network predicts numbers of size one at every
-    t, and where it predicts 0 the flow is the exact one of the Gaussian. At every t the loss of that is one."""
+    t, and where it predicts 0 the flow is the exact one of the Gaussian. Every unit counts the same, with the error of its weights relative
+    to what the Gaussian leaves open of them; at every t the loss where the network predicts 0 is one."""
     _, mean, rest = known
-    weight = 1 / rest.square().mean(1, keepdim=True)
-    return chart.manifold.proju(x, (mean + rest * raw) / chart.scale.to(x)), weight.expand(x.shape)
+    unit_of = chart.graph.unit_of.to(x.device)
+    units = int(unit_of.max()) + 1
+    left_open = torch.zeros(len(x), units).to(x).index_add_(1, unit_of, rest.square())
+    weight = x.shape[1] / units / left_open[:, unit_of]
+    return chart.manifold.proju(x, (mean + rest * raw) / chart.scale.to(x)), weight
 
 
 def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:

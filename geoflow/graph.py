@@ -58,6 +58,15 @@ class Graph:
         return sum(part.index.numel() for part in (*self.blocks, *self.features)) + len(self.scalars) + len(self.unseen)
 
     @cached_property
+    def unit_of(self) -> Int[Tensor, " size"]:
+        """The unit that each coordinate belongs to, numbered from 0: an edge belongs to its target, a scalar is a unit of its own."""
+        first, owner = site_starts(self.spec), torch.empty(self.size, dtype=torch.long)
+        for site, index in [(block.target, block.index) for block in self.blocks] + [(part.site, part.index) for part in self.features]:
+            owner[index] = torch.arange(first[site], first[site] + len(index)).view(-1, *[1] * (index.ndim - 1)).expand(index.shape)
+        owner[self.scalars] = torch.arange(len(self.scalars)) + first[-1]
+        return owner.unique(return_inverse=True)[1]
+
+    @cached_property
     def depth(self) -> tuple[float, ...]:
         """Distance of each site from the inputs over the distance input - output, in [0, 1]: a place that any depth shares."""
         steps = [0] * len(self.spec.sites)

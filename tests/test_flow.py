@@ -10,7 +10,7 @@ from geoflow.chart import fit_chart
 from geoflow.checkpoint import Progress, gather_gradients, in_one
 from geoflow.evaluation.metrics import evaluate
 from geoflow.files import read_tensors, write_tensors
-from geoflow.flow import PREDICTIONS, build_flow
+from geoflow.flow import PREDICTIONS, build_flow, gaussian
 from geoflow.manifolds import Product
 from geoflow.sampling import SOLVERS, integrate
 from geoflow.training import TIMES, matching_loss, prepare, train
@@ -117,6 +117,16 @@ def test_every_prediction_is_a_tangent_velocity_with_a_finite_loss(prediction, s
         off = manifold.proju(points, torch.ones_like(points))
         expected = (weight * (off * flow.chart.scale) ** 2).mean().item()  # of a velocity that is off by this much
         assert matching_loss(flow, points, v + off, torch.full((len(points),), t)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_unit_counts_the_same(spec, thetas, generator):
+    """A network that predicts 0 has the same loss on each: what the Gaussian leaves open of its weights, whatever their number and size."""
+    flow, points = prepare(spec, thetas, CONFIG)
+    chart, t = flow.chart, torch.rand(len(points), generator=generator)
+    _, weight = flow.predict(chart, points, t)
+    rest = gaussian(points, t, chart)[2]
+    shares = torch.zeros(len(points), 7).index_add_(1, chart.graph.unit_of, weight * rest**2)  # 4 hidden, 2 outputs, their log-norm
+    assert torch.allclose(shares, torch.tensor(chart.graph.size / 7).expand_as(shares), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("time", "mean"), [("uniform", 1 / 2), ("beta", 1 / 3)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from geoflow import apply_symmetry, graph_of, pack, random_symmetry, spec_of, to_pyg
+from geoflow import apply_symmetry, graph_of, pack, random_symmetry, spec_of, to_pyg, unpack
 from geoflow.graph import site_starts
 from tests.networks import NETWORKS
 
@@ -59,3 +59,13 @@ def test_a_zero_weight_keeps_its_edge_and_a_masked_one_loses_it():
     mask = torch.ones(spec.weights, dtype=torch.bool)
     mask[graph_of(spec).blocks[0].index[0, 0]] = False
     assert to_pyg(spec, theta).num_edges - to_pyg(spec, theta, mask).num_edges == 1
+
+
+def test_every_coordinate_belongs_to_the_unit_that_it_feeds():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.PReLU(), torch.nn.Linear(3, 2))
+    spec = spec_of(network, torch.zeros(1, 4))
+    units = unpack(spec, graph_of(spec).unit_of[None].float())
+    hidden, output = units["0.bias"][0], units["2.bias"][0]
+    assert torch.equal(units["0.weight"][0], hidden[:, None].expand(3, 4))
+    assert torch.equal(units["2.weight"][0], output[:, None].expand(2, 3))
+    assert {*hidden.tolist(), *output.tolist(), units["1.weight"].item()} == {*map(float, range(6))}  # inputs own nothing, the slope itself
