@@ -123,8 +123,10 @@ def digits():
 def mnist():
     task = "mnist"
     hidden = [10]
+    runs = 3072
     velocity = "identified"
-    iterations = 6000
+    sizes = {"node": 112, "components": 96}
+    iterations = 14000
     batch = 64
     lr = 3e-3
 
