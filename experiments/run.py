@@ -126,7 +126,7 @@ def mnist():
     runs = 3072
     velocity = "identified"
     sizes = {"node": 112, "components": 96}
-    iterations = 14000
+    iterations = 12000
     batch = 64
     lr = 3e-3
 
