@@ -281,7 +281,7 @@ FIGURES = {
     "scores": lambda: plots.plot_scores({"zoo": some_scores(20), "generated": some_scores(20), "mean_network": some_scores(1)}),
     "loss": lambda: plots.plot_loss(torch.rand(200) + 0.1),
     "weights": lambda: plots.plot_weights(torch.randn(1200, 9), torch.randn(8, 9), torch.randn(5, 20, 9)),
-    "curve": lambda: plots.plot_curve({1: some_scores(3), 2: some_scores(3), 4: some_scores(3)}),
+    "curve": lambda: plots.plot_curve({n: summary(some_scores(3)) for n in (1, 2, 4)}),
     "distances": lambda: plots.plot_distances(
         neighbour_distances(torch.randn(9, 2), torch.randn(9, 2), torch.randn(9, 2), torch.arange(9))
     ),
@@ -293,7 +293,7 @@ ODD_FIGURES = {
         {"gaussian": Scores(torch.rand(2), torch.tensor([1.0, math.inf]), torch.rand(2))}
     ),
     "a perfect network": lambda: plots.plot_scores({"zoo": Scores(torch.ones(2), torch.zeros(2), torch.zeros(2))}),
-    "a curve of one network": lambda: plots.plot_curve({5: some_scores(1)}),
+    "a curve of one network": lambda: plots.plot_curve({5: summary(some_scores(1))}),
     "one step": lambda: plots.plot_loss([0.5]),
     "copies": lambda: plots.plot_distances({"generated_to_train": torch.zeros(5)}),
 }

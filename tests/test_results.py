@@ -16,38 +16,81 @@ def results(monkeypatch):
     return results
 
 
-def test_the_pages_are_those_that_the_kept_runs_make(results):
-    pages = sorted(results.RESULTS.glob("*.md"))
-    assert [path.stem for path in pages] == sorted(path.name for path in results.RESULTS.iterdir() if path.is_dir())
-    for path in pages:
-        assert path.read_text(encoding="utf-8") == results.page(path.stem)
+@pytest.fixture
+def pages(results):
+    import pages
+
+    return pages
 
 
-def test_a_shortfall_is_named(results):
-    row = results._read(next((results.RESULTS / "main_job").glob("digits-geometric-*.json")))["metrics"]
-    assert results.missed_of_the_main_job(row) == []
+def test_the_pages_are_those_that_the_kept_runs_make(results, pages):
+    folders = sorted(path for path in results.RESULTS.iterdir() if path.is_dir())
+    assert folders and {path.name for path in folders} <= set(pages.PAGES)
+    for folder in folders:
+        runs = pages.read_runs(folder)
+        assert (folder / "README.md").read_text(encoding="utf-8") == pages.page(folder.name, runs)
+        assert {path.stem for path in (folder / "figures").iterdir()} == set(pages.figures(folder.name, runs))
+        assert {path.name for path in folder.iterdir()} == {"README.md", "figures", *(pages.name_of(run["config"]) for run in runs)}
+        for flow in folder.glob("*/flow.safetensors"):
+            assert flow.stat().st_size <= results.LARGEST
+
+
+def test_a_shortfall_is_named(results, pages):
+    row = results._read(next((results.RESULTS / "main_job").glob("digits-geometric-*")) / "metrics.json")
+    assert pages.missed_of_the_main_job(row) == []
     worse = deepcopy(row)
     worse["generated"]["nll"]["mean"] = 0.21
     worse["generated"]["accuracy"]["mean"] = 0.93
     worse["novelty"]["ratio"] = 0.5
-    assert {"accuracy < 0.9400", "NLL > 0.2000", "novelty"} <= set(results.missed_of_the_main_job(worse))
+    assert {"accuracy < 0.9400", "NLL > 0.2000", "novelty"} <= set(pages.missed_of_the_main_job(worse))
 
 
-def test_mnist_is_held_against_its_own_demands(results):
+def test_mnist_is_held_against_its_own_demands(pages):
     one = {"accuracy": {"mean": 0.925, "std": 0.01}, "nll": {"mean": 0.28}, "ece": {"mean": 0.03}}
     large, small = {"n": 256, "accuracy": 0.5, "ece": 1.0}, {"n": 64, "accuracy": 0.957, "ece": 0.02}
     ensembles = {"generated": large, "generated_64": small, "zoo": large, "zoo_64": small | {"accuracy": 0.96}}
     good = {"generated": one, "ensemble": ensembles, "novelty": {"ratio": 1.0}}
-    assert results.missed_of_mnist(good) == []
+    assert pages.missed_of_mnist(good) == []
     worse = deepcopy(good)
     worse["generated"]["accuracy"] = {"mean": 0.91, "std": 0.03}
     worse["ensemble"]["zoo_64"]["accuracy"] = 0.97
     worse["ensemble"]["generated_64"]["ece"] = 0.04
-    assert results.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9650", "ensemble ECE > 0.0300"]
+    assert pages.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9650", "ensemble ECE > 0.0300"]
 
 
 def test_a_run_of_another_task_is_refused(results, tmp_path):
     for name, content in {"metrics.json": {"task": "digits"}, "config.json": {}, "run.json": {}}.items():
         (tmp_path / name).write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match="is a run of digits; the table mnist is for mnist"):
+    with pytest.raises(SystemExit, match="is a run of digits; the page mnist is for mnist"):
         results.keep("mnist", tmp_path)
+
+
+def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_path, monkeypatch):
+    """A page of two settings and two seeds names what differs, and has a curve where one was drawn."""
+    kept = next(path for path in sorted((results.RESULTS / "main_job").iterdir()) if path.name.startswith("digits"))
+    run = {name: results._read(kept / f"{name}.json") for name in ("metrics", "config", "ran")}
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    for number, change in enumerate([{"seed": 0}, {"seed": 1}, {"seed": 0, "coupling": "ot"}]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        record = {"host": run["ran"] | {"python_version": "3"}, "start_time": "", "experiment": {"repositories": [{"commit": "abc"}]}}
+        metrics = run["metrics"] | {"seed": change["seed"]}
+        for name, content in {"metrics": metrics, "config": run["config"] | change, "run": record}.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        results.keep("main_job", folder)
+    curve = tmp_path / "curve"
+    curve.mkdir()
+    drawn = {"task": "digits", "steps": {"1": run["metrics"]["generated"], "2": run["metrics"]["generated"]}}
+    (curve / "curve.json").write_text(json.dumps(drawn))
+    (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "0")}))
+    results.keep("main_job", curve)
+    results.rebuild()
+    page = (tmp_path / "results" / "main_job" / "README.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| digits")]
+    assert (
+        [row.split(" | ")[2] for row in rows] == ["independent"] * 3 + ["ot"] and " | coupling | " in page and " | velocity | " not in page
+    )
+    assert len(list((tmp_path / "results" / "main_job" / "figures").glob("curve-digits-*-0.png"))) == 1
+    (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "elsewhere")}))
+    with pytest.raises(SystemExit, match="whose flow drew the curve"):
+        results.keep("main_job", curve)

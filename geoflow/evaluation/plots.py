@@ -120,18 +120,20 @@ def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str =
     return figure
 
 
-def plot_curve(scores: Mapping[int, Scores], title: str = "Quality over the steps of the solver, mean ± standard deviation") -> Figure:
+Summary = Mapping[str, Mapping[str, float]]  # score: its mean and std over networks, as `summary` gives them
+
+
+def plot_curve(scores: Mapping[int, Summary], title: str = "Quality over the steps of the solver, mean ± standard deviation") -> Figure:
     """Mean accuracy and negative log-likelihood of networks drawn in so many steps, with their standard deviations.
 
-    >>> one = Scores(torch.rand(9), torch.rand(9) + 0.1, torch.rand(9))
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
     >>> len(plot_curve({1: one, 2: one}).axes)
     2
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     figure.suptitle(title)
     for axes, (field, label) in zip(figure.subplots(1, 2), SCORED.items(), strict=True):
-        values = [getattr(one, field).detach().double().flatten().cpu() for one in scores.values()]
-        means, spreads = [v.mean().item() for v in values], [v.std(unbiased=len(v) > 1).item() for v in values]
+        means, spreads = ([one[field][part] for one in scores.values()] for part in ("mean", "std"))
         axes.errorbar(list(scores), means, spreads, color=BLUE, marker="o", markersize=4, capsize=3, linewidth=1.4)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(scores), list(map(str, scores)))
@@ -141,6 +143,35 @@ def plot_curve(scores: Mapping[int, Scores], title: str = "Quality over the step
         if field == "nll":
             axes.set_yscale("log")
             _plain_ticks(axes.yaxis)
+    return figure
+
+
+def plot_summaries(runs: Mapping[str, Mapping[str, Summary]], title: str = "Mean of single networks ± standard deviation") -> Figure:
+    """Accuracy and negative log-likelihood of the networks of several runs, a row for each run, a mark for each set of networks.
+
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
+    >>> len(plot_summaries({"seed 0": {"zoo": one, "generated": one}}).axes)
+    2
+    """
+    figure = Figure(figsize=(10, 1.6 + 0.34 * len(runs)), layout="constrained")
+    figure.suptitle(title)
+    sets = list(dict.fromkeys(name for one in runs.values() for name in one))
+    for axes, (field, label) in zip(figure.subplots(1, 2, sharey=True), SCORED.items(), strict=True):
+        for number, name in enumerate(sets):
+            rows = [row + (number - len(sets) / 2 + 0.5) * 0.14 for row, one in enumerate(runs.values()) if name in one]
+            found = [one[name][field] for one in runs.values() if name in one]
+            style = {"color": COLOURS.get(name, (ORANGE, GREY, VERMILION)[number % 3]), "marker": "os^Dv"[number % 5]}
+            means, spreads = [one["mean"] for one in found], [one["std"] for one in found]
+            axes.errorbar(means, rows, xerr=spreads, label=name.replace("_", " "), linestyle="", markersize=5, linewidth=1.2, **style)
+        axes.set_yticks(range(len(runs)), list(runs))
+        axes.set(xlabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, axis="x", alpha=0.3)
+        if field == "nll":
+            axes.set_xscale("log")
+            _plain_ticks(axes.xaxis)
+    figure.axes[0].invert_yaxis()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sets), frameon=False)
     return figure
 
 

@@ -1,0 +1,185 @@
+"""Make the pages of results/ from the runs kept there: a table, what falls short, and figures."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.figure import Figure
+
+from geoflow.evaluation.plots import plot_curve, plot_summaries
+
+BEATEN = ("mean_network", "interpolation", "gaussian", "pca_gaussian")  # whose NLL generated digits networks must be below
+# what sets runs of one task and flow apart, besides the seed; a column of the table where a page has several of them
+SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "sizes", "iterations", "batch", "lr")
+Run = Mapping  # what a kept run's folder holds: "metrics", "config", "ran", and "curve" where its quality over steps was measured
+
+# title: (its value in metrics.json, format)
+COLUMNS: dict[str, tuple[Callable[[dict], float], str]] = {
+    "zoo accuracy": (lambda m: m["zoo"]["accuracy"]["mean"], ".4f"),
+    "accuracy": (lambda m: m["generated"]["accuracy"]["mean"], ".4f"),
+    "its std": (lambda m: m["generated"]["accuracy"]["std"], ".3f"),
+    "zoo NLL": (lambda m: m["zoo"]["nll"]["mean"], ".4f"),
+    "NLL": (lambda m: m["generated"]["nll"]["mean"], ".4f"),
+    "NLL / zoo": (lambda m: m["generated"]["nll"]["mean"] / m["zoo"]["nll"]["mean"], ".3f"),
+    "ECE": (lambda m: m["generated"]["ece"]["mean"], ".3f"),
+    "ensemble accuracy": (lambda m: small_ensemble(m, "generated")["accuracy"], ".3f"),
+    "zoo ensemble": (lambda m: small_ensemble(m, "zoo")["accuracy"], ".3f"),
+    "ensemble ECE": (lambda m: small_ensemble(m, "generated")["ece"], ".3f"),
+    "mean network NLL": (lambda m: m["baselines"]["mean_network"]["nll"]["mean"], ".3f"),
+    "interpolation NLL": (lambda m: m["baselines"]["interpolation"]["nll"]["mean"], ".3f"),
+    "noised NLL": (lambda m: m["baselines"]["noised"]["nll"]["mean"], ".3f"),
+    "novelty": (lambda m: m["novelty"]["ratio"], ".3f"),
+    "minutes": (lambda m: sum(m["time"].values()) / 60, ".1f"),
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A table in results/: what it says above it, the tasks it is for, and which demands a run of its own falls short of."""
+
+    text: str
+    tasks: tuple[str, ...]
+    missed: Callable[[Mapping], list[str]]
+
+
+def small_ensemble(metrics: Mapping, name: str) -> Mapping:
+    """The scores of the ensemble of 64 networks, or of all where no more were drawn or the run is older than that figure."""
+    return metrics["ensemble"].get(f"{name}_64", metrics["ensemble"][name])
+
+
+def missed_of_the_main_job(metrics: Mapping) -> list[str]:
+    """What issue 2 asks of breast cancer and digits."""
+    zoo, new, digits = metrics["zoo"], metrics["generated"], metrics["task"] == "digits"
+    least = 0.94 if digits else zoo["accuracy"]["mean"] - 0.01
+    most = 0.20 if digits else (1.2 if metrics["flow"] == "geometric" else 1.4) * zoo["nll"]["mean"]
+    found = _short(new["accuracy"]["mean"], least, "accuracy") + _over(new["nll"]["mean"], most, "NLL")
+    found += _outside(metrics["novelty"]["ratio"], 0.7, 1.5, "novelty")
+    if digits:
+        found += [] if small_ensemble(metrics, "generated")["accuracy"] >= zoo["accuracy"]["mean"] else ["ensemble"]
+        found += [f"NLL > {name}" for name in BEATEN if new["nll"]["mean"] >= metrics["baselines"][name]["nll"]["mean"]]
+    return found
+
+
+def missed_of_mnist(metrics: Mapping) -> list[str]:
+    """What issue 4 asks of 784-10-10 on MNIST."""
+    new, ensemble, zoo = metrics["generated"], small_ensemble(metrics, "generated"), small_ensemble(metrics, "zoo")
+    found = _short(new["accuracy"]["mean"], 0.92, "accuracy") + _over(new["nll"]["mean"], 0.30, "NLL")
+    found += _over(new["accuracy"]["std"], 0.02, "std") + _outside(metrics["novelty"]["ratio"], 0.8, 1.3, "novelty")
+    found += _short(ensemble["accuracy"], max(0.955, zoo["accuracy"] - 0.005), "ensemble accuracy")
+    return found + _over(ensemble["ece"], new["ece"]["mean"], "ensemble ECE")
+
+
+PAGES: dict[str, Page] = {
+    "main_job": Page("The main job, measured: breast cancer and digits", ("breast_cancer", "digits"), missed_of_the_main_job),
+    "mnist": Page("MNIST, 784-10-10: single generated networks without fine-tuning", ("mnist",), missed_of_mnist),
+}
+
+
+def name_of(config: Mapping) -> str:
+    """The name of a run's folder: task, flow, a digest of its other settings, seed. A run made anew takes the place of the old one."""
+    others = json.dumps({name: config.get(name) for name in (*SETTINGS, "zoo")}, sort_keys=True)
+    return f"{config['task']}-{config['flow']}-{hashlib.sha256(others.encode()).hexdigest()[:6]}-{config['seed']}"
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The kept runs of a page."""
+    return [
+        {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("*.json"))}
+        for run in sorted(folder.iterdir())
+        if (run / "metrics.json").exists()
+    ]
+
+
+def page(name: str, runs: list[Run]) -> str:
+    """The page results/<name>/README.md, from its kept runs alone."""
+    machines = sorted({f"{run['ran']['cpu']}, {run['ran']['os'][1]}, Python {run['ran']['python']}" for run in runs})
+    devices = sorted({run["ran"].get("device", "cpu") for run in runs})
+    counts = sorted({run["config"]["count"] for run in runs})
+    pictures = "\n\n".join(f"![{name}](figures/{name}.png)" for name in figures(name, runs))
+    return f"""# {PAGES[name].text}
+
+{" or ".join(map(str, counts))} generated networks a run, on the test part that neither zoo, scaler nor flow has seen; one line per seed,
+which chooses split, zoo, flow and samples. Ensembles are of 64 networks where a run says so, else of all. Minutes are those of the whole
+run after the imports. *missed* names the demands of its issue that a run falls short of. Device: {", ".join(devices)}; machines:
+{"; ".join(machines)}. Rebuilt by `make results` from the folders beside this page, each a run with its configuration and metrics.
+
+{table(runs, PAGES[name].missed)}
+
+{pictures}
+"""
+
+
+def table(runs: list[Run], missed: Callable[[Mapping], list[str]]) -> str:
+    """The Markdown table of kept runs, with the mean over seeds below each group of settings."""
+    shown = _several(runs)
+    titles = ["task", "flow", *shown, "ensembles of", "seed", *COLUMNS, "threads", "commit", "missed"]
+    lines = [titles, ["---"] * len(titles)]
+    for names, group in _groups(runs, shown).items():
+        for run in group:
+            m, ran = run["metrics"], run["ran"]
+            where = [str(ran.get("threads", "?")), "".join(ran["commit"])[:7], ", ".join(missed(m)) or "-"]
+            lines.append([*names, str(m["seed"]), *(format(value(m), form) for value, form in COLUMNS.values()), *where])
+        if len(group) > 1:
+            means = [format(mean(value(run["metrics"]) for run in group), form) for value, form in COLUMNS.values()]
+            lines.append([*names, "mean", *means, "", "", ""])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def figures(name: str, runs: list[Run]) -> dict[str, Figure]:
+    """The pictures of a page: generated networks of every run beside zoo and baselines, and quality over steps where it was measured."""
+    shown = _several(runs)
+    found = {}
+    for names, group in _groups(runs, shown).items():
+        for run in group:
+            m = run["metrics"]
+            label = " ".join([*names[:-1], f"seed {m['seed']}"])
+            found[label] = {kind: m[kind] for kind in ("zoo", "generated")} | {
+                kind: m["baselines"][kind] for kind in ("mean_network", "interpolation", "noised")
+            }
+    pictures = {"quality": plot_summaries(found)}
+    for run in runs:
+        if "curve" in run:
+            steps = {int(number): one for number, one in run["curve"]["steps"].items()}
+            pictures[f"curve-{name_of(run['config'])}"] = plot_curve(steps)
+    return pictures
+
+
+def _groups(runs: list[Run], shown: list[str]) -> dict[tuple[str, ...], list[Run]]:
+    """Runs that differ in nothing but their seed, by task, flow, the settings shown and the size of ensembles."""
+    groups = defaultdict(list)
+    for run in runs:
+        m, config = run["metrics"], run["config"]
+        key = (m["task"], m["flow"], *(_word(config.get(name)) for name in shown), str(small_ensemble(m, "generated")["n"]))
+        groups[key].append(run)
+    return {key: sorted(groups[key], key=lambda run: run["metrics"]["seed"]) for key in sorted(groups)}
+
+
+def _several(runs: list[Run]) -> list[str]:
+    """The settings in which runs of one task differ."""
+    values = defaultdict(set)
+    for run in runs:
+        for name in SETTINGS:
+            values[name, run["config"]["task"]].add(_word(run["config"].get(name)))
+    return [name for name in SETTINGS if any(len(found) > 1 for (other, _), found in values.items() if other == name)]
+
+
+def _word(value) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {size}" for name, size in value.items() if size is not None)
+    return "-" if value is None else str(value)
+
+
+def _short(value: float, least: float, name: str) -> list[str]:
+    return [] if value >= least else [f"{name} < {least:.4f}"]
+
+
+def _over(value: float, most: float, name: str) -> list[str]:
+    return [] if value <= most else [f"{name} > {most:.4f}"]
+
+
+def _outside(value: float, least: float, most: float, name: str) -> list[str]:
+    return [] if least <= value <= most else [name]
