@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from geoflow.canonical import align
 from geoflow.evaluation.baselines import BASELINES, baseline
-from geoflow.evaluation.metrics import Scores, ensemble_scores, evaluate, summary
-from geoflow.evaluation.novelty import neighbour_distances, novelty
+from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, summary
+from geoflow.evaluation.novelty import neighbour_distances, novelty, spread
 from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights
 from geoflow.flow import Flow
 from geoflow.spec import NetworkSpec
@@ -36,6 +36,10 @@ class Exam:
     def ensembles(self, name: str, thetas: Thetas) -> dict[str, dict[str, float]]:
         """The scores of the average of all networks' probabilities, and of that of the first SMALL networks where there are more."""
         return {name: self._ensemble(thetas)} | ({f"{name}_{SMALL}": self._ensemble(thetas[:SMALL])} if len(thetas) > SMALL else {})
+
+    def disagreement(self, thetas: Thetas) -> float:
+        """How often two networks predict different classes."""
+        return disagreement(self.network, self.spec, thetas.to(self.device), self.x)
 
     def _ensemble(self, thetas: Thetas) -> dict[str, float]:
         found = ensemble_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
@@ -66,6 +70,10 @@ def assess(
         "baselines": {name: summary(scores[name]) for name in BASELINES},
         "ensemble": exam.ensembles("generated", thetas) | exam.ensembles("zoo", some),
         "novelty": novelty(new, train, old, fitted.run_of),
+        "diversity": {
+            name: {"distance": spread(canonical), "disagreement": exam.disagreement(networks)}
+            for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
+        },
     }
     figures = {
         "scores": plot_scores(scores),

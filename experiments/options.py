@@ -26,7 +26,7 @@ NETWORK = ("task", "hidden", "activation")  # what says which network is made
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
 FITTED = ("flow", "metric", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "part")
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "guidance", "seed")
+SAMPLING = ("count", "solver", "steps", "sharpness", "guidance", "seed")
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
@@ -62,6 +62,7 @@ NUMBERS: dict[str, Number] = {
     "every": COUNT,
     "count": COUNT,
     "steps": COUNT,
+    "sharpness": NOT_NEGATIVE,
     "guidance": NOT_NEGATIVE,
     "seed": (int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1"),
 }

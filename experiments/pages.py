@@ -14,7 +14,7 @@ from geoflow.evaluation.plots import plot_curve, plot_summaries
 
 BEATEN = ("mean_network", "interpolation", "gaussian", "pca_gaussian")  # whose NLL generated digits networks must be below
 # what sets runs of one task and flow apart, besides the seed; a column of the table where a page has several of them
-SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "sizes", "iterations", "batch", "lr")
+SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "sizes", "iterations", "batch", "lr", "steps", "sharpness")
 Run = Mapping  # what a kept run's folder holds: "metrics", "config", "ran", and "curve" where its quality over steps was measured
 
 # title: (its value in metrics.json, format)
@@ -33,6 +33,8 @@ COLUMNS: dict[str, tuple[Callable[[dict], float], str]] = {
     "interpolation NLL": (lambda m: m["baselines"]["interpolation"]["nll"]["mean"], ".3f"),
     "noised NLL": (lambda m: m["baselines"]["noised"]["nll"]["mean"], ".3f"),
     "novelty": (lambda m: m["novelty"]["ratio"], ".3f"),
+    "distance / zoo": (lambda m: diversity(m, "distance"), ".3f"),
+    "disagreement / zoo": (lambda m: diversity(m, "disagreement"), ".3f"),
     "minutes": (lambda m: sum(m["time"].values()) / 60, ".1f"),
 }
 
@@ -49,6 +51,12 @@ class Page:
 def small_ensemble(metrics: Mapping, name: str) -> Mapping:
     """The scores of the ensemble of 64 networks, or of all where no more were drawn or the run is older than that figure."""
     return metrics["ensemble"].get(f"{name}_64", metrics["ensemble"][name])
+
+
+def diversity(metrics: Mapping, name: str) -> float:
+    """How much two generated networks differ, in units of two of the zoo; NaN for a run older than that figure."""
+    found = metrics.get("diversity")
+    return found["generated"][name] / found["zoo"][name] if found else float("nan")
 
 
 def missed_of_the_main_job(metrics: Mapping) -> list[str]:

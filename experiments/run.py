@@ -82,6 +82,7 @@ def config():
     count = 256
     solver = "euler"  # euler, midpoint, heun or rk4
     steps = 100
+    sharpness = 0.0  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     guidance = 0.0  # strength of the pull towards a low training loss
     checkpoint = None  # for the further commands: a run folder or a flow.safetensors
     # where and with which random numbers
@@ -269,7 +270,8 @@ def generate(flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, conf
     guidance = task_guidance(network, x, y, strength) if strength else no_guidance
     points = []
     thetas = draw(
-        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], guidance=guidance, generator=generator,
+        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], sharpness=config["sharpness"], guidance=guidance,
+        generator=generator,
         watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=True,
     )  # fmt: skip
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
@@ -295,7 +297,7 @@ def network_for(task: Task, config: Mapping) -> nn.Module:
 
 
 def sampling_settings(config: Mapping) -> dict:
-    return {"sampling": {name: config[name] for name in ("solver", "steps", "guidance", "seed")}}
+    return {"sampling": {name: config[name] for name in ("solver", "steps", "sharpness", "guidance", "seed")}}
 
 
 def folder_of(run: Run) -> Path:

@@ -108,12 +108,19 @@ class Flow:
         chart.check()
         return chart
 
-    def velocity(self, chart: Chart) -> Callable[[Tensor, Tensor], Tensor]:
-        """The field v(x, t) [nets, size] on a chart, with t a number or [nets]."""
+    def velocity(self, chart: Chart, sharpness: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+        """The field v(x, t) [nets, size] on a chart, with t a number or [nets].
+
+        A `sharpness` s makes it v + s (v - u), with u the velocity that a Gaussian zoo would have: away from what the worse model knows.
+        Networks become better and less diverse. Source: autoguidance, Karras et al., arXiv 2406.02507, with the Gaussian as the weak model.
+        """
 
         def v(x: Tensor, t: Tensor) -> Tensor:
             t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-            return self.predict(chart, x, t)[0]
+            learned = self.predict(chart, x, t)[0]
+            if not sharpness:
+                return learned
+            return torch.lerp(chart.manifold.proju(x, gaussian(x, t, chart)[1] / chart.scale.to(x)), learned, 1 + sharpness)
 
         return v
 

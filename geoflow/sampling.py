@@ -83,6 +83,7 @@ def sample(
     spec: NetworkSpec | None = None,
     solver: str = "euler",
     steps: int = 100,
+    sharpness: float = 0.0,
     guidance: Guidance = no_guidance,
     generator: torch.Generator | None = None,
     batch: int | None = None,
@@ -91,9 +92,9 @@ def sample(
 ) -> Float[Tensor, "nets weights"]:
     """Draw `count` new networks as weight vectors; `unpack` makes state dicts of them.
 
-    `spec` is another architecture for the same task (transfer, without retraining), `solver` one of SOLVERS, `guidance` as made by
-    `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks are integrated at once, batch after batch (None: as many as
-    have CHUNK coordinates together), and `watch` sees their points at every time.
+    `spec` is another architecture for the same task (transfer without training), `solver` one of SOLVERS, `sharpness` a trade of diversity
+    for quality (see `Flow.velocity`), `guidance` as made by `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks are
+    integrated at once, batch after batch (None: as many as have CHUNK coordinates together), and `watch` sees their points at every time.
 
     Raises ValueError for an unknown solver, and for a role of the other architecture that the flow has never seen.
 
@@ -110,7 +111,7 @@ def sample(
     chart, step = flow.on(spec), choose("solver", solver, SOLVERS)
     place = next(flow.field.parameters())
     flow.field.eval()
-    field, bend = flow.velocity(chart), guidance(chart)
+    field, bend = flow.velocity(chart, sharpness), guidance(chart)
     times = torch.linspace(0, 1, steps + 1, device=place.device)
     batch = batch or max(1, CHUNK.get(place.device.type, CHUNK["cuda"]) // chart.graph.size)
     noises = noise(chart, count, generator).to(place).split(batch)

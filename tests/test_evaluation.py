@@ -15,8 +15,8 @@ import geoflow
 from geoflow.evaluation import metrics as metrics_module
 from geoflow.evaluation import plots
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
-from geoflow.evaluation.metrics import Scores, ensemble_scores, evaluate, scores, summary
-from geoflow.evaluation.novelty import nearest, neighbour_distances, novelty
+from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, scores, summary
+from geoflow.evaluation.novelty import nearest, neighbour_distances, novelty, spread
 from geoflow.evaluation.report import metrics_table, write_report
 from geoflow.zoo.networks import mlp
 
@@ -139,6 +139,23 @@ def test_nothing_to_evaluate_is_an_error(networks):
         evaluate(nets[0], spec, thetas[:0], x, y)
     with pytest.raises(ValueError, match="no example to evaluate on"):
         ensemble_scores(nets[0], spec, thetas, x[:0], y[:0])
+
+
+def test_disagreement_is_that_of_all_pairs():
+    """Three constant networks, two of which say the same: one pair in three agrees everywhere."""
+    network = torch.nn.Linear(2, 3)
+    spec = geoflow.spec_of(network, torch.zeros(1, 2))
+    says = lambda k: geoflow.pack(spec, {"weight": torch.zeros(3, 2), "bias": torch.eye(3)[k]})  # noqa: E731
+    x = torch.randn(1500, 2)
+    assert disagreement(network, spec, torch.stack([says(0), says(0), says(2)]), x) == pytest.approx(2 / 3)
+    assert disagreement(network, spec, torch.stack([says(0), says(1)]), x, batch=1) == 1
+    assert math.isnan(disagreement(network, spec, says(0)[None], x))
+
+
+def test_spread_is_the_distance_of_pairs(generator):
+    thetas = torch.randn(30, 4, generator=generator)
+    pairs = torch.pdist(thetas).square().mean().sqrt().item()
+    assert spread(thetas) == pytest.approx(pairs, rel=1e-5) and math.isnan(spread(thetas[:1]))
 
 
 def test_summary_of_many_and_of_one():
@@ -335,6 +352,7 @@ def metrics():
         "generated": one,
         "baselines": dict.fromkeys(BASELINES, one),
         "ensemble": {"generated": ensemble, "zoo": ensemble},
+        "diversity": {"zoo": {"distance": 2.0, "disagreement": 0.1}, "generated": {"distance": 1.5, "disagreement": 0.05}},
         "novelty": {"generated_to_train": 1.0, "heldout_to_train": 1.1, "zoo_leave_one_out": 1.2, "ratio": 0.83},
         "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), 1.5),
         "flow": "geometric",

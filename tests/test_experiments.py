@@ -132,7 +132,7 @@ def test_samples_load_into_the_network(finished):
     samples, network = read_samples(finished / "samples.safetensors"), mlp(4, [5], 3)
     assert samples.thetas.shape == (8, samples.spec.weights) and samples.thetas.isfinite().all()
     network.load_state_dict(geoflow.unpack(samples.spec, samples.thetas[0]), strict=True)
-    assert samples.config["sampling"] == {"solver": "euler", "steps": 5, "guidance": 0.0, "seed": 0}
+    assert samples.config["sampling"] == {"solver": "euler", "steps": 5, "sharpness": 0.0, "guidance": 0.0, "seed": 0}
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,19 @@ def test_every_prediction_is_a_tangent_velocity_with_a_finite_loss(prediction, s
         assert matching_loss(flow, points, v + off, torch.full((len(points),), t)).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_sharpness_goes_on_from_the_gaussian_through_what_was_learned(prediction, spec, thetas):
+    flow, points = prepare(spec, thetas, CONFIG | {"prediction": prediction})
+    untrained, _ = prepare(spec, thetas, CONFIG)
+    randomise(flow.field)
+    chart, t = flow.chart, torch.tensor(0.4)
+    learned, gaussian_zoo = flow.velocity(chart)(points, t), untrained.velocity(chart)(points, t)
+    assert torch.allclose(flow.velocity(chart, 0.5)(points, t), learned + 0.5 * (learned - gaussian_zoo), atol=1e-4)
+    assert torch.equal(untrained.velocity(chart, 2.0)(points, t), gaussian_zoo)
+    plain, sharp = (sample(flow, 3, steps=2, sharpness=s, generator=torch.Generator().manual_seed(0)) for s in (0.0, 0.5))
+    assert not torch.allclose(plain, sharp)
+
+
 def test_every_unit_counts_the_same(spec, thetas, generator):
     """A network that predicts 0 has the same loss on each: what the Gaussian leaves open of its weights, whatever their number and size."""
     flow, points = prepare(spec, thetas, CONFIG)

@@ -9,6 +9,7 @@ from math import log
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from geoflow.canonical import check_zoo
 from geoflow.population import run
@@ -72,6 +73,23 @@ def ensemble_scores(
     predictors = _predictors(network, spec, thetas, x, y, batch)
     sums = [torch.cat([predict(part).logsumexp(0) for part in x.split(PART)]) for predict in predictors]
     return scores(torch.stack(sums).logsumexp(0) - log(len(thetas)), y)
+
+
+@torch.no_grad()
+def disagreement(
+    network: nn.Module,
+    spec: NetworkSpec,
+    thetas: Float[Tensor, "nets weights"],
+    x: Float[Tensor, "examples ..."],
+    batch: int = 3 * 10**5,
+) -> float:
+    """How often two different networks predict different classes: the share of examples, averaged over all pairs. NaN for one network."""
+    votes = 0
+    for predict in _predictors(network, spec, thetas, x, torch.zeros(len(x), dtype=torch.long), batch):
+        log_probs = torch.cat([predict(part) for part in x.split(PART)], 1)
+        votes = votes + one_hot(log_probs.argmax(-1), log_probs.shape[-1]).sum(0)
+    pairs = len(thetas) * (len(thetas) - 1)
+    return 1 - (votes * (votes - 1)).sum(-1).double().mean().item() / pairs if pairs else float("nan")
 
 
 def scores(log_probs: Float[Tensor, "*nets examples classes"], y: Int[Tensor, " examples"]) -> Scores:

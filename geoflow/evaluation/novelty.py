@@ -1,4 +1,4 @@
-"""Tell new networks from copies: how far is the nearest training network?"""
+"""Tell new networks from copies, and many from one: how far is the nearest training network, how far another one?"""
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,15 @@ def novelty(
     if medians["zoo_leave_one_out"] == 0:
         raise ValueError("Half of the training networks are copies of a network of another run: there is no distance to compare with.")
     return medians | {"ratio": medians["generated_to_train"] / medians["zoo_leave_one_out"]}
+
+
+def spread(thetas: Float[Tensor, "nets weights"]) -> float:
+    """The root mean square of the Euclidean distance between two different networks, in canonical weights; NaN for one network.
+
+    >>> spread(torch.tensor([[0.0], [3.0]]))
+    3.0
+    """
+    return thetas.var(0).sum().mul(2).sqrt().item() if len(thetas) > 1 else float("nan")
 
 
 def neighbour_distances(

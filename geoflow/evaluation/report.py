@@ -51,6 +51,7 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
     """Write `folder`/report.md from metrics.json's content: table, novelty, times, configuration and the figures of `folder`/figures."""
     folder = Path(folder)
     novelty = [[name.replace("_", " "), f"{value:.4g}"] for name, value in metrics["novelty"].items()]
+    diversity = [[name, f"{one['distance']:.4g}", f"{one['disagreement']:.4f}"] for name, one in metrics["diversity"].items()]
     times = [[name, f"{seconds:.1f}"] for name, seconds in metrics["time"].items()]
     parts = [
         f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
@@ -59,6 +60,9 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         "## Novelty\n\nMedians of the distances to the nearest neighbour in canonical weights. The ratio is generated to train over "
         "zoo leave one out: near 0 for copies of training networks, near 1 for networks as new as another training run.",
         _markdown(["distance", "median"], novelty),
+        "## Diversity\n\nTwo different networks: the root mean square of their distance in canonical weights, and how often they predict "
+        "different classes.",
+        _markdown(["networks", "distance", "disagreement"], diversity),
         "## Time",
         _markdown(["phase", "seconds"], times),
         *_figures(folder),
