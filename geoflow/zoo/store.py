@@ -96,8 +96,8 @@ def load_zoo(
     while zoo.runs < runs:
         group = min(GROUP, runs - zoo.runs)
         states = train_zoo(build, task, **recipe, runs=group, first=zoo.runs, seed=seed, device=device, progress=progress)
-        zoo = replace(zoo, thetas=torch.cat([zoo.thetas, pack(spec, states)]))
-        save_zoo(path, zoo)
+        save_zoo(path, replace(zoo, thetas=torch.cat([zoo.thetas, pack(spec, states)])))
+        zoo = read_zoo(path)
     return replace(zoo, thetas=zoo.thetas[:runs], configuration=configuration | {"settings": recipe | {"runs": runs}})
 
 
@@ -108,7 +108,9 @@ def save_zoo(path: str | Path, zoo: Zoo) -> None:
 
 
 def read_zoo(path: str | Path) -> Zoo:
-    """Read what `save_zoo` wrote. Raises ValueError naming the file if it is corrupt or no zoo."""
+    """Read what `save_zoo` wrote. The file is mapped: networks come from the disk when they are used, and leave memory under pressure.
+
+    Raises ValueError naming the file if it is corrupt or no zoo."""
     try:
         tensors, metadata = read_tensors(path)
         spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
