@@ -83,6 +83,7 @@ def missed_of_mnist(metrics: Mapping) -> list[str]:
 
 PAGES: dict[str, Page] = {
     "main_job": Page("The main job, measured: breast cancer and digits", ("breast_cancer", "digits"), missed_of_the_main_job),
+    "ablations": Page("What carries it: one change each to a short training on digits (64-10-10)", ("digits",), lambda metrics: []),
     "mnist": Page("MNIST, 784-10-10: single generated networks without fine-tuning", ("mnist",), missed_of_mnist),
 }
 

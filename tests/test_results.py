@@ -94,3 +94,15 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
     (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "elsewhere")}))
     with pytest.raises(SystemExit, match="whose flow drew the curve"):
         results.keep("main_job", curve)
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_every_ablation_is_a_run_that_can_be(number, results):
+    from ablations import BASE, CHANGES, folder_of
+    from run import ex
+    from sacred.arg_parser import get_config_updates
+
+    assert len(CHANGES) == 20 and len({folder_of(change, 0) for change in CHANGES}) == 20
+    updates, named = get_config_updates([*BASE, *CHANGES[number], "seed=1"])
+    config = ex.run("print_config", config_updates=updates, named_configs=named).config  # the options' checks are those of a real run
+    assert config["task"] == "digits" and config["iterations"] == 2000 and config["seed"] == 1
