@@ -118,6 +118,9 @@ def digits():
     task = "digits"
     hidden = [10]
     iterations = 7000
+    batch = 64
+    lr = 4e-3
+    sharpness = 0.2
 
 
 @ex.named_config  # 784-10-10, the networks of the thesis
