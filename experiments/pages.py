@@ -14,7 +14,7 @@ from geoflow.evaluation.plots import plot_curve, plot_summaries
 
 BEATEN = ("mean_network", "interpolation", "gaussian", "pca_gaussian")  # whose NLL generated digits networks must be below
 # what sets runs of one task and flow apart, besides the seed; a column of the table where a page has several of them
-SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "sizes", "iterations", "batch", "lr", "steps", "sharpness")
+SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "iterations", "batch", "lr", "steps", "sharpness")
 Run = Mapping  # what a kept run's folder holds: "metrics", "config", "ran", and "curve" where its quality over steps was measured
 
 # title: (its value in metrics.json, format)
@@ -90,7 +90,7 @@ PAGES: dict[str, Page] = {
 
 def name_of(config: Mapping) -> str:
     """The name of a run's folder: task, flow, a digest of its other settings, seed. A run made anew takes the place of the old one."""
-    others = json.dumps({name: config.get(name) for name in (*SETTINGS, "zoo")}, sort_keys=True)
+    others = json.dumps({name: config.get(name) for name in (*SETTINGS, "sizes", "zoo")}, sort_keys=True)
     return f"{config['task']}-{config['flow']}-{hashlib.sha256(others.encode()).hexdigest()[:6]}-{config['seed']}"
 
 
@@ -162,24 +162,24 @@ def _groups(runs: list[Run], shown: list[str]) -> dict[tuple[str, ...], list[Run
     groups = defaultdict(list)
     for run in runs:
         m, config = run["metrics"], run["config"]
-        key = (m["task"], m["flow"], *(_word(config.get(name)) for name in shown), str(small_ensemble(m, "generated")["n"]))
+        key = (m["task"], m["flow"], *(_settings(config).get(name, "-") for name in shown), str(small_ensemble(m, "generated")["n"]))
         groups[key].append(run)
     return {key: sorted(groups[key], key=lambda run: run["metrics"]["seed"]) for key in sorted(groups)}
 
 
 def _several(runs: list[Run]) -> list[str]:
     """The settings in which runs of one task differ."""
-    values = defaultdict(set)
+    by_task = defaultdict(list)
     for run in runs:
-        for name in SETTINGS:
-            values[name, run["config"]["task"]].add(_word(run["config"].get(name)))
-    return [name for name in SETTINGS if any(len(found) > 1 for (other, _), found in values.items() if other == name)]
+        by_task[run["config"]["task"]].append(_settings(run["config"]))
+    names = dict.fromkeys(name for found in by_task.values() for settings in found for name in settings)
+    return [name for name in names if any(len({settings.get(name) for settings in found}) > 1 for found in by_task.values())]
 
 
-def _word(value) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{name} {size}" for name, size in value.items() if size is not None)
-    return "-" if value is None else str(value)
+def _settings(config: Mapping) -> dict[str, str]:
+    """The settings of a run that stand in tables, by name; sizes by their own."""
+    sizes = {f"sizes.{name}": size for name, size in config.get("sizes", {}).items()}
+    return {name: str(value) for name, value in ({name: config.get(name) for name in SETTINGS} | sizes).items() if value is not None}
 
 
 def _short(value: float, least: float, name: str) -> list[str]:
