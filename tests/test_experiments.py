@@ -41,6 +41,7 @@ SCHEMA = {
     "generated": SCORES,
     "baselines": {name: SCORES for name in ("mean_network", "interpolation", "gaussian", "pca_gaussian", "noised", "retrieval")},
     "ensemble": {"generated": ENSEMBLE, "zoo": ENSEMBLE},
+    "diversity": dict.fromkeys(("zoo", "generated"), dict.fromkeys(("distance", "disagreement"), float)),
     "novelty": dict.fromkeys(("generated_to_train", "heldout_to_train", "zoo_leave_one_out", "ratio"), float),
     "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), float),
     "flow": str,
