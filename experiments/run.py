@@ -239,7 +239,8 @@ def curve(_config, _run):
     exam = Exam(network, spec, task, device_of(_config["device"]))
     numbers = [n for n in POWERS if n < _config["steps"]] + [_config["steps"]]
     found = {steps: summary(exam.single(generate(flow, network, spec, task, {**_config, "steps": steps})[0])) for steps in numbers}
-    write_json(folder / "curve.json", {name: _config[name] for name in ("task", "flow", "solver", "sharpness", "count", "seed")} | {"steps": found})
+    how = {name: _config[name] for name in ("task", "flow", "solver", "sharpness", "count", "seed")}
+    write_json(folder / "curve.json", how | {"steps": found})
     save_figures(folder / "figures", {"curve": plot_curve(found)})
     print(scores_table({f"{steps} steps": one for steps, one in found.items()}), f"Written to {folder}", sep="\n\n")
 
