@@ -145,7 +145,8 @@ def figures(name: str, runs: list[Run]) -> dict[str, Figure]:
     for names, group in _groups(runs, shown).items():
         for run in group:
             m = run["metrics"]
-            label = " ".join([*names[:-1], f"seed {m['seed']}"])
+            settings = [f"{name} {value}" for name, value in zip(shown, names[2:-1], strict=True) if value != "-"]
+            label = ", ".join([" ".join(names[:2]), *settings, f"seed {m['seed']}"])
             found[label] = {kind: m[kind] for kind in ("zoo", "generated")} | {
                 kind: m["baselines"][kind] for kind in ("mean_network", "interpolation", "noised")
             }
@@ -153,7 +154,8 @@ def figures(name: str, runs: list[Run]) -> dict[str, Figure]:
     for run in runs:
         if "curve" in run:
             steps = {int(number): one for number, one in run["curve"]["steps"].items()}
-            pictures[f"curve-{name_of(run['config'])}"] = plot_curve(steps)
+            title = f"Over the steps, {run['config']['task']}, sharpness {run['config'].get('sharpness', 0):g}, mean ± standard deviation"
+            pictures[f"curve-{name_of(run['config'])}"] = plot_curve(steps, title)
     return pictures
 
 
