@@ -23,6 +23,8 @@ def keep(name: str, run: Path, flow: bool = False) -> Path:
     """Copy what a page needs of a run folder: metrics, configuration, where it ran; or the curve of a run of `curve`."""
     if (run / "curve.json").exists():
         return keep_curve(name, run)
+    if not (run / "metrics.json").exists():
+        raise SystemExit(f"{run} holds no finished run: a run of the main job writes metrics.json, one of curve writes curve.json.")
     metrics, config, record = (_read(run / part) for part in ("metrics.json", "config.json", "run.json"))
     info = _read(run / "info.json") if (run / "info.json").exists() else {}
     _check_task(name, run, metrics["task"])

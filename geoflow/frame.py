@@ -56,8 +56,10 @@ def metric_frame(graph: Graph, inputs: Float[Tensor, "examples ..."]) -> Frame:
     together. `inputs` are examples of what the networks read: [examples, units], or with more axes behind them or flattened.
     The ridge is RIDGE times the mean square of an input unit.
 
-    Raises ValueError if no input of the graph that can be turned has so many units.
+    Raises ValueError if no input of the graph that can be turned has so many units, and for examples that are none, all 0 or not finite.
     """
+    if not (inputs.numel() and inputs.isfinite().all() and inputs.any()):
+        raise ValueError(f"These {len(inputs)} examples of inputs measure nothing: they are none, all 0, or hold NaN or Inf.")
     inputs, axes = inputs.detach().cpu().double(), {}
     for name, blocks in plain_inputs(graph).items():
         if (read := _by_units(inputs, blocks[0].index.shape[1])) is not None:

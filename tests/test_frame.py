@@ -131,6 +131,9 @@ def test_a_flow_with_a_metric_brings_networks_to_its_form_and_back(spec, skewed,
 def test_examples_that_no_input_reads_are_refused(spec):
     with pytest.raises(ValueError, match=r"No input has the shape \[7\] of these examples; .*'input0': 12"):
         metric_frame(graph_of(spec), torch.randn(5, 7))
+    for nothing in (torch.zeros(0, 12), torch.zeros(5, 12), torch.full((5, 12), float("nan"))):
+        with pytest.raises(ValueError, match="examples of inputs measure nothing"):
+            metric_frame(graph_of(spec), nothing)
 
 
 @pytest.mark.parametrize("flow", FLOWS)

@@ -63,6 +63,8 @@ def test_a_run_of_another_task_is_refused(results, tmp_path):
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(SystemExit, match="is a run of digits; the page mnist is for mnist"):
         results.keep("mnist", tmp_path)
+    with pytest.raises(SystemExit, match="holds no finished run"):
+        results.keep("mnist", tmp_path / "nothing")
 
 
 def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_path, monkeypatch):
