@@ -29,7 +29,7 @@ CHANGES: tuple[tuple[str, ...], ...] = (
     ("sizes.node=32",),
     ("sizes.node=128",),
     ("sizes.components=16",),
-    ("sharpness=0.2",),
+    ("sharpness=0.0",),
     *((f"runs={runs}", "batch=24") for runs in (32, 128, 512)),  # an eighth of the runs is held out
     ("batch=24",),
     ("runs=4096",),

@@ -94,6 +94,11 @@ def name_of(config: Mapping) -> str:
     return f"{config['task']}-{config['flow']}-{hashlib.sha256(others.encode()).hexdigest()[:6]}-{config['seed']}"
 
 
+def curve_name(run: Run) -> str:
+    """The name of the picture of a run's quality over steps."""
+    return f"curve-{name_of(run['config'])}"
+
+
 def read_runs(folder: Path) -> list[Run]:
     """The kept runs of a page."""
     return [
@@ -108,7 +113,8 @@ def page(name: str, runs: list[Run]) -> str:
     machines = sorted({f"{run['ran']['cpu']}, {run['ran']['os'][1]}, Python {run['ran']['python']}" for run in runs})
     devices = sorted({run["ran"].get("device", "cpu") for run in runs})
     counts = sorted({run["config"]["count"] for run in runs})
-    pictures = "\n\n".join(f"![{name}](figures/{name}.png)" for name in figures(name, runs))
+    drawn = ["quality", *(curve_name(run) for run in runs if "curve" in run)]
+    pictures = "\n\n".join(f"![{picture}](figures/{picture}.png)" for picture in drawn)
     return f"""# {PAGES[name].text}
 
 {" or ".join(map(str, counts))} generated networks a run, on the test part that neither zoo, scaler nor flow has seen; one line per seed,
@@ -138,7 +144,7 @@ def table(runs: list[Run], missed: Callable[[Mapping], list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def figures(name: str, runs: list[Run]) -> dict[str, Figure]:
+def figures(runs: list[Run]) -> dict[str, Figure]:
     """The pictures of a page: generated networks of every run beside zoo and baselines, and quality over steps where it was measured."""
     shown = _several(runs)
     found = {}
@@ -155,7 +161,7 @@ def figures(name: str, runs: list[Run]) -> dict[str, Figure]:
         if "curve" in run:
             steps = {int(number): one for number, one in run["curve"]["steps"].items()}
             title = f"Over the steps, {run['config']['task']}, sharpness {run['config'].get('sharpness', 0):g}, mean ± standard deviation"
-            pictures[f"curve-{name_of(run['config'])}"] = plot_curve(steps, title)
+            pictures[curve_name(run)] = plot_curve(steps, title)
     return pictures
 
 

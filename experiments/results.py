@@ -65,7 +65,7 @@ def rebuild() -> list[Path]:
         if (folder := RESULTS / name).is_dir():
             runs = read_runs(folder)
             (folder / "README.md").write_text(page(name, runs), encoding="utf-8")
-            paths += [folder / "README.md", *save_figures(folder / "figures", figures(name, runs))]
+            paths += [folder / "README.md", *save_figures(folder / "figures", figures(runs))]
     return paths
 
 

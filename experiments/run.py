@@ -21,7 +21,7 @@ from time import perf_counter
 import torch
 from assess import Exam, assess, score
 from folder import RunFolder, Samples, flow_file, probe, read_samples, samples_file, save_samples, write_json
-from options import FURTHER, NETWORK, InputError, check_keys, complete, device_of, flow_settings, plainly, zoo_settings
+from options import FURTHER, NETWORK, SAMPLING, InputError, check_keys, complete, device_of, flow_settings, plainly, zoo_settings
 from sacred import SETTINGS, Experiment
 from sacred.run import Run
 from sacred.utils import apply_backspaces_and_linefeeds
@@ -300,7 +300,7 @@ def network_for(task: Task, config: Mapping) -> nn.Module:
 
 
 def sampling_settings(config: Mapping) -> dict:
-    return {"sampling": {name: config[name] for name in ("solver", "steps", "sharpness", "guidance", "seed")}}
+    return {"sampling": {name: config[name] for name in SAMPLING if name != "count"}}
 
 
 def folder_of(run: Run) -> Path:

@@ -50,8 +50,7 @@ def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known
     t, and where it predicts 0 the flow is the exact one of the Gaussian. Every unit counts the same, with the error of its weights relative
     to what the Gaussian leaves open of them; at every t the loss where the network predicts 0 is one."""
     _, mean, rest = known
-    unit_of = chart.graph.unit_of.to(x.device)
-    units = int(unit_of.max()) + 1
+    unit_of, units = chart.graph.unit_of.to(x.device), chart.graph.units
     left_open = torch.zeros(len(x), units).to(x).index_add_(1, unit_of, rest.square())
     weight = x.shape[1] / units / left_open[:, unit_of]
     return chart.manifold.proju(x, (mean + rest * raw) / chart.scale.to(x)), weight

@@ -67,6 +67,11 @@ class Graph:
         return owner.unique(return_inverse=True)[1]
 
     @cached_property
+    def units(self) -> int:
+        """How many units `unit_of` tells apart."""
+        return int(self.unit_of.max()) + 1
+
+    @cached_property
     def depth(self) -> tuple[float, ...]:
         """Distance of each site from the inputs over the distance input - output, in [0, 1]: a place that any depth shares."""
         steps = [0] * len(self.spec.sites)

@@ -29,7 +29,7 @@ def test_the_pages_are_those_that_the_kept_runs_make(results, pages):
     for folder in folders:
         runs = pages.read_runs(folder)
         assert (folder / "README.md").read_text(encoding="utf-8") == pages.page(folder.name, runs)
-        assert {path.stem for path in (folder / "figures").iterdir()} == set(pages.figures(folder.name, runs))
+        assert {path.stem for path in (folder / "figures").iterdir()} == set(pages.figures(runs))
         assert {path.name for path in folder.iterdir()} == {"README.md", "figures", *(pages.name_of(run["config"]) for run in runs)}
         for flow in folder.glob("*/flow.safetensors"):
             assert flow.stat().st_size <= results.LARGEST
