@@ -11,19 +11,30 @@ from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 
-FORMAT = "geoflow-training-4"  # counted up whenever a saved state no longer fits
+FORMAT = "geoflow-training-5"  # counted up whenever a saved state no longer fits
+CLIP = 1.0  # norm of the gradient
+MATRICES_RATE = 3  # learning rate of the hidden matrices in units of the others'
 EMA_WARMUP = 10  # after n steps the average keeps (n + 1) / (n + 10) of itself at most: about the last tenth of a short training
 
 
 class Progress:
-    """A training under way: the flow, the moving average of its field, the optimizer, the random numbers to come."""
+    """A training under way: the flow, the moving average of its field, the optimizers, the random numbers to come.
+
+    Matrices of the hidden layers (`field.layers`) are learned by Muon (Jordan et al. 2024), whose steps are orthogonal matrices of the
+    size of AdamW's steps; all else by AdamW: vectors, and what reads coordinates or makes them.
+    """
 
     def __init__(self, flow: Flow):
         self.flow = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config)
         self.ema = deepcopy(flow.field)
         self.weights, self.average = in_one(self.flow.field), in_one(self.ema)
         gather_gradients(self.flow.field, self.weights)
-        self.optimizer = torch.optim.AdamW([self.weights], weight_decay=flow.config["weight_decay"], fused=True)
+        matrices, decay = hidden_matrices(self.flow.field), flow.config["weight_decay"]
+        behind = sum(matrix.numel() for matrix in matrices)
+        self.rest = nn.Parameter(self.weights.detach()[behind:])
+        self.rest.grad = self.weights.grad[behind:]
+        self.adamw = torch.optim.AdamW([self.rest], weight_decay=decay, fused=True)
+        self.muon = torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         self.generator = randomness(flow.config["seed"], "training")
 
     @property
@@ -32,10 +43,14 @@ class Progress:
         return len(self.flow.losses)
 
     @torch.no_grad()
-    def step(self, loss: float) -> None:
-        """Count an iteration. Raises FloatingPointError where the loss is not finite."""
+    def step(self, loss: float, lr: float) -> None:
+        """Change the weights by their gradients, and count an iteration. Raises FloatingPointError for a loss that is not finite."""
         if not loss < float("inf"):
             raise FloatingPointError(f"The flow's loss is {loss} at iteration {self.iteration}. Lower lr.")
+        nn.utils.clip_grad_norm_(self.weights, CLIP)
+        for optimizer, rate in ((self.adamw, lr), (self.muon, MATRICES_RATE * lr)):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
         self.flow.losses.append(loss)
         decay = min(self.flow.config["ema"], (self.iteration + 1) / (self.iteration + EMA_WARMUP))
         self.average.lerp_(self.weights, 1 - decay)
@@ -49,7 +64,8 @@ class Progress:
         tensors = {f"field.{k}": v for k, v in self.flow.field.state_dict().items()} | {
             f"ema.{k}": v for k, v in self.ema.state_dict().items()
         }
-        tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.state[self.weights].items()}
+        tensors |= {f"adamw.{key}": value for key, value in self.adamw.state[self.rest].items()}
+        tensors |= {f"muon.{number}": state["momentum_buffer"] for number, state in enumerate(self.muon.state.values())}
         tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.flow.losses, dtype=torch.float64)}
         metadata = {"format": FORMAT, "config": json.dumps(dict(self.flow.config), sort_keys=True)}
         write_tensors(path, tensors, metadata)
@@ -66,15 +82,28 @@ class Progress:
             module.load_state_dict(under(prefix, tensors))
         self.generator.set_state(tensors["generator"])
         self.flow.losses[:] = tensors["losses"].tolist()
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": {0: under("optimizer.", tensors)}})
+        self.adamw.load_state_dict(self.adamw.state_dict() | {"state": {0: under("adamw.", tensors)}})
+        momenta = {int(number): {"momentum_buffer": momentum} for number, momentum in under("muon.", tensors).items()}
+        self.muon.load_state_dict(self.muon.state_dict() | {"state": momenta})
 
 
-def in_one(module: nn.Module) -> nn.Parameter:
-    """All parameters of a module, which must be learned ones, laid into one; they become views of it.
+def hidden_matrices(field: nn.Module) -> list[nn.Parameter]:
+    """The matrices of a field's hidden layers."""
+    return [parameter for parameter in field.layers.parameters() if parameter.ndim == 2]
+
+
+def in_order(field: nn.Module) -> list[nn.Parameter]:
+    """All parameters, the matrices of the hidden layers before the others."""
+    first = {id(matrix) for matrix in hidden_matrices(field)}
+    return sorted(field.parameters(), key=lambda parameter: id(parameter) not in first)
+
+
+def in_one(field: nn.Module) -> nn.Parameter:
+    """All parameters of a field, which must be learned ones, laid into one `in_order`; they become views of it.
 
     Clipping, AdamW and the moving average then take one operation each, not one for every parameter.
     """
-    parameters = list(module.parameters())
+    parameters = in_order(field)
     assert all(parameter.requires_grad for parameter in parameters), "AdamW would let a frozen parameter decay"
     whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
     for parameter, part in zip(parameters, whole.detach().split([parameter.numel() for parameter in parameters]), strict=True):
@@ -82,8 +111,8 @@ def in_one(module: nn.Module) -> nn.Parameter:
     return whole
 
 
-def gather_gradients(module: nn.Module, whole: nn.Parameter) -> None:
-    """Make the gradients of a module's parameters views of that of `whole`. Set it to zero there: module.zero_grad() would part them."""
-    parameters, whole.grad = list(module.parameters()), torch.zeros_like(whole)
+def gather_gradients(field: nn.Module, whole: nn.Parameter) -> None:
+    """Make the gradients of a field's parameters views of that of `whole`. Set it to zero there: field.zero_grad() would part them."""
+    parameters, whole.grad = in_order(field), torch.zeros_like(whole)
     for parameter, part in zip(parameters, whole.grad.split([parameter.numel() for parameter in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)

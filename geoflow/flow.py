@@ -20,7 +20,7 @@ from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-4"  # counted up whenever a saved field no longer fits
+FORMAT = "geoflow-5"  # counted up whenever a saved field no longer fits
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
 
 

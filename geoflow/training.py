@@ -23,15 +23,14 @@ from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import VELOCITIES, complete_sizes
 
-# name: (generator, count) -> times [count] in [0, 1)
+# name: the distribution of t in [0, 1) by its quantiles
 TIMES = {
-    "uniform": lambda generator, count: torch.rand(count, generator=generator),
+    "uniform": lambda share: share,
     # Beta(1, 2), early times more often: its distribution function 1 - (1 - t)^2 is inverted
-    "beta": lambda generator, count: 1 - (1 - torch.rand(count, generator=generator)).sqrt(),
+    "beta": lambda share: 1 - (1 - share).sqrt(),
 }
 
 WARMUP = 100  # iterations
-CLIP = 1.0  # norm of the gradient
 
 
 def fit(
@@ -59,10 +58,11 @@ def fit(
     """Fit a flow to trained networks of one architecture: make them canonical, choose coordinates, match velocities.
 
     The conditional flow matching loss E |v(x_t, t) - dx_t|^2 (Lipman et al. 2023; on manifolds Chen and Lipman 2024) is minimised by
-    AdamW with cosine decay; the flow's weights are the exponential moving average. `flow`, `velocity`, `coupling`, `time` and
-    `prediction` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES and PREDICTIONS; `sizes` are the velocity's own. The field and its
-    samples are in torch's default precision, whatever the zoo's. With `inputs`, examples of what the networks read, rows of weights on
-    them are measured by what they make of them (see `metric_frame`): networks that compute nearly the same are then near each other.
+    Muon (matrices of hidden layers) and AdamW (all else) with cosine decay; the flow's weights are the exponential moving average. `flow`,
+    `velocity`, `coupling`, `time` and `prediction` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES and PREDICTIONS; `sizes` are the
+    velocity's own. The field and its samples are in torch's default precision, whatever the zoo's. With `inputs`, examples of what the
+    networks read, rows of weights on them are measured by what they make of them (see `metric_frame`): networks that compute nearly the
+    same are then near each other.
     With a `checkpoint` path the state is written there every `every` iterations, and training goes on from it: on the CPU the result is
     bit-identical to an uninterrupted one.
 
@@ -128,17 +128,18 @@ def train_step(run: Progress, points: Float[Tensor, "nets size"], lr: float) -> 
     x_1 = points[torch.randperm(len(points), generator=run.generator)[: config["batch"]].to(points.device)]
     x_0 = noise(chart, len(x_1), run.generator).to(x_1)
     x_0 = COUPLINGS[config["coupling"]](chart.spec, chart.manifold, x_0, x_1)
-    t = TIMES[config["time"]](run.generator, len(x_1)).to(x_1)
+    t = times(config["time"], len(x_1), run.generator).to(x_1)
     x_t, dx_t = geodesic(chart.manifold, x_0, x_1, t)
     loss = matching_loss(flow, x_t, dx_t, t)
     run.weights.grad.zero_()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.weights, CLIP)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    run.optimizer.step()
-    run.step(loss.item())
+    run.step(loss.item(), lr)
     return run.flow.losses[-1]
+
+
+def times(name: str, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
+    """Random times, one from each of `count` equally probable parts of the distribution: no batch is all early, or all late."""
+    return TIMES[name]((torch.arange(count) + torch.rand(count, generator=generator)) / count)
 
 
 def matching_loss(flow: Flow, x_t: Float[Tensor, "nets size"], dx_t: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Tensor:

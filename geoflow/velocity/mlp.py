@@ -35,8 +35,8 @@ class MLPVelocity(nn.Module):
         self.size = graph.size
         self.time = TimeEmbedding(64)
         widths = [self.size + 64, sizes.width, sizes.width // 2, sizes.width]
-        hidden = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.LayerNorm(b), nn.GELU())]
-        self.net = nn.Sequential(*hidden, zeroed(nn.Linear(sizes.width, self.size)))
+        first, *others = (nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.GELU()) for a, b in itertools.pairwise(widths))
+        self.first, self.layers, self.last = first, nn.Sequential(*others), zeroed(nn.Linear(sizes.width, self.size))
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
         """Raises ValueError for a graph of another size than the one it was built for."""
@@ -45,4 +45,4 @@ class MLPVelocity(nn.Module):
                 f"velocity=mlp was built for {self.size} coordinates and cannot serve {graph.size}: "
                 "another architecture needs velocity=transformer."
             )
-        return self.net(torch.cat([x, self.time(t)], -1))
+        return self.last(self.layers(self.first(torch.cat([x, self.time(t)], -1))))
