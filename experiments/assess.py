@@ -1,6 +1,7 @@
 """Say how good and how new the networks of a run are."""
 
 from collections.abc import Mapping
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -34,8 +35,13 @@ class Exam:
         return evaluate(self.network, self.spec, thetas.to(self.device), self.x, self.y)
 
     def ensembles(self, name: str, thetas: Thetas) -> dict[str, dict[str, float]]:
-        """The scores of the average of all networks' probabilities, and of that of the first SMALL networks where there are more."""
-        return {name: self._ensemble(thetas)} | ({f"{name}_{SMALL}": self._ensemble(thetas[:SMALL])} if len(thetas) > SMALL else {})
+        """The scores of the average of all networks' probabilities, and where there are more than SMALL, of ensembles of SMALL: the mean of
+        all that can be made without a network in two of them."""
+        found = {name: self._ensemble(thetas)}
+        if len(thetas) > SMALL:
+            parts = [self._ensemble(part) for part in thetas.split(SMALL) if len(part) == SMALL]
+            found[f"{name}_{SMALL}"] = {key: fmean(part[key] for part in parts) for key in parts[0]} | {"n": SMALL, "ensembles": len(parts)}
+        return found
 
     def disagreement(self, thetas: Thetas) -> float:
         """How often two networks predict different classes."""

@@ -49,6 +49,7 @@ Number = tuple[type | tuple, Callable[[float], bool], str]
 COUNT: Number = (int, lambda n: n >= 1, "a whole number of at least 1")
 POSITIVE: Number = ((int, float), lambda n: 0 < n < float("inf"), "a number above 0")
 NOT_NEGATIVE: Number = ((int, float), lambda n: 0 <= n < float("inf"), "a number of at least 0")
+SEED: Number = (int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
 SHARE: Number = (float, lambda n: 0 < n < 1, "a number between 0 and 1")
 NUMBERS: dict[str, Number] = {
     "runs": COUNT,
@@ -64,9 +65,16 @@ NUMBERS: dict[str, Number] = {
     "steps": COUNT,
     "sharpness": NOT_NEGATIVE,
     "guidance": NOT_NEGATIVE,
-    "seed": (int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1"),
+    "seed": SEED,
 }
-ZOO_NUMBERS: dict[str, Number] = {"epochs": COUNT, "batch": COUNT, "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "every": COUNT}
+ZOO_NUMBERS: dict[str, Number] = {
+    "epochs": COUNT,
+    "batch": COUNT,
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "every": COUNT,
+    "seed": SEED,
+}
 
 
 class InputError(SacredError):
@@ -131,8 +139,9 @@ def device_of(name: str) -> str:
 
 
 def zoo_settings(config: Mapping) -> dict:
-    """The arguments of `train_zoo` that a completed configuration holds."""
-    return {"runs": config["runs"], "snapshots": config["snapshots"], **config["zoo"]}
+    """The arguments of `train_zoo`, but for the seed, that a completed configuration holds."""
+    recipe = {name: value for name, value in config["zoo"].items() if name != "seed"}
+    return {"runs": config["runs"], "snapshots": config["snapshots"], **recipe}
 
 
 def flow_settings(config: Mapping) -> dict:
@@ -145,7 +154,7 @@ def _of_the_task(config: Mapping) -> dict:
     network = {name: STANDARD[name] if config[name] is None else config[name] for name in NETWORK}
     choose("task", str(network["task"]), TASKS)
     default = ZOO_DEFAULTS[network["task"]]
-    zoo = {name: default[name] if value is None else value for name, value in config["zoo"].items()}
+    zoo = {name: (default | {"seed": config["seed"]})[name] if value is None else value for name, value in config["zoo"].items()}
     return network | {name: default[name] if config[name] is None else config[name] for name in ("runs", "snapshots")} | {"zoo": zoo}
 
 

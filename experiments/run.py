@@ -61,7 +61,7 @@ def config():
     activation = None  # relu, tanh or gelu; default: relu
     runs = None  # independent training runs
     snapshots = None  # networks kept from each
-    zoo = {"epochs": None, "batch": None, "lr": None, "weight_decay": None, "every": None, "schedule": None}  # how they are trained
+    zoo = {"epochs": None, "batch": None, "lr": None, "weight_decay": None, "every": None, "schedule": None, "seed": None}  # their training
     heldout = 0.125  # share of the runs that the flow does not see
     part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
     # the flow
@@ -129,7 +129,18 @@ def mnist():
     hidden = [10]
     velocity = "identified"
     sizes = {"node": 112, "components": 96}
-    iterations = 12000
+    iterations = 6000
+    batch = 64
+    lr = 3e-3
+
+
+@ex.named_config  # the same networks for harder images
+def fashion():
+    task = "fashion"
+    hidden = [10]
+    velocity = "identified"
+    sizes = {"node": 112, "components": 96}
+    iterations = 6000
     batch = 64
     lr = 3e-3
 
@@ -170,7 +181,7 @@ def main(_config, _run):
         task = task_for(_config["task"], seed, _config["part"])
         network = network_for(task, settings)
         spec = spec_of(network, task.x_train[:2])
-        zoo = load_zoo(cache, partial(network_for, task, settings), spec, task, zoo_settings(_config), seed, device)
+        zoo = load_zoo(cache, partial(network_for, task, settings), spec, task, zoo_settings(_config), _config["zoo"]["seed"], device)
         fitted, heldout = split_runs(zoo, _config["heldout"], randomness(seed, "split"))
     with timed(seconds, "prepare"):
         untrained, points = prepare(spec, fitted.networks, settings, task.x_train if _config["metric"] == "inputs" else None)

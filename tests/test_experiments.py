@@ -18,7 +18,7 @@ from geoflow.evaluation.baselines import BASELINES
 from geoflow.flow import Flow
 from geoflow.zoo import store
 from geoflow.zoo.networks import mlp
-from geoflow.zoo.store import ZOO_DEFAULTS
+from geoflow.zoo.store import ZOO_DEFAULTS, read_zoo
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = {
@@ -181,6 +181,13 @@ def test_an_interrupted_run_goes_on_to_the_same_result(finished, place, monkeypa
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert {**read(again, "metrics.json"), "time": 0} == {**read(finished, "metrics.json"), "time": 0}
     assert not list((place / "cache").glob("flow-*")), "the checkpoint of a completed run is removed"
+
+
+def test_a_zoo_can_have_a_seed_of_its_own(finished, place):
+    before = set((place / "cache").glob("zoo-*"))
+    launch(place, seed=1, zoo={"seed": 3})
+    (made,) = set((place / "cache").glob("zoo-*")) - before  # another one, for the seed splits the data of iris
+    assert read_zoo(made).configuration["seed"] == 3
 
 
 def test_a_training_of_another_zoo_is_not_gone_on_with(place, monkeypatch, capsys):
@@ -381,7 +388,13 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "task", "hidden"),
-    [(None, "breast_cancer", [16, 16]), ("breast_cancer", "breast_cancer", [16, 16]), ("digits", "digits", [10]), ("mnist", "mnist", [10])],
+    [
+        (None, "breast_cancer", [16, 16]),
+        ("breast_cancer", "breast_cancer", [16, 16]),
+        ("digits", "digits", [10]),
+        ("mnist", "mnist", [10]),
+        ("fashion", "fashion", [10]),
+    ],
 )
 def test_named_configurations_take_the_defaults_of_their_task(name, task, hidden, tmp_path):
     from run import ex
@@ -389,5 +402,5 @@ def test_named_configurations_take_the_defaults_of_their_task(name, task, hidden
     config = ex.run("print_config", named_configs=(name,) if name else (), options={"--file_storage": str(tmp_path)}).config
     assert (config["task"], config["hidden"], config["activation"], config["flow"]) == (task, hidden, "relu", "geometric")
     zoo = {"runs": config["runs"], "snapshots": config["snapshots"], **config["zoo"]}
-    assert zoo == ZOO_DEFAULTS[task]
+    assert zoo == ZOO_DEFAULTS[task] | {"seed": 0}
     assert all(math.isfinite(value) for value in (config["lr"], config["ema"]))

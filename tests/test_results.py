@@ -98,13 +98,17 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
         results.keep("main_job", curve)
 
 
-@pytest.mark.parametrize("number", range(20))
-def test_every_ablation_is_a_run_that_can_be(number, results):
-    from ablations import BASE, CHANGES, folder_of
+def test_every_run_of_a_sweep_can_be(results, pages, tmp_path):
     from run import ex
     from sacred.arg_parser import get_config_updates
+    from sweep import SWEEPS, folder_of
 
-    assert len(CHANGES) == 20 and len({folder_of(change, 0) for change in CHANGES}) == 20
-    updates, named = get_config_updates([*BASE, *CHANGES[number], "seed=1"])
-    config = ex.run("print_config", config_updates=updates, named_configs=named).config  # the options' checks are those of a real run
-    assert config["task"] == "digits" and config["iterations"] == 2000 and config["seed"] == 1
+    for page, sweep in SWEEPS.items():
+        assert len({folder_of(page, arguments) for arguments in sweep}) == len(sweep)
+        names = set()
+        for arguments in sweep:
+            updates, named = get_config_updates(arguments)
+            config = ex.run("print_config", config_updates=updates, named_configs=named).config  # checked as those of a real run
+            assert config["task"] in pages.PAGES[page].tasks
+            names.add(pages.name_of(config))
+        assert len(names) == len(sweep), f"{page}: two runs would take each other's place"
