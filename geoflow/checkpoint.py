@@ -2,6 +2,8 @@
 
 import json
 from copy import deepcopy
+from itertools import groupby
+from math import prod
 from pathlib import Path
 
 import torch
@@ -9,9 +11,10 @@ from torch import nn
 
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
+from geoflow.muon import Muon
 from geoflow.randomness import randomness
 
-FORMAT = "geoflow-training-5"  # counted up whenever a saved state no longer fits
+FORMAT = "geoflow-training-6"  # counted up whenever a saved state no longer fits
 CLIP = 1.0  # norm of the gradient
 MATRICES_RATE = 3  # learning rate of the hidden matrices in units of the others'
 EMA_WARMUP = 10  # after n steps the average keeps (n + 1) / (n + 10) of itself at most: about the last tenth of a short training
@@ -29,12 +32,9 @@ class Progress:
         self.ema = deepcopy(flow.field)
         self.weights, self.average = in_one(self.flow.field), in_one(self.ema)
         gather_gradients(self.flow.field, self.weights)
-        matrices, decay = hidden_matrices(self.flow.field), flow.config["weight_decay"]
-        behind = sum(matrix.numel() for matrix in matrices)
-        self.rest = nn.Parameter(self.weights.detach()[behind:])
-        self.rest.grad = self.weights.grad[behind:]
-        self.adamw = torch.optim.AdamW([self.rest], weight_decay=decay, fused=True)
-        self.muon = torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        *stacks, self.rest = in_stacks(self.flow.field, self.weights)
+        decay = flow.config["weight_decay"]
+        self.muon, self.adamw = Muon(stacks, decay), torch.optim.AdamW([self.rest], weight_decay=decay, fused=True)
         self.generator = randomness(flow.config["seed"], "training")
 
     @property
@@ -48,9 +48,9 @@ class Progress:
         if not loss < float("inf"):
             raise FloatingPointError(f"The flow's loss is {loss} at iteration {self.iteration}. Lower lr.")
         nn.utils.clip_grad_norm_(self.weights, CLIP)
-        for optimizer, rate in ((self.adamw, lr), (self.muon, MATRICES_RATE * lr)):
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
+        self.adamw.param_groups[0]["lr"] = lr
+        self.adamw.step()
+        self.muon.step(MATRICES_RATE * lr)
         self.flow.losses.append(loss)
         decay = min(self.flow.config["ema"], (self.iteration + 1) / (self.iteration + EMA_WARMUP))
         self.average.lerp_(self.weights, 1 - decay)
@@ -65,7 +65,7 @@ class Progress:
             f"ema.{k}": v for k, v in self.ema.state_dict().items()
         }
         tensors |= {f"adamw.{key}": value for key, value in self.adamw.state[self.rest].items()}
-        tensors |= {f"muon.{number}": state["momentum_buffer"] for number, state in enumerate(self.muon.state.values())}
+        tensors |= {f"muon.{number}": momentum for number, momentum in enumerate(self.muon.momenta)}
         tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.flow.losses, dtype=torch.float64)}
         metadata = {"format": FORMAT, "config": json.dumps(dict(self.flow.config), sort_keys=True)}
         write_tensors(path, tensors, metadata)
@@ -83,19 +83,32 @@ class Progress:
         self.generator.set_state(tensors["generator"])
         self.flow.losses[:] = tensors["losses"].tolist()
         self.adamw.load_state_dict(self.adamw.state_dict() | {"state": {0: under("adamw.", tensors)}})
-        momenta = {int(number): {"momentum_buffer": momentum} for number, momentum in under("muon.", tensors).items()}
-        self.muon.load_state_dict(self.muon.state_dict() | {"state": momenta})
+        for number, momentum in enumerate(self.muon.momenta):
+            momentum.copy_(tensors[f"muon.{number}"])
 
 
 def hidden_matrices(field: nn.Module) -> list[nn.Parameter]:
-    """The matrices of a field's hidden layers."""
-    return [parameter for parameter in field.layers.parameters() if parameter.ndim == 2]
+    """The matrices of the hidden layers, those of one shape behind each other."""
+    return sorted((parameter for parameter in field.layers.parameters() if parameter.ndim == 2), key=lambda matrix: matrix.shape)
 
 
 def in_order(field: nn.Module) -> list[nn.Parameter]:
-    """All parameters, the matrices of the hidden layers before the others."""
-    first = {id(matrix) for matrix in hidden_matrices(field)}
-    return sorted(field.parameters(), key=lambda parameter: id(parameter) not in first)
+    """All parameters, the hidden matrices first."""
+    matrices = hidden_matrices(field)
+    first = {id(matrix) for matrix in matrices}
+    return [*matrices, *(parameter for parameter in field.parameters() if id(parameter) not in first)]
+
+
+def in_stacks(field: nn.Module, whole: nn.Parameter) -> list[nn.Parameter]:
+    """Views of `whole` and of its gradient: the hidden matrices by shape, [matrices, rows, columns], and at last all the rest."""
+    shapes = [(len(list(same)), *shape) for shape, same in groupby(matrix.shape for matrix in hidden_matrices(field))]
+    sizes = [prod(shape) for shape in shapes]
+    shapes, sizes = [*shapes, (-1,)], [*sizes, len(whole) - sum(sizes)]
+    stacks = []
+    for part, gradient, shape in zip(whole.detach().split(sizes), whole.grad.split(sizes), shapes, strict=True):
+        stacks.append(nn.Parameter(part.view(shape)))
+        stacks[-1].grad = gradient.view(shape)
+    return stacks
 
 
 def in_one(field: nn.Module) -> nn.Parameter:

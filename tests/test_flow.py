@@ -14,6 +14,7 @@ from geoflow.evaluation.metrics import evaluate
 from geoflow.files import read_tensors, write_tensors
 from geoflow.flow import PREDICTIONS, build_flow, gaussian
 from geoflow.manifolds import Product
+from geoflow.muon import Muon
 from geoflow.sampling import SOLVERS, integrate
 from geoflow.training import matching_loss, prepare, times, train
 from geoflow.velocity.message_passing import MessagePassingTransformer
@@ -204,10 +205,8 @@ def test_a_step_is_muon_s_on_hidden_matrices_and_adamw_s_on_the_rest(spec, theta
     matrices = [p for name, p in apart.field.named_parameters() if name.startswith("layers.") and p.ndim == 2]
     rest = [p for p in apart.field.parameters() if all(p is not matrix for matrix in matrices)]
     assert matrices and rest
-    optimizers = [
-        torch.optim.Muon(matrices, lr=3e-2, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=1e-2, weight_decay=1e-3),
-    ]
+    alone = [torch.nn.Parameter(matrix.detach()[None]) for matrix in matrices]  # each a stack of its own
+    muon, adamw = Muon(alone, weight_decay=1e-3), torch.optim.AdamW(rest, lr=1e-2, weight_decay=1e-3)
     x, t = points[:4], torch.tensor([0.1, 0.3, 0.6, 0.9])
     for _ in range(3):
         dx = torch.randn(x.shape, generator=generator)
@@ -218,10 +217,13 @@ def test_a_step_is_muon_s_on_hidden_matrices_and_adamw_s_on_the_rest(spec, theta
         apart.field.zero_grad()
         matching_loss(apart, x, dx, t).backward()
         torch.nn.utils.clip_grad_norm_(apart.field.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-    for (name, a), b, start in zip(together.flow.field.named_parameters(), apart.field.parameters(), flow.field.parameters(), strict=True):
-        assert (a - b).norm() <= 0.05 * (b - start).norm(), name  # Muon rounds to bfloat16, AdamW takes the sign of the smallest gradients
+        for stack, matrix in zip(alone, matrices, strict=True):
+            stack.grad = matrix.grad[None]
+        muon.step(3e-2)
+        adamw.step()
+    for (name, a), b in zip(together.flow.field.named_parameters(), apart.field.parameters(), strict=True):
+        told = b.grad.abs() > 1e-6  # AdamW makes whole steps of the rounding where the true gradient is 0, as in the biases of keys
+        assert torch.allclose(a[told], b[told], atol=1e-4), name
 
 
 def test_a_checkpoint_of_another_training_is_refused(spec, thetas, tmp_path):
