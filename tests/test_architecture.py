@@ -16,7 +16,7 @@ from geoflow.vector import unpack
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("geoflow", "tests", "experiments", "benchmarks", "notebooks")
 LEVELS = {
-    "zoo": 5, "training": 5, "checkpoint": 5, "evaluation": 5,
+    "zoo": 5, "training": 5, "checkpoint": 5, "muon": 5, "evaluation": 5,
     "sampling": 4, "guidance": 4,
     "flow": 3, "velocity": 3,
     "canonical": 2, "chart": 2, "frame": 2, "sources": 2, "couplings": 2, "paths": 2,
