@@ -117,10 +117,10 @@ def breast_cancer():
 def digits():
     task = "digits"
     hidden = [10]
-    iterations = 7000
+    iterations = 3000
     batch = 64
     lr = 4e-3
-    sharpness = 0.2
+    sharpness = 0.1
 
 
 @ex.named_config  # 784-10-10, the networks of the thesis
