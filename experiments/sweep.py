@@ -95,8 +95,8 @@ def main() -> None:
 def run(page: str, arguments: Arguments) -> None:
     """Make the run if it is not there yet, keep it, and rebuild the pages."""
     folder = folder_of(page, arguments)
-    if not list(folder.glob("*/metrics.json")):
-        subprocess.run(command_of(page, arguments), cwd=ROOT, check=True)
+    if not list(folder.glob("*/metrics.json")) and subprocess.run(command_of(page, arguments), cwd=ROOT).returncode:
+        raise SystemExit("This run did not end well, see above. The same command goes on with it.")
     done = max((path.parent for path in folder.glob("*/metrics.json")), key=lambda path: int(path.name))
     print("kept", keep(page, done, flow=page in LARGE and arguments[-1] == "seed=0"))
     rebuild()
