@@ -127,22 +127,22 @@ def digits():
 def mnist():
     task = "mnist"
     hidden = [10]
-    velocity = "identified"
     sizes = {"node": 112, "components": 96}
     iterations = 6000
     batch = 64
     lr = 3e-3
+    sharpness = 0.1
 
 
 @ex.named_config  # the same networks for harder images
 def fashion():
     task = "fashion"
     hidden = [10]
-    velocity = "identified"
     sizes = {"node": 112, "components": 96}
     iterations = 6000
     batch = 64
     lr = 3e-3
+    sharpness = 0.1
 
 
 @ex.option_hook

@@ -60,7 +60,7 @@ SWEEPS: dict[str, tuple[Arguments, ...]] = {
     "fashion": _seeds(3, "fashion", "zoo.seed=0"),
     # equivariant_ot needs a field that knows no unit by its place; with it the other couplings too, to differ in nothing else
     "couplings": tuple(
-        ("mnist", "iterations=1200", f"flow={flow}", f"velocity={velocity}", f"coupling={coupling}")
+        ("mnist", "iterations=1200", "sharpness=0.0", f"flow={flow}", f"velocity={velocity}", f"coupling={coupling}")
         for flow, (velocity, coupling) in product(FLOWS, FIELDS_AND_COUPLINGS)
     ),
 }
