@@ -153,8 +153,8 @@ def flow_settings(config: Mapping) -> dict:
 def _of_the_task(config: Mapping) -> dict:
     network = {name: STANDARD[name] if config[name] is None else config[name] for name in NETWORK}
     choose("task", str(network["task"]), TASKS)
-    default = ZOO_DEFAULTS[network["task"]]
-    zoo = {name: (default | {"seed": config["seed"]})[name] if value is None else value for name, value in config["zoo"].items()}
+    default = ZOO_DEFAULTS[network["task"]] | {"seed": config["seed"]}
+    zoo = {name: default[name] if value is None else value for name, value in config["zoo"].items()}
     return network | {name: default[name] if config[name] is None else config[name] for name in ("runs", "snapshots")} | {"zoo": zoo}
 
 

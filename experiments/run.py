@@ -123,26 +123,9 @@ def digits():
     sharpness = 0.1
 
 
-@ex.named_config  # 784-10-10, the networks of the thesis
-def mnist():
-    task = "mnist"
-    hidden = [10]
-    sizes = {"node": 112, "components": 96}
-    iterations = 6000
-    batch = 64
-    lr = 3e-3
-    sharpness = 0.1
-
-
-@ex.named_config  # the same networks for harder images
-def fashion():
-    task = "fashion"
-    hidden = [10]
-    sizes = {"node": 112, "components": 96}
-    iterations = 6000
-    batch = 64
-    lr = 3e-3
-    sharpness = 0.1
+for images in ("mnist", "fashion"):  # 784-10-10, the networks of the thesis
+    large = {"sizes": {"node": 112, "components": 96}, "iterations": 6000, "batch": 64, "lr": 3e-3, "sharpness": 0.1}
+    ex.add_named_config(images, {"task": images, "hidden": [10], **large})
 
 
 @ex.option_hook

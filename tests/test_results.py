@@ -98,7 +98,7 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
         results.keep("main_job", curve)
 
 
-def test_every_run_of_a_sweep_can_be(results, pages, tmp_path):
+def test_every_run_of_a_sweep_can_be(pages):
     from run import ex
     from sacred.arg_parser import get_config_updates
     from sweep import SWEEPS, folder_of
