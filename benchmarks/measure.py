@@ -35,7 +35,9 @@ def alternate(*functions: Callable[[], object], repeats: int = REPEATS) -> list[
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
-    """The most memory that tensors made during a call hold at once on a device, by the allocator's own account."""
+    """The most memory that tensors made during a call hold at once on a device, by the allocator's own account; a call before it makes what
+    is kept. To be asked before a step is recorded: a CUDA graph holds its memory for good."""
+    function()
     if device == "cuda":
         _wait()
         torch.cuda.reset_peak_memory_stats()

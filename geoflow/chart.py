@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import sqrt
+from math import pi, sqrt
 
 import torch
 from jaxtyping import Float, Int
@@ -85,6 +85,11 @@ class Chart:
         for index in self.manifold.spheres:
             flat[index] = False
         return flat
+
+    @cached_property
+    def amplitude(self) -> Float[Tensor, " size"]:
+        """The typical size of each coordinate of a velocity: pi/2 over root dimension on spheres, where random points are orthogonal."""
+        return torch.where(self.flat, 1.0, pi / 2 / self.scale)
 
     @cached_property
     def moments(self) -> Float[Tensor, "2 size"]:

@@ -7,12 +7,15 @@ from math import prod
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
 from geoflow.muon import Muon
+from geoflow.paths import geodesic
 from geoflow.randomness import randomness
+from geoflow.recording import Recorded
 
 FORMAT = "geoflow-training-6"  # counted up whenever a saved state no longer fits
 CLIP = 1.0  # norm of the gradient
@@ -34,7 +37,9 @@ class Progress:
         gather_gradients(self.flow.field, self.weights)
         *stacks, self.rest = in_stacks(self.flow.field, self.weights)
         decay = flow.config["weight_decay"]
-        self.muon, self.adamw = Muon(stacks, decay), torch.optim.AdamW([self.rest], weight_decay=decay, fused=True)
+        self.muon = Muon(stacks, decay)
+        self.adamw = torch.optim.AdamW([self.rest], weight_decay=decay, fused=True, capturable=self.rest.is_cuda)
+        self.descend = Recorded(self._descend)
         self.generator = randomness(flow.config["seed"], "training")
 
     @property
@@ -42,18 +47,31 @@ class Progress:
         """How many steps are done."""
         return len(self.flow.losses)
 
-    @torch.no_grad()
-    def step(self, loss: float, lr: float) -> None:
-        """Change the weights by their gradients, and count an iteration. Raises FloatingPointError for a loss that is not finite."""
+    def step(self, x_0: Float[Tensor, "nets size"], x_1: Float[Tensor, "nets size"], t: Float[Tensor, " nets"], lr: float) -> float:
+        """Change the weights by the gradient of the loss from x_0 to x_1 at times t, and count an iteration; returns the loss before.
+
+        Raises FloatingPointError for one that is not finite."""
+        done = self.iteration + 1
+        decay = min(self.flow.config["ema"], (done + 1) / (done + EMA_WARMUP))
+        loss = self.descend(x_0, x_1, t, self.weights.new_tensor([lr, 1 - decay])).item()
         if not loss < float("inf"):
             raise FloatingPointError(f"The flow's loss is {loss} at iteration {self.iteration}. Lower lr.")
-        nn.utils.clip_grad_norm_(self.weights, CLIP)
-        self.adamw.param_groups[0]["lr"] = lr
-        self.adamw.step()
-        self.muon.step(MATRICES_RATE * lr)
         self.flow.losses.append(loss)
-        decay = min(self.flow.config["ema"], (self.iteration + 1) / (self.iteration + EMA_WARMUP))
-        self.average.lerp_(self.weights, 1 - decay)
+        return loss
+
+    def _descend(self, x_0: Tensor, x_1: Tensor, t: Tensor, rates: Float[Tensor, "2"]) -> Float[Tensor, ""]:
+        """All of a step that a GPU does; `rates` are the learning rate, and what the moving average takes of the new weights."""
+        loss = self.flow.matching_loss(*geodesic(self.flow.chart.manifold, x_0, x_1, t), t)
+        self.weights.grad.zero_()
+        loss.backward()
+        with torch.no_grad():
+            lr, taken = rates.unbind()
+            nn.utils.clip_grad_norm_(self.weights, CLIP)
+            self.adamw.param_groups[0]["lr"] = lr
+            self.adamw.step()
+            self.muon.step(MATRICES_RATE * lr)
+            self.average.lerp_(self.weights, taken)
+        return loss.detach()
 
     def averaged(self) -> Flow:
         """The flow with the averaged weights."""

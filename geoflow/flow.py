@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
+from geoflow.constants import beside
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.frame import Frame
 from geoflow.graph import leading, plain_inputs
@@ -35,12 +36,12 @@ def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
 
         E[dx_t | x_t] = b' m + (a a' + b b' s^2) / d^2 (x_t - b m),        rest = s |a b' - a' b| / d
     """
-    (m, s), flat, t = chart.moments.to(x), chart.flat.to(x.device), t[:, None]
+    (m, s), flat, t = beside(chart.moments, x), beside(chart.flat, x), t[:, None]
     angle, rate = t * (math.pi / 2), math.pi / 2
     a, b = torch.where(flat, 1 - t, angle.cos()), torch.where(flat, t, angle.sin())
     da, db = torch.where(flat, -1.0, -rate * b), torch.where(flat, 1.0, rate * a)
     variance = a**2 + (b * s) ** 2
-    offset, deviation = x * chart.scale.to(x) - b * m, variance.sqrt()
+    offset, deviation = x * beside(chart.scale, x) - b * m, variance.sqrt()
     mean = db * m + (a * da + b * db * s**2) / variance * offset
     return offset / deviation, mean, s * (a * db - da * b) / deviation
 
@@ -50,31 +51,26 @@ def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known
     t, and where it predicts 0 the flow is the exact one of the Gaussian. Every unit counts the same, with the error of its weights relative
     to what the Gaussian leaves open of them; at every t the loss where the network predicts 0 is one."""
     _, mean, rest = known
-    unit_of, units = chart.graph.unit_of.to(x.device), chart.graph.units
-    left_open = torch.zeros(len(x), units).to(x).index_add_(1, unit_of, rest.square())
+    unit_of, units = beside(chart.graph.unit_of, x), chart.graph.units
+    left_open = x.new_zeros(len(x), units).index_add_(1, unit_of, rest.square())
     weight = x.shape[1] / units / left_open[:, unit_of]
-    return chart.manifold.proju(x, (mean + rest * raw) / chart.scale.to(x)), weight
+    return chart.manifold.proju(x, (mean + rest * raw) / beside(chart.scale, x)), weight
 
 
 def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
     """v = the projection of raw on the tangent space."""
-    return chart.manifold.proju(x, raw * _amplitude(chart, x)), torch.ones_like(x)
+    return chart.manifold.proju(x, raw * beside(chart.amplitude, x)), torch.ones_like(x)
 
 
 def endpoint(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
     """v = log_{x_t}(x_1) / (1 - t) for a predicted x_1, anchored at x_t; on spheres raw is added to x_t before projection."""
-    flat, remaining = chart.flat.to(x.device), (1 - t[:, None]).clamp_min(LAST)
-    end = chart.manifold.projx(torch.where(flat, raw, x + raw / chart.scale.to(x)))
+    flat, remaining = beside(chart.flat, x), (1 - t[:, None]).clamp_min(LAST)
+    end = chart.manifold.projx(torch.where(flat, raw, x + raw / beside(chart.scale, x)))
     return chart.manifold.logmap(x, end) / remaining, (remaining**2).expand(x.shape)
 
 
 # name: (raw output of the network, x_t, t, chart, what the Gaussian knows) -> (velocity, weight of its squared error at this t)
 PREDICTIONS: dict[str, Callable] = {"preconditioned": preconditioned, "velocity": velocity, "endpoint": endpoint}
-
-
-def _amplitude(chart: Chart, x: Tensor) -> Tensor:
-    """The typical size of a velocity's coordinate: pi/2 over root dimension on spheres, where random points are orthogonal."""
-    return torch.where(chart.flat, 1.0, math.pi / 2 / chart.scale).to(x)
 
 
 @dataclass(eq=False)
@@ -119,7 +115,7 @@ class Flow:
             learned = self.predict(chart, x, t)[0]
             if not sharpness:
                 return learned
-            return torch.lerp(chart.manifold.proju(x, gaussian(x, t, chart)[1] / chart.scale.to(x)), learned, 1 + sharpness)
+            return torch.lerp(chart.manifold.proju(x, gaussian(x, t, chart)[1] / beside(chart.scale, x)), learned, 1 + sharpness)
 
         return v
 
@@ -128,6 +124,11 @@ class Flow:
         known = gaussian(x, t, chart)
         raw = self.field(chart.graph, known[0], t)
         return PREDICTIONS[self.config["prediction"]](raw, x, t, chart, known)
+
+    def matching_loss(self, x_t: Float[Tensor, "nets size"], dx_t: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Tensor:
+        """The mean squared error of the velocity in units of a coordinate's own size, with the prediction's weight over t."""
+        v, weight = self.predict(self.chart, x_t, t)
+        return (weight * ((v - dx_t) * beside(self.chart.scale, x_t)).square()).mean()
 
     def to(self, device: str | torch.device) -> "Flow":
         self.field.to(device)

@@ -48,9 +48,14 @@ class Graph:
     unseen: Int[Tensor, " unseen"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     @cached_property
+    def entries(self) -> Int[Tensor, " size"]:
+        """The coordinates of all blocks, features, scalars and unseen ones, laid one after the other."""
+        return torch.cat([*(part.index.flatten() for part in (*self.blocks, *self.features)), self.scalars, self.unseen])
+
+    @cached_property
     def order(self) -> Int[Tensor, " size"]:
-        """Where each coordinate stands among the entries of all blocks, features, scalars and unseen ones, laid one after the other."""
-        return torch.cat([*(part.index.flatten() for part in (*self.blocks, *self.features)), self.scalars, self.unseen]).argsort()
+        """Where each coordinate stands among the entries."""
+        return self.entries.argsort()
 
     @cached_property
     def size(self) -> int:
@@ -70,6 +75,11 @@ class Graph:
     def units(self) -> int:
         """How many units `unit_of` tells apart."""
         return int(self.unit_of.max()) + 1
+
+    @cached_property
+    def places(self) -> Float[Tensor, "sites 3"]:
+        """Of each site its depth, and whether it is an input and an output: what any architecture says of its sites."""
+        return torch.tensor([[depth, s.role == "input", s.role == "output"] for depth, s in zip(self.depth, self.spec.sites, strict=True)])
 
     @cached_property
     def depth(self) -> tuple[float, ...]:

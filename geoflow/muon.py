@@ -26,11 +26,11 @@ class Muon:
         self.momenta = [torch.zeros_like(stack) for stack in stacks]
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float | Tensor) -> None:
         for stack, momentum in zip(self.stacks, self.momenta, strict=True):
             momentum.lerp_(stack.grad, 1 - MOMENTUM)
             update = orthogonal(stack.grad.lerp(momentum, MOMENTUM))
-            stack.mul_(1 - lr * self.weight_decay).add_(update, alpha=-lr * SIZE * sqrt(max(stack.shape[1:])))
+            stack.mul_(1 - lr * self.weight_decay).sub_(update.mul_(lr * (SIZE * sqrt(max(stack.shape[1:])))))
 
 
 def orthogonal(x: Float[Tensor, "matrices rows columns"]) -> Float[Tensor, "matrices rows columns"]:

@@ -18,7 +18,6 @@ from geoflow.couplings import COUPLINGS
 from geoflow.flow import PREDICTIONS, Flow, build_flow
 from geoflow.frame import UNTURNED, metric_frame
 from geoflow.graph import graph_of
-from geoflow.paths import geodesic
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import VELOCITIES, complete_sizes
@@ -126,26 +125,14 @@ def train_step(run: Progress, points: Float[Tensor, "nets size"], lr: float) -> 
     flow, config = run.flow, run.flow.config
     chart = flow.chart
     x_1 = points[torch.randperm(len(points), generator=run.generator)[: config["batch"]].to(points.device)]
-    x_0 = noise(chart, len(x_1), run.generator).to(x_1)
+    x_0 = noise(chart, len(x_1), run.generator, points.device).to(x_1)
     x_0 = COUPLINGS[config["coupling"]](chart.spec, chart.manifold, x_0, x_1)
-    t = times(config["time"], len(x_1), run.generator).to(x_1)
-    x_t, dx_t = geodesic(chart.manifold, x_0, x_1, t)
-    loss = matching_loss(flow, x_t, dx_t, t)
-    run.weights.grad.zero_()
-    loss.backward()
-    run.step(loss.item(), lr)
-    return run.flow.losses[-1]
+    return run.step(x_0, x_1, times(config["time"], len(x_1), run.generator).to(x_1), lr)
 
 
 def times(name: str, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
     """Random times, one from each of `count` equally probable parts of the distribution: no batch is all early, or all late."""
     return TIMES[name]((torch.arange(count) + torch.rand(count, generator=generator)) / count)
-
-
-def matching_loss(flow: Flow, x_t: Float[Tensor, "nets size"], dx_t: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Tensor:
-    """The mean squared error of the velocity in units of a coordinate's own size, with the prediction's weight over t."""
-    v, weight = flow.predict(flow.chart, x_t, t)
-    return (weight * ((v - dx_t) * flow.chart.scale.to(x_t)).square()).mean()
 
 
 def _learning_rate(lr: float, iteration: int, iterations: int) -> float:

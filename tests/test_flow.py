@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, sample, spec_of, task_guidance, unpack
+from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, recording, sample, spec_of, task_guidance, unpack
 from geoflow.chart import fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.evaluation.metrics import evaluate
@@ -15,8 +15,10 @@ from geoflow.files import read_tensors, write_tensors
 from geoflow.flow import PREDICTIONS, build_flow, gaussian
 from geoflow.manifolds import Product
 from geoflow.muon import Muon
+from geoflow.paths import geodesic
 from geoflow.sampling import SOLVERS, integrate
-from geoflow.training import matching_loss, prepare, times, train
+from geoflow.training import prepare, times, train
+from geoflow.velocity import VELOCITIES
 from geoflow.velocity.message_passing import MessagePassingTransformer
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.tasks import load_task
@@ -119,7 +121,7 @@ def test_every_prediction_is_a_tangent_velocity_with_a_finite_loss(prediction, s
         assert (weight >= 0).all()
         off = manifold.proju(points, torch.ones_like(points))
         expected = (weight * (off * flow.chart.scale) ** 2).mean().item()  # of a velocity that is off by this much
-        assert matching_loss(flow, points, v + off, torch.full((len(points),), t)).item() == pytest.approx(expected, rel=1e-4)
+        assert flow.matching_loss(points, v + off, torch.full((len(points),), t)).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -189,10 +191,11 @@ def _train_until(iteration, flow, points, path):
     """Train with checkpoints every 3 iterations and be interrupted in the middle of a later one."""
     step = Progress.step
 
-    def interrupted(self, loss, lr):
-        step(self, loss, lr)
+    def interrupted(self, *batch):
+        loss = step(self, *batch)
         if self.iteration == iteration:
             raise KeyboardInterrupt
+        return loss
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "step", interrupted)
@@ -209,13 +212,10 @@ def test_a_step_is_muon_s_on_hidden_matrices_and_adamw_s_on_the_rest(spec, theta
     muon, adamw = Muon(alone, weight_decay=1e-3), torch.optim.AdamW(rest, lr=1e-2, weight_decay=1e-3)
     x, t = points[:4], torch.tensor([0.1, 0.3, 0.6, 0.9])
     for _ in range(3):
-        dx = torch.randn(x.shape, generator=generator)
-        together.weights.grad.zero_()
-        loss = matching_loss(together.flow, x, dx, t)
-        loss.backward()
-        together.step(loss.item(), lr=1e-2)
+        noise = flow.chart.manifold.random(*x.shape, generator=generator)
+        together.step(noise, x, t, lr=1e-2)
         apart.field.zero_grad()
-        matching_loss(apart, x, dx, t).backward()
+        apart.matching_loss(*geodesic(flow.chart.manifold, noise, x, t), t).backward()
         torch.nn.utils.clip_grad_norm_(apart.field.parameters(), 1.0)
         for stack, matrix in zip(alone, matrices, strict=True):
             stack.grad = matrix.grad[None]
@@ -369,6 +369,21 @@ def test_everything_runs_on_a_gpu(spec, thetas, tmp_path):
     drawn = sample(trained, 3, steps=2, guidance=pull)
     assert drawn.is_cuda and evaluate(network, spec, drawn, task.x_train.cuda(), task.y_train.cuda()).nll.isfinite().all()
     assert MessagePassingTransformer(trained.field)(trained.chart.graph, trained.chart.point(drawn), torch.rand(3).cuda()).is_cuda
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(
+    "change",
+    [{}, *({"prediction": name} for name in PREDICTIONS), *({"velocity": name, "sizes": {}} for name in VELOCITIES), {"flow": "euclidean"}],
+    ids=str,
+)
+def test_recorded_steps_are_the_eager_ones(change, spec, thetas, monkeypatch):
+    found = []
+    for eager in (recording.EAGER, 100):
+        monkeypatch.setattr(recording, "EAGER", eager)
+        untrained, points = prepare(spec, thetas, CONFIG | {"iterations": 12, "lr": 1e-3} | change)
+        found.append(train(untrained.to("cuda"), points.cuda(), progress=False).losses)
+    assert found[0] == pytest.approx(found[1], rel=1e-3) and found[0][-1] != found[0][0]
 
 
 @pytest.mark.parametrize(("count", "steps"), [(0, 5), (5, 0)])

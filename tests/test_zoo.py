@@ -341,7 +341,7 @@ def test_cache_is_found_by_its_configuration(iris, tmp_path, monkeypatch):
 
 def test_an_interrupted_or_larger_zoo_goes_on(iris, tmp_path, monkeypatch):
     whole = load_zoo(tmp_path / "whole", **iris | {"settings": SETTINGS | {"runs": 5}}, seed=0)
-    monkeypatch.setattr("geoflow.zoo.store.GROUP", 2)
+    monkeypatch.setattr("geoflow.zoo.store.GROUP", {"cpu": 2})
     trained, kept = [], store.train_zoo
 
     def interrupted(*args, first, **options):

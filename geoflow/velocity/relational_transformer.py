@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from geoflow.constants import beside
 from geoflow.graph import Graph, leading, pinned_sites, plain_inputs
 from geoflow.velocity.embeddings import TimeEmbedding
 from geoflow.velocity.heads import zeroed
@@ -99,22 +100,21 @@ class RelationalTransformer(nn.Module):
         (by block, [edge, nets, targets, sources]), and of time [nets, node]."""
         time = self.time(t)
         if self.scalar_in is not None:
-            time = time + self.scalar_in(x[:, graph.scalars])
+            time = time + self.scalar_in(x[:, beside(graph.scalars, x)])
         names = {number: name for name, number in self.sites_with_places(graph).items()}
         sites = []
-        for number, (site, depth) in enumerate(zip(graph.spec.sites, graph.depth, strict=True)):
-            place = self.depth(x.new_tensor([depth, site.role == "input", site.role == "output"]))
+        for number, (site, place) in enumerate(zip(graph.spec.sites, self.depth(beside(graph.places, x)), strict=True)):
             if number in names:
                 place = place + self.places[names[number]]
             sites.append(place.expand(1, site.size, -1))
         for feature in graph.features:
-            sites[feature.site] = sites[feature.site] + self.node_in[feature.key](x[:, feature.index])
+            sites[feature.site] = sites[feature.site] + self.node_in[feature.key](x[:, beside(feature.index, x)])
         inputs = {index: sites[index] for index, site in enumerate(graph.spec.sites) if site.role == "input"}
         nodes = torch.cat([site.expand(len(x), -1, -1) for index, site in enumerate(sites) if index not in inputs], 1) + time[:, None]
         edges = []
         for block in graph.blocks:
             embed = self.edge_in[block.key]
-            values = x[:, block.index.flatten()].reshape(len(x), -1, _width(block.key))
+            values = x[:, beside(block.index, x).flatten()].reshape(len(x), -1, _width(block.key))
             values = values.permute(2, 0, 1).reshape(values.shape[-1], -1)
             edges.append((embed.weight @ values + embed.bias[:, None]).reshape(-1, len(x), *block.index.shape[:2]))
         return nodes, inputs, edges, time
@@ -134,7 +134,20 @@ class RelationalTransformer(nn.Module):
             outputs = [sites[index].mean(1) for index, site in enumerate(graph.spec.sites) if site.role == "output"]
             parts.append(self.scalar_out(torch.stack(outputs).mean(0)))
         parts.append(nodes.new_zeros(nets, len(graph.unseen)))
-        return torch.cat(parts, 1)[:, graph.order]
+        return Permuted.apply(torch.cat(parts, 1), beside(graph.order, nodes), beside(graph.entries, nodes))
+
+
+class Permuted(torch.autograd.Function):
+    """Columns in another order: x[:, order], with `back` its inverse. Gradients come back by reading too: torch would add them up."""
+
+    @staticmethod
+    def forward(ctx, x: Float[Tensor, "nets size"], order: Int[Tensor, " size"], back: Int[Tensor, " size"]) -> Float[Tensor, "nets size"]:
+        ctx.back = back
+        return x[:, order]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[:, ctx.back], None, None
 
 
 class IdentifiedTransformer(RelationalTransformer):

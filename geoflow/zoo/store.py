@@ -17,7 +17,7 @@ from geoflow.zoo.tasks import Task
 from geoflow.zoo.train import train_zoo
 
 FORMAT = 3  # counted up whenever the same configuration would give another zoo
-GROUP = 256  # runs that are trained together, and kept as soon as they are done
+GROUP = {"cpu": 256, "cuda": 4096}  # runs that are trained together, and kept as soon as they are done
 
 # name: arguments of train_zoo. Learning rate, weight decay and epochs have the best mean NLL of single networks on a validation part of
 # the training data, never on the test part; measured with 30-16-16-2, 64-10-10, 4-16-3 and 13-16-3. At 784-10-10 decay .1 is best (.207);
@@ -94,7 +94,7 @@ def load_zoo(
     if zoo.spec != spec:
         raise ValueError(f"{path} was packed by another table than the one traced now. Delete it; it will be trained again.")
     while zoo.runs < runs:
-        group = min(GROUP, runs - zoo.runs)
+        group = min(GROUP[torch.device(device).type], runs - zoo.runs)
         states = train_zoo(build, task, **recipe, runs=group, first=zoo.runs, seed=seed, device=device, progress=progress)
         save_zoo(path, replace(zoo, thetas=torch.cat([zoo.thetas, pack(spec, states)])))
         zoo = read_zoo(path)

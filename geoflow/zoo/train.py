@@ -1,6 +1,7 @@
 """Train many networks at once, each from its own start and in its own order of the data."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import cos, pi
 
@@ -73,8 +74,8 @@ def train_zoo(
         bar = tqdm(range(1, epochs + 1), desc=f"runs {first} to {first + runs - 1}", unit="epoch", disable=not progress)
         for epoch in bar:
             optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule]((epoch - 1) / epochs)
-            for rows in shuffled_batches(generators, len(task.x_train), batch):
-                losses = step(network, state, optimizer, *batches(rows.to(device)))
+            for rows in shuffled_batches(generators, len(task.x_train), batch, device):
+                losses = step(network, state, optimizer, *batches(rows))
             _check_finite(losses, epoch, first)
             bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
             if epoch in keep:
@@ -93,10 +94,20 @@ def initial_states(build: Callable[[], nn.Module], generators: Sequence[torch.Ge
     return networks[0].to(device), state | {name: value.to(device) for name, value in buffers.items()}
 
 
-def shuffled_batches(generators: Sequence[torch.Generator], examples: int, batch: int) -> Iterator[Int[Tensor, "runs batch"]]:
+def shuffled_batches(
+    generators: Sequence[torch.Generator], examples: int, batch: int, device: str | torch.device = "cpu"
+) -> Iterator[Int[Tensor, "runs batch"]]:
     """The rows of one epoch's batches: an independent shuffle per run, without the rest of the division by `batch`."""
-    orders = torch.stack([torch.randperm(examples, generator=generator, dtype=torch.int32) for generator in generators])
-    return iter(orders[:, : examples // batch * batch].split(batch, 1))
+
+    def orders(some: Sequence[torch.Generator]) -> Tensor:
+        return torch.stack([torch.randperm(examples, generator=generator, dtype=torch.int32) for generator in some])
+
+    threads = torch.get_num_threads()
+    share = -(-len(generators) // threads)
+    parts = [generators[first : first + share] for first in range(0, len(generators), share)]
+    with ThreadPoolExecutor(threads) as pool:
+        shuffled = torch.cat(list(pool.map(orders, parts)))
+    return iter(shuffled[:, : examples // batch * batch].to(device).split(batch, 1))
 
 
 class Batches:
