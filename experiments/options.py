@@ -138,6 +138,11 @@ def device_of(name: str) -> str:
     return "cuda" if gpu and name != "cpu" else "cpu"
 
 
+def device_name(device: str) -> str:
+    """What a record of a run calls it: the GPU by its own name."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
 def zoo_settings(config: Mapping) -> dict:
     """The arguments of `train_zoo`, but for the seed, that a completed configuration holds."""
     recipe = {name: value for name, value in config["zoo"].items() if name != "seed"}

@@ -21,7 +21,19 @@ from time import perf_counter
 import torch
 from assess import Exam, assess, score
 from folder import RunFolder, Samples, flow_file, probe, read_samples, samples_file, save_samples, write_json
-from options import FURTHER, NETWORK, SAMPLING, InputError, check_keys, complete, device_of, flow_settings, plainly, zoo_settings
+from options import (
+    FURTHER,
+    NETWORK,
+    SAMPLING,
+    InputError,
+    check_keys,
+    complete,
+    device_name,
+    device_of,
+    flow_settings,
+    plainly,
+    zoo_settings,
+)
 from sacred import SETTINGS, Experiment
 from sacred.run import Run
 from sacred.utils import apply_backspaces_and_linefeeds
@@ -124,8 +136,20 @@ def digits():
 
 
 for images in ("mnist", "fashion"):  # 784-10-10, the networks of the thesis
-    large = {"sizes": {"node": 112, "components": 96}, "iterations": 6000, "batch": 64, "lr": 3e-3, "sharpness": 0.1}
+    large = {"sizes": {"node": 112, "components": 96}, "iterations": 12000, "batch": 128, "lr": 3e-3, "sharpness": 0.1}
     ex.add_named_config(images, {"task": images, "hidden": [10], **large})
+
+
+@ex.named_config  # 784-32-32-10, the networks of DeepWeightFlow
+def mnist32():
+    task = "mnist"
+    hidden = [32, 32]
+    runs = 1000
+    sizes = {"node": 112, "components": 128}
+    iterations = 8000
+    batch = 64
+    lr = 3e-3
+    sharpness = 0.1
 
 
 @ex.option_hook
@@ -158,7 +182,7 @@ def main(_config, _run):
     """Train a zoo, fit a flow to it, make new networks, and say how good and how new they are."""
     folder, cache, seconds = folder_of(_run), ROOT / Path(_config["cache"]).expanduser(), {}
     device, seed, settings = device_of(_config["device"]), _config["seed"], flow_settings(_config)
-    _run.info |= {"device": device, "threads": torch.get_num_threads()}
+    _run.info |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
     with timed(seconds, "collect"):
         task = task_for(_config["task"], seed, _config["part"])

@@ -43,6 +43,13 @@ ABLATIONS: tuple[Arguments, ...] = (
 )
 
 
+# so many independent runs; and as the thesis has them, snapshots of a few trajectories
+ZOOS: tuple[Arguments, ...] = (
+    *((f"runs={runs}",) for runs in (64, 256, 1024, 4096)),
+    ("runs=50", "snapshots=16", "zoo.epochs=20", "zoo.schedule=constant", "zoo.lr=5e-3"),
+)
+
+
 def _seeds(count: int, *arguments: str) -> tuple[Arguments, ...]:
     return tuple((*arguments, f"seed={seed}") for seed in range(count))
 
@@ -53,12 +60,14 @@ SWEEPS: dict[str, tuple[Arguments, ...]] = {
     "ablations": tuple(("digits", "iterations=1000", "sharpness=0.0", *change) for change in ABLATIONS),
     "mnist": _seeds(3, "mnist", "zoo.seed=0"),
     "fashion": _seeds(3, "fashion", "zoo.seed=0"),
+    "mnist32": (*_seeds(3, "mnist32", "zoo.seed=0"), ("mnist32", "zoo.seed=0", "runs=100")),
+    "zoos": tuple(("mnist", "iterations=3000", "batch=48", *zoo) for zoo in ZOOS),
     "couplings": tuple(
-        ("mnist", "iterations=1200", "sharpness=0.0", f"flow={flow}", f"coupling={coupling}")
+        ("mnist", "iterations=1200", "batch=64", "sharpness=0.0", f"flow={flow}", f"coupling={coupling}")
         for flow, coupling in product(FLOWS, COUPLINGS)
     ),
 }
-LARGE = ("mnist", "fashion")  # pages that keep the trained flow of seed 0
+LARGE = ("mnist", "fashion", "mnist32")  # pages that keep the trained flow of seed 0
 
 
 def folder_of(page: str, arguments: Arguments) -> Path:

@@ -33,8 +33,9 @@ class Progress:
     def __init__(self, flow: Flow):
         self.flow = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config)
         self.ema = deepcopy(flow.field)
+        self.parameters = in_order(self.flow.field)
         self.weights, self.average = in_one(self.flow.field), in_one(self.ema)
-        gather_gradients(self.flow.field, self.weights)
+        self.weights.grad = torch.zeros_like(self.weights)
         *stacks, self.rest = in_stacks(self.flow.field, self.weights)
         decay = flow.config["weight_decay"]
         self.muon = Muon(stacks, decay)
@@ -62,8 +63,8 @@ class Progress:
     def _descend(self, x_0: Tensor, x_1: Tensor, t: Tensor, rates: Float[Tensor, "2"]) -> Float[Tensor, ""]:
         """All of a step that a GPU does; `rates` are the learning rate, and what the moving average takes of the new weights."""
         loss = self.flow.matching_loss(*geodesic(self.flow.chart.manifold, x_0, x_1, t), t)
-        self.weights.grad.zero_()
-        loss.backward()
+        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        torch.cat([gradient.flatten() for gradient in gradients], out=self.weights.grad)
         with torch.no_grad():
             lr, taken = rates.unbind()
             nn.utils.clip_grad_norm_(self.weights, CLIP)
@@ -140,10 +141,3 @@ def in_one(field: nn.Module) -> nn.Parameter:
     for parameter, part in zip(parameters, whole.detach().split([parameter.numel() for parameter in parameters]), strict=True):
         parameter.data = part.view_as(parameter)
     return whole
-
-
-def gather_gradients(field: nn.Module, whole: nn.Parameter) -> None:
-    """Make the gradients of a field's parameters views of that of `whole`. Set it to zero there: field.zero_grad() would part them."""
-    parameters, whole.grad = in_order(field), torch.zeros_like(whole)
-    for parameter, part in zip(parameters, whole.grad.split([parameter.numel() for parameter in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)

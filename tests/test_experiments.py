@@ -394,6 +394,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
         ("digits", "digits", [10]),
         ("mnist", "mnist", [10]),
         ("fashion", "fashion", [10]),
+        ("mnist32", "mnist", [32, 32]),
     ],
 )
 def test_named_configurations_take_the_defaults_of_their_task(name, task, hidden, tmp_path):
@@ -402,5 +403,5 @@ def test_named_configurations_take_the_defaults_of_their_task(name, task, hidden
     config = ex.run("print_config", named_configs=(name,) if name else (), options={"--file_storage": str(tmp_path)}).config
     assert (config["task"], config["hidden"], config["activation"], config["flow"]) == (task, hidden, "relu", "geometric")
     zoo = {"runs": config["runs"], "snapshots": config["snapshots"], **config["zoo"]}
-    assert zoo == ZOO_DEFAULTS[task] | {"seed": 0}
+    assert zoo == ZOO_DEFAULTS[task] | {"seed": 0} | ({"runs": 1000} if name == "mnist32" else {})
     assert all(math.isfinite(value) for value in (config["lr"], config["ema"]))

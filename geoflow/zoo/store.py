@@ -29,7 +29,7 @@ ZOO_DEFAULTS: dict[str, dict] = {
     "iris": _SHARED | {"runs": 512, "epochs": 80, "batch": 16, "snapshots": 2, "every": 4},
     "wine": _SHARED | {"runs": 512, "epochs": 40, "batch": 16, "snapshots": 2, "every": 4},
     "mnist": _SHARED | {"runs": 4096, "epochs": 10, "batch": 128, "lr": 2e-2, "weight_decay": 0.03, "snapshots": 1, "every": 1},
-    "fashion": _SHARED | {"runs": 2048, "epochs": 10, "batch": 128, "lr": 2e-2, "weight_decay": 0.03, "snapshots": 1, "every": 1},
+    "fashion": _SHARED | {"runs": 4096, "epochs": 10, "batch": 128, "lr": 2e-2, "weight_decay": 0.03, "snapshots": 1, "every": 1},
 }
 
 
