@@ -57,6 +57,12 @@ def score(exam: Exam, thetas: Thetas) -> dict:
     return {"generated": summary(exam.single(thetas)), "baselines": {}, "ensemble": exam.ensembles("generated", thetas)}
 
 
+def spread_and_scores(exam: Exam, flow: Flow, thetas: Thetas) -> dict:
+    """What can be said of generated networks without their zoo: how good they are, and how different from each other."""
+    made = {"distance": spread(flow.canonical(thetas)), "disagreement": exam.disagreement(thetas)}
+    return {"generated": summary(exam.single(thetas)), "ensemble": exam.ensembles("generated", thetas), "diversity": {"generated": made}}
+
+
 def assess(
     exam: Exam, flow: Flow, fitted: Zoo, heldout: Zoo, points: Tensor, thetas: Thetas, paths: Tensor, generator: torch.Generator
 ) -> tuple[dict, Mapping[str, Figure]]:

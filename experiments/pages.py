@@ -16,7 +16,8 @@ BEATEN = ("mean_network", "interpolation", "gaussian", "pca_gaussian")  # whose 
 # what sets runs of one task and flow apart, besides the seed; a column of the table where a page has several of them
 SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "iterations", "batch", "lr", "steps", "sharpness")
 SHOWN = (*SETTINGS[:6], "snapshots", *SETTINGS[6:])
-Run = Mapping  # what a kept run's folder holds: "metrics", "config", "ran", and "curve" where its quality over steps was measured
+# what a kept run's folder holds: "metrics", "config", "ran", and where they were measured "curve" (over steps) and "sharpness"
+Run = Mapping
 
 # title: (its value in metrics.json, format)
 COLUMNS: dict[str, tuple[Callable[[dict], float], str]] = {
@@ -154,7 +155,32 @@ after the imports. *missed* names the demands of its issue that a run falls shor
 
 {table(runs, PAGES[name].missed)}
 
-{pictures}
+{"".join(sharpness_table(run) for run in runs if "sharpness" in run)}{pictures}
+"""
+
+
+def sharpness_table(run: Run) -> str:
+    """What a flow's networks gain by sharpness, and how alike they become; the zoo beside them."""
+    m, found = run["metrics"], run["sharpness"]
+    titles = ["sharpness", "accuracy", "its std", "NLL", "ECE", "NLL on training data", "ensemble of 64", "its ECE", "distance / zoo"]
+    lines = [[*titles, "disagreement / zoo"], ["---"] * (len(titles) + 1)]
+    zoo = m["diversity"]["zoo"]
+    for name, one in {**found["sharpness"], "zoo": {"generated": m["zoo"], "ensemble": {"generated": small_ensemble(m, "zoo")}}}.items():
+        new, both = one["generated"], small_ensemble(one, "generated")
+        apart = one["diversity"]["generated"] if "diversity" in one else zoo
+        shown = [
+            f"{new['accuracy']['mean']:.4f}",
+            f"{new['accuracy']['std']:.3f}",
+            f"{new['nll']['mean']:.4f}",
+            f"{new['ece']['mean']:.3f}",
+        ]
+        shown += [f"{one['training']['nll']['mean']:.4f}" if "training" in one else "-", f"{both['accuracy']:.4f}", f"{both['ece']:.3f}"]
+        lines.append([name, *shown, *(f"{apart[part] / zoo[part]:.3f}" for part in ("distance", "disagreement"))])
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"""## {m["task"]}, {m["flow"]}, seed {m["seed"]}: by sharpness ({found["count"]} networks, {found["steps"]} steps)
+
+{rows}
+
 """
 
 

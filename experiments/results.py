@@ -2,7 +2,7 @@
 
 python experiments/results.py main_job runs/1 runs/2    keeps these runs for results/main_job, and rebuilds all pages
 python experiments/results.py mnist runs/5 --flow       keeps the trained flow too, so that anyone can sample at once
-python experiments/results.py mnist runs/6              of a run of `curve` it keeps the curve, beside the run whose flow drew it
+python experiments/results.py mnist runs/6              what a run of `curve` or `sharpen` found, beside the run of its flow
 python experiments/results.py                           rebuilds all pages
 """
 
@@ -16,15 +16,17 @@ from pages import PAGES, figures, name_of, page, read_runs
 from geoflow.evaluation.plots import save_figures
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+FOUND = ("curve.json", "sharpness.json")  # what the commands curve and sharpen write
 LARGEST = 8 * 10**6  # bytes of a flow that is kept
 
 
 def keep(name: str, run: Path, flow: bool = False) -> Path:
-    """Copy what a page needs of a run folder: metrics, configuration, where it ran; or the curve of a run of `curve`."""
-    if (run / "curve.json").exists():
-        return keep_curve(name, run)
+    """Copy what a page needs of a run folder: metrics, configuration, where it ran; or what a run of `curve` or `sharpen` found."""
+    for found in FOUND:
+        if (run / found).exists():
+            return keep_beside(name, run, found)
     if not (run / "metrics.json").exists():
-        raise SystemExit(f"{run} holds no finished run: a run of the main job writes metrics.json, one of curve writes curve.json.")
+        raise SystemExit(f"{run} holds no finished run: a run of the main job writes metrics.json, others {' or '.join(FOUND)}.")
     metrics, config, record = (_read(run / part) for part in ("metrics.json", "config.json", "run.json"))
     info = _read(run / "info.json") if (run / "info.json").exists() else {}
     _check_task(name, run, metrics["task"])
@@ -43,18 +45,18 @@ def keep(name: str, run: Path, flow: bool = False) -> Path:
     return folder
 
 
-def keep_curve(name: str, run: Path) -> Path:
-    """Copy a curve beside the kept run that its flow comes from."""
-    curve, config = _read(run / "curve.json"), _read(run / "config.json")
-    _check_task(name, run, curve["task"])
+def keep_beside(name: str, run: Path, found: str) -> Path:
+    """Copy what was found of a flow beside the kept run that it comes from."""
+    config = _read(run / "config.json")
+    _check_task(name, run, _read(run / found)["task"])
     source = Path(config["checkpoint"])
     made = (source if source.is_dir() else source.parent) / "config.json"
     if not made.exists():
-        raise SystemExit(f"{made} is missing: whose flow drew the curve of {run}?")
+        raise SystemExit(f"{made} is missing: whose flow drew the networks of {run}?")
     folder = RESULTS / name / name_of(_read(made))
     if not folder.exists():
-        raise SystemExit(f"Keep {made.parent} first, the run whose flow drew the curve of {run}.")
-    shutil.copy(run / "curve.json", folder)
+        raise SystemExit(f"Keep {made.parent} first, the run whose flow drew the networks of {run}.")
+    shutil.copy(run / found, folder)
     return folder
 
 

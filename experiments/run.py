@@ -6,6 +6,7 @@ python experiments/run.py sample with checkpoint=runs/3 count=16
 python experiments/run.py evaluate with checkpoint=runs/3
 python experiments/run.py transfer with checkpoint=runs/3 'hidden=[32]'
 python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
+python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
 """
 
 # ruff: noqa: F841  Sacred reads the local variables of config functions; a docstring would be one of them
@@ -13,13 +14,13 @@ python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import torch
-from assess import Exam, assess, score
+from assess import Exam, assess, score, spread_and_scores
 from folder import RunFolder, Samples, flow_file, probe, read_samples, samples_file, save_samples, write_json
 from options import (
     FURTHER,
@@ -57,6 +58,7 @@ from geoflow.zoo.tasks import Task, load_task, validation_task
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = dict.fromkeys(part.name for velocity in VELOCITIES.values() for part in fields(velocity.Sizes))  # all that any velocity has
 POWERS = [2**n for n in range(12)]
+SHARPER = [0.0, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0]
 GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
 
 SETTINGS.CAPTURE_MODE = "sys"  # the default captures by file descriptors, which hides the terminal from the progress bars
@@ -84,7 +86,7 @@ def config():
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint
     sizes = dict(SIZES)  # of the velocity: layers, node, edge, edge_hidden, heads, components; of mlp: width
-    iterations = 1000
+    iterations = 1500
     batch = 32
     lr = 2e-3
     weight_decay = 1e-3
@@ -94,7 +96,7 @@ def config():
     count = 256
     solver = "euler"  # euler, midpoint, heun or rk4
     steps = 100
-    sharpness = 0.0  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
+    sharpness = 0.2  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     guidance = 0.0  # strength of the pull towards a low training loss
     checkpoint = None  # for the further commands: a run folder or a flow.safetensors
     # where and with which random numbers
@@ -136,7 +138,7 @@ def digits():
 
 
 for images in ("mnist", "fashion"):  # 784-10-10, the networks of the thesis
-    large = {"sizes": {"node": 112, "components": 96}, "iterations": 12000, "batch": 128, "lr": 3e-3, "sharpness": 0.1}
+    large = {"sizes": {"node": 112, "components": 96}, "iterations": 12000, "batch": 128, "lr": 3e-3, "sharpness": 1.0}
     ex.add_named_config(images, {"task": images, "hidden": [10], **large})
 
 
@@ -149,7 +151,7 @@ def mnist32():
     iterations = 8000
     batch = 64
     lr = 3e-3
-    sharpness = 0.1
+    sharpness = 1.5
 
 
 @ex.option_hook
@@ -261,6 +263,24 @@ def curve(_config, _run):
     write_json(folder / "curve.json", how | {"steps": found})
     save_figures(folder / "figures", {"curve": plot_curve(found)})
     print(scores_table({f"{steps} steps": one for steps, one in found.items()}), f"Written to {folder}", sep="\n\n")
+
+
+@ex.command
+@plainly()
+def sharpen(_config, _run):
+    """Score networks that the flow of checkpoint=runs/3 draws with more and more sharpness: what they gain, and how alike they become."""
+    folder = folder_of(_run)
+    flow, network, spec, task = reopen(_config)
+    device, seen = device_of(_config["device"]), len(task.x_test)  # as many examples of the training data: to choose by
+    exam = Exam(network, spec, task, device)
+    training = Exam(network, spec, replace(task, x_test=task.x_train[:seen], y_test=task.y_train[:seen]), device)
+    found = {}
+    for sharpness in [s for s in SHARPER if s < _config["sharpness"]] + [_config["sharpness"]]:
+        thetas, _ = generate(flow, network, spec, task, {**_config, "sharpness": sharpness})
+        found[f"{sharpness:g}"] = spread_and_scores(exam, flow, thetas) | {"training": summary(training.single(thetas))}
+    how = {name: _config[name] for name in ("task", "flow", "solver", "steps", "count", "seed")}
+    write_json(folder / "sharpness.json", how | {"sharpness": found})
+    print(scores_table({f"sharpness {s}": one["generated"] for s, one in found.items()}), f"Written to {folder}", sep="\n\n")
 
 
 def score_new_networks(config: Mapping, run: Run) -> None:

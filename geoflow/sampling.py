@@ -92,7 +92,8 @@ def sample(
 ) -> Float[Tensor, "nets weights"]:
     """Draw `count` new networks as weight vectors; `unpack` makes state dicts of them.
 
-    `spec` is another architecture for the same task (transfer without training), `solver` one of SOLVERS, `sharpness` a trade of diversity
+    The solver takes `steps` to the times (k / steps)^2: where a zoo spreads widely, as its first axes do, it is decided early. `spec` is
+    another architecture for the same task (transfer without training), `solver` one of SOLVERS, `sharpness` a trade of diversity
     for quality (see `Flow.velocity`), `guidance` as made by `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks are
     integrated at once, batch after batch (None: as many as have CHUNK coordinates together), and `watch` sees their points at every time.
 
@@ -112,7 +113,7 @@ def sample(
     place = next(flow.field.parameters())
     flow.field.eval()
     field, bend = flow.velocity(chart, sharpness), guidance(chart)
-    times = torch.linspace(0, 1, steps + 1, device=place.device)
+    times = torch.linspace(0, 1, steps + 1, device=place.device).square()
     batch = batch or max(1, CHUNK.get(place.device.type, CHUNK["cuda"]) // chart.graph.size)
     noises = noise(chart, count, generator).to(place).split(batch)
     with tqdm(total=len(noises) * steps, desc="sample", unit="step", disable=not progress) as bar:

@@ -257,6 +257,14 @@ def test_transfer_makes_another_architecture(finished, place, capsys):
     assert again["generated"] == metrics["generated"]
 
 
+def test_sharpening_scores_known_sharpness_and_the_last(finished, place, capsys):
+    folder = launch(place, "sharpen", named=(), checkpoint=str(finished), count=3, steps=5, sharpness=0.15)
+    found = read(folder, "sharpness.json")["sharpness"]
+    assert list(found) == ["0", "0.1", "0.15"] and "sharpness 0.15" in capsys.readouterr().out
+    assert found["0"]["generated"] != found["0.15"]["generated"] and found["0"]["diversity"]["generated"]["distance"] > 0
+    assert {"accuracy", "nll", "ece"} == set(found["0"]["training"])
+
+
 def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
     folder = launch(place, "curve", named=(), checkpoint=str(finished), count=3, steps=5)
     found = read(folder, "curve.json")
@@ -325,7 +333,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),
         ("with xyzzy=3", "There is no option 'xyzzy'. Known: task, hidden, activation"),
         ("with zoo=cosine", "zoo is a group of options, such as zoo.epochs=..."),
-        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, curve"),
+        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, curve, sharpen"),
         ("curve with steps=8", "curve with checkpoint=runs/3"),
         ("sample with count=2", "sample with checkpoint=runs/3"),
         ("transfer with hidden=[32]", "transfer with checkpoint=runs/3"),

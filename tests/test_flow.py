@@ -318,7 +318,7 @@ def test_guidance_lowers_the_loss(flow, generator):
     losses = []
     for strength in (0.0, 1.0, 10.0):
         pull = task_guidance(network, task.x_train, task.y_train, strength)
-        drawn = sample(untrained, 20, steps=20, guidance=pull, generator=torch.Generator().manual_seed(3))
+        drawn = sample(untrained, 20, steps=40, guidance=pull, generator=torch.Generator().manual_seed(3))
         losses.append(evaluate(network, spec, drawn, task.x_train, task.y_train).nll.mean().item())
     assert losses[0] > losses[1] > losses[2]
 

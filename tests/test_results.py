@@ -94,7 +94,7 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
     )
     assert len(list((tmp_path / "results" / "main_job" / "figures").glob("curve-digits-*-0.png"))) == 1
     (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "elsewhere")}))
-    with pytest.raises(SystemExit, match="whose flow drew the curve"):
+    with pytest.raises(SystemExit, match="whose flow drew the networks"):
         results.keep("main_job", curve)
 
 
