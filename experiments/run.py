@@ -184,7 +184,7 @@ def main(_config, _run):
     """Train a zoo, fit a flow to it, make new networks, and say how good and how new they are."""
     folder, cache, seconds = folder_of(_run), ROOT / Path(_config["cache"]).expanduser(), {}
     device, seed, settings = device_of(_config["device"]), _config["seed"], flow_settings(_config)
-    _run.info |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    _run.info |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
     with timed(seconds, "collect"):
         task = task_for(_config["task"], seed, _config["part"])

@@ -2,12 +2,15 @@
 
 python experiments/sweep.py couplings          runs all that runs/couplings lacks, one after the other; stopped, it goes on where it was
 python experiments/sweep.py couplings 2 3      only the second and the third, so that several processes can share the work
+python experiments/sweep.py couplings --workers 4   four at a time, where a GPU or many cores serve them
 python experiments/sweep.py couplings --list   the commands and their numbers
 """
 
 import argparse
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -83,26 +86,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", choices=[name for name in PAGES if name in SWEEPS])
     parser.add_argument("numbers", nargs="*", type=int, help="which runs; default: all")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="runs at a time; of several the output goes to output.log in their folders"
+    )
     parser.add_argument("--list", action="store_true", help="show the commands only")
     options = parser.parse_args()
     sweep = dict(enumerate(SWEEPS[options.page], 1))
     if unknown := set(options.numbers) - set(sweep):
         parser.error(f"{options.page} has the runs 1 to {len(sweep)}, not {', '.join(map(str, sorted(unknown)))}.")
-    for number in options.numbers or sweep:
-        arguments = sweep[number]
-        print(f"{number} of {len(sweep)}: run.py with", *arguments, flush=True)
-        if not options.list:
-            run(options.page, arguments)
+    asked = {number: sweep[number] for number in options.numbers or sweep}
+    if options.list:
+        for number, arguments in asked.items():
+            print(f"{number} of {len(sweep)}: run.py with", *arguments)
+        return
+    with ThreadPoolExecutor(options.workers) as pool:
+        made = {number: pool.submit(make, options.page, arguments, options.workers > 1) for number, arguments in asked.items()}
+        for number, arguments in asked.items():
+            print(f"{number} of {len(sweep)}: run.py with", *arguments, flush=True)
+            print("kept", keep(options.page, made[number].result(), flow=options.page in LARGE and arguments[-1] == "seed=0"))
+            rebuild()
 
 
-def run(page: str, arguments: Arguments) -> None:
-    """Make the run if it is not there yet, keep it, and rebuild the pages."""
+def make(page: str, arguments: Arguments, aside: bool) -> Path:
+    """The folder of the run, made if it is not there yet; its output stays `aside`, beside it, where several run at once."""
     folder = folder_of(page, arguments)
-    if not list(folder.glob("*/metrics.json")) and subprocess.run(command_of(page, arguments), cwd=ROOT).returncode:
-        raise SystemExit("This run did not end well, see above. The same command goes on with it.")
-    done = max((path.parent for path in folder.glob("*/metrics.json")), key=lambda path: int(path.name))
-    print("kept", keep(page, done, flow=page in LARGE and arguments[-1] == "seed=0"))
-    rebuild()
+    if not list(folder.glob("*/metrics.json")):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "output.log").open("w") if aside else nullcontext() as log:
+            failed = subprocess.run(command_of(page, arguments), cwd=ROOT, stdout=log, stderr=log).returncode
+        if failed:
+            raise SystemExit(f"The run {folder} did not end well, see {log.name if log else 'above'}. The same command goes on with it.")
+    return max((path.parent for path in folder.glob("*/metrics.json")), key=lambda path: int(path.name))
 
 
 if __name__ == "__main__":

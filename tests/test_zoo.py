@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -336,7 +337,7 @@ def test_cache_is_found_by_its_configuration(iris, tmp_path, monkeypatch):
     load_zoo(tmp_path, **iris | {"settings": SETTINGS | {"lr": 2e-2}}, seed=0)
     load_zoo(tmp_path, **iris | {"task": load_task("iris", seed=1)}, seed=0)
     load_zoo(tmp_path, **iris | {"build": lambda: mlp(4, [5], 3, "tanh")}, seed=0)
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.glob("*.safetensors"))) == 5
 
 
 def test_an_interrupted_or_larger_zoo_goes_on(iris, tmp_path, monkeypatch):
@@ -361,9 +362,22 @@ def test_an_interrupted_or_larger_zoo_goes_on(iris, tmp_path, monkeypatch):
     assert torch.equal(fewer.thetas, grown.thetas[:3]) and trained == [0, 2, 2, 4]
 
 
+def test_of_several_that_want_a_zoo_one_trains_it(iris, tmp_path, monkeypatch):
+    trained, train = [], store.train_zoo
+
+    def counted(*args, **options):
+        trained.append(args)
+        return train(*args, **options)
+
+    monkeypatch.setattr("geoflow.zoo.store.train_zoo", counted)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: load_zoo(tmp_path, **iris, seed=0), range(2))
+    assert torch.equal(first.thetas, second.thetas) and len(trained) == 1
+
+
 def test_corrupt_and_foreign_files_are_refused(iris, tmp_path):
     load_zoo(tmp_path, **iris, seed=0)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.safetensors")
     zoo = read_zoo(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])

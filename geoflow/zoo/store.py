@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -74,6 +75,7 @@ def load_zoo(
 
     The file is named by the digest of everything that determines its runs: network, training data, settings but for their number, seed and
     FORMAT. It grows by groups of runs, so that an interrupted training goes on, and a larger zoo begins with the runs of a smaller one.
+    Of several processes that ask for the same zoo one trains it, and the others wait.
 
     Raises ValueError for a file that is corrupt or belongs to another configuration: it is never replaced silently.
     """
@@ -88,16 +90,18 @@ def load_zoo(
         "seed": seed,
     }
     path = Path(folder) / f"zoo-{task.name}-{digest(configuration)[:16]}.safetensors"
-    zoo = read_zoo(path) if path.exists() else Zoo(torch.empty(0, recipe["snapshots"], spec.weights), spec, configuration)
-    if zoo.configuration != configuration:
-        raise ValueError(f"{path} holds the zoo of another configuration: {zoo.configuration}. Delete it; it will be trained again.")
-    if zoo.spec != spec:
-        raise ValueError(f"{path} was packed by another table than the one traced now. Delete it; it will be trained again.")
-    while zoo.runs < runs:
-        group = min(GROUP[torch.device(device).type], runs - zoo.runs)
-        states = train_zoo(build, task, **recipe, runs=group, first=zoo.runs, seed=seed, device=device, progress=progress)
-        save_zoo(path, replace(zoo, thetas=torch.cat([zoo.thetas, pack(spec, states)])))
-        zoo = read_zoo(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        zoo = read_zoo(path) if path.exists() else Zoo(torch.empty(0, recipe["snapshots"], spec.weights), spec, configuration)
+        if zoo.configuration != configuration:
+            raise ValueError(f"{path} holds the zoo of another configuration: {zoo.configuration}. Delete it; it will be trained again.")
+        if zoo.spec != spec:
+            raise ValueError(f"{path} was packed by another table than the one traced now. Delete it; it will be trained again.")
+        while zoo.runs < runs:
+            group = min(GROUP[torch.device(device).type], runs - zoo.runs)
+            states = train_zoo(build, task, **recipe, runs=group, first=zoo.runs, seed=seed, device=device, progress=progress)
+            save_zoo(path, replace(zoo, thetas=torch.cat([zoo.thetas, pack(spec, states)])))
+            zoo = read_zoo(path)
     return replace(zoo, thetas=zoo.thetas[:runs], configuration=configuration | {"settings": recipe | {"runs": runs}})
 
 
