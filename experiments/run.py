@@ -96,7 +96,7 @@ def config():
     count = 256
     solver = "euler"  # euler, midpoint, heun or rk4
     steps = 100
-    sharpness = 0.2  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
+    sharpness = 0.0  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     guidance = 0.0  # strength of the pull towards a low training loss
     checkpoint = None  # for the further commands: a run folder or a flow.safetensors
     # where and with which random numbers

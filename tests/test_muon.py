@@ -14,15 +14,21 @@ def test_every_singular_value_goes_through_the_polynomial(shape, dtype, toleranc
     a, b, c = QUINTIC
     for _ in range(ITERATIONS):
         s = a * s + b * s**3 + c * s**5
-    assert torch.allclose(orthogonal(x.to(dtype)).double(), u * s[:, None] @ v, atol=tolerance)
+    assert torch.allclose(orthogonal([x.to(dtype)])[0].double(), u * s[:, None] @ v, atol=tolerance)
     assert s.min() > 0.68 and s.max() < 1.21
 
 
 def test_a_matrix_of_low_rank_stays_finite(generator):
     x = torch.randn(2, 40, 1, generator=generator) @ torch.randn(2, 1, 30, generator=generator)
-    values = torch.linalg.svdvals(orthogonal(x))
+    values = torch.linalg.svdvals(orthogonal([x])[0])
     assert values[:, 0].min() > 0.68 and values[:, 0].max() < 1.21 and values[:, 1:].max() < 0.1
-    assert not orthogonal(torch.zeros(1, 3, 3)).any()
+    assert not orthogonal([torch.zeros(1, 3, 3)])[0].any()
+
+
+def test_stacks_of_one_gram_size_go_together_each_for_itself(generator):
+    stacks = [torch.randn(count, *shape, generator=generator) for count, shape in ((2, (4, 9)), (3, (7, 4)), (1, (5, 5)))]
+    for together, stack in zip(orthogonal(stacks), stacks, strict=True):
+        assert together.shape == stack.shape and torch.allclose(together, orthogonal([stack])[0], atol=1e-5)
 
 
 def test_it_steps_as_torch_s_does_but_for_bfloat16(generator):
