@@ -217,7 +217,7 @@ def figures(runs: list[Run]) -> dict[str, Figure]:
     for run in runs:
         if "curve" in run:
             steps = {int(number): one for number, one in run["curve"]["steps"].items()}
-            title = f"Over the steps, {run['config']['task']}, sharpness {run['config'].get('sharpness', 0):g}, mean ± standard deviation"
+            title = f"Over the steps, {run['config']['task']}, sharpness {run['curve']['sharpness']:g}, mean ± standard deviation"
             pictures[curve_name(run)] = plot_curve(steps, title)
     return pictures
 

@@ -86,9 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", choices=[name for name in PAGES if name in SWEEPS])
     parser.add_argument("numbers", nargs="*", type=int, help="which runs; default: all")
-    parser.add_argument(
-        "--workers", type=int, default=1, help="runs at a time; of several the output goes to output.log in their folders"
-    )
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time; of several the output goes to output.log in their folders")
     parser.add_argument("--list", action="store_true", help="show the commands only")
     options = parser.parse_args()
     sweep = dict(enumerate(SWEEPS[options.page], 1))

@@ -82,10 +82,17 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
         results.keep("main_job", folder)
     curve = tmp_path / "curve"
     curve.mkdir()
-    drawn = {"task": "digits", "steps": {"1": run["metrics"]["generated"], "2": run["metrics"]["generated"]}}
+    drawn = {"task": "digits", "sharpness": 0.1, "steps": {"1": run["metrics"]["generated"], "2": run["metrics"]["generated"]}}
     (curve / "curve.json").write_text(json.dumps(drawn))
     (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "0")}))
     results.keep("main_job", curve)
+    sharper = tmp_path / "sharper"
+    sharper.mkdir()
+    one = {"generated": run["metrics"]["generated"], "training": run["metrics"]["zoo"], "ensemble": run["metrics"]["ensemble"]}
+    found = {"task": "digits", "count": 9, "steps": 3, "sharpness": {"0.5": one | {"diversity": run["metrics"]["diversity"]}}}
+    (sharper / "sharpness.json").write_text(json.dumps(found))
+    (sharper / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "0")}))
+    results.keep("main_job", sharper)
     results.rebuild()
     page = (tmp_path / "results" / "main_job" / "README.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| digits")]
@@ -93,6 +100,8 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
         [row.split(" | ")[2] for row in rows] == ["independent"] * 3 + ["ot"] and " | coupling | " in page and " | velocity | " not in page
     )
     assert len(list((tmp_path / "results" / "main_job" / "figures").glob("curve-digits-*-0.png"))) == 1
+    (row,) = [line for line in page.splitlines() if line.startswith("| 0.5 | ")]
+    assert "by sharpness (9 networks, 3 steps)" in page and row.startswith(f"| 0.5 | {one['generated']['accuracy']['mean']:.4f} | ")
     (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "elsewhere")}))
     with pytest.raises(SystemExit, match="whose flow drew the networks"):
         results.keep("main_job", curve)

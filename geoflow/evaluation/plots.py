@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ BLACK, ORANGE, BLUE, VERMILION, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "
 COLOURS = {"zoo": BLACK, "generated": BLUE}
 BINS = 40
 DPI = 150
+LABEL = 44  # characters of a line of a run's name
 SHOWN_NETWORKS = 1000
 SHOWN_PATHS = 12
 
@@ -153,7 +155,8 @@ def plot_summaries(runs: Mapping[str, Mapping[str, Summary]], title: str = "Mean
     >>> len(plot_summaries({"seed 0": {"zoo": one, "generated": one}}).axes)
     2
     """
-    figure = Figure(figsize=(10, 1.6 + 0.34 * len(runs)), layout="constrained")
+    names = [fill(name, LABEL) for name in runs]
+    figure = Figure(figsize=(10, 1.6 + 0.34 * max(name.count("\n") + 1 for name in names) * len(runs)), layout="constrained")
     figure.suptitle(title)
     sets = list(dict.fromkeys(name for one in runs.values() for name in one))
     for axes, (field, label) in zip(figure.subplots(1, 2, sharey=True), SCORED.items(), strict=True):
@@ -163,7 +166,7 @@ def plot_summaries(runs: Mapping[str, Mapping[str, Summary]], title: str = "Mean
             style = {"color": COLOURS.get(name, (ORANGE, GREY, VERMILION)[number % 3]), "marker": "os^Dv"[number % 5]}
             means, spreads = [one["mean"] for one in found], [one["std"] for one in found]
             axes.errorbar(means, rows, xerr=spreads, label=name.replace("_", " "), linestyle="", markersize=5, linewidth=1.2, **style)
-        axes.set_yticks(range(len(runs)), list(runs))
+        axes.set_yticks(range(len(runs)), names)
         axes.set(xlabel=label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, axis="x", alpha=0.3)
