@@ -97,12 +97,15 @@ def main() -> None:
         for number, arguments in asked.items():
             print(f"{number} of {len(sweep)}: run.py with", *arguments)
         return
-    with ThreadPoolExecutor(options.workers) as pool:
+    pool = ThreadPoolExecutor(options.workers)
+    try:
         made = {number: pool.submit(make, options.page, arguments, options.workers > 1) for number, arguments in asked.items()}
         for number, arguments in asked.items():
             print(f"{number} of {len(sweep)}: run.py with", *arguments, flush=True)
             print("kept", keep(options.page, made[number].result(), flow=options.page in LARGE and arguments[-1] == "seed=0"))
             rebuild()
+    finally:  # after a failure none begins any more
+        pool.shutdown(cancel_futures=True)
 
 
 def make(page: str, arguments: Arguments, aside: bool) -> Path:
