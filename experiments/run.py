@@ -21,45 +21,26 @@ from time import perf_counter
 
 import torch
 from assess import Exam, assess, score, spread_and_scores
-from folder import RunFolder, Samples, flow_file, probe, read_samples, samples_file, save_samples, write_json
-from options import (
-    FURTHER,
-    NETWORK,
-    SAMPLING,
-    InputError,
-    check_keys,
-    complete,
-    device_name,
-    device_of,
-    flow_settings,
-    plainly,
-    zoo_settings,
-)
+from draw import generate, network_for, reopen, sampling_settings, task_for
+from folder import RunFolder, Samples, probe, read_samples, samples_file, save_samples, write_json
+from options import FURTHER, NETWORK, InputError, check_keys, complete, device_name, device_of, flow_settings, plainly, zoo_settings
 from sacred import SETTINGS, Experiment
 from sacred.run import Run
 from sacred.utils import apply_backspaces_and_linefeeds
-from torch import Tensor, nn
 
 from geoflow.evaluation.metrics import summary
-from geoflow.evaluation.plots import SHOWN_PATHS, plot_curve, save_figures
+from geoflow.evaluation.plots import plot_curve, save_figures
 from geoflow.evaluation.report import metrics_table, scores_table, write_report
-from geoflow.flow import Flow
-from geoflow.guidance import no_guidance, task_guidance
 from geoflow.randomness import randomness
-from geoflow.sampling import sample as draw
-from geoflow.spec import NetworkSpec
 from geoflow.training import prepare, train
 from geoflow.velocity import VELOCITIES
 from geoflow.wiring import spec_of
-from geoflow.zoo.networks import mlp
 from geoflow.zoo.store import digest, load_zoo, split_runs
-from geoflow.zoo.tasks import Task, load_task, validation_task
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = dict.fromkeys(part.name for velocity in VELOCITIES.values() for part in fields(velocity.Sizes))  # all that any velocity has
 POWERS = [2**n for n in range(12)]
 SHARPER = [0.0, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0]
-GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
 
 SETTINGS.CAPTURE_MODE = "sys"  # the default captures by file descriptors, which hides the terminal from the progress bars
 ex = Experiment("geoflow", base_dir=ROOT, save_git_info=shutil.which("git") is not None)
@@ -301,44 +282,6 @@ def report(metrics: dict, samples: Samples, folder: Path) -> None:
     metrics |= {name: samples.config[name] for name in ("flow", "task", "seed")} | {"parameters": samples.spec.weights}
     write_json(folder / "metrics.json", metrics)
     print(metrics_table(metrics), f"Written to {folder}", sep="\n\n")
-
-
-def generate(flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, config: Mapping) -> tuple[Tensor, Tensor]:
-    """New networks [count, weights], and the points [times, nets, size] of some of them on their way."""
-    generator, device = randomness(config["seed"], "sample"), device_of(config["device"])
-    some = torch.randperm(len(task.x_train), generator=generator)[:GUIDING_EXAMPLES]
-    x, y, strength = task.x_train[some].to(device), task.y_train[some].to(device), config["guidance"]
-    guidance = task_guidance(network, x, y, strength) if strength else no_guidance
-    points = []
-    thetas = draw(
-        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], sharpness=config["sharpness"], guidance=guidance,
-        generator=generator,
-        watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=True,
-    )  # fmt: skip
-    return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
-
-
-def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
-    """A saved flow, and what it is to make: a network, its table, and the task with the test part that the flow never saw."""
-    flow = Flow.load(flow_file(config["checkpoint"]), device_of(config["device"]))
-    task = task_for(config["task"], flow.config["seed"], flow.config["part"])
-    network = network_for(task, config)
-    spec = spec_of(network, task.x_train[:2])
-    return flow, network, spec, task
-
-
-def task_for(name: str, seed: int, part: str) -> Task:
-    """The data, split by the seed; its test part is what the networks are scored on."""
-    task = load_task(name, seed)
-    return validation_task(task, seed=seed) if part == "validation" else task
-
-
-def network_for(task: Task, config: Mapping) -> nn.Module:
-    return mlp(task.features, list(config["hidden"]), task.classes, config["activation"])
-
-
-def sampling_settings(config: Mapping) -> dict:
-    return {"sampling": {name: config[name] for name in SAMPLING if name != "count"}}
 
 
 def folder_of(run: Run) -> Path:

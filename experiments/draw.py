@@ -1,0 +1,58 @@
+"""Draw networks from a flow, just trained or saved, for the task that it was fitted to."""
+
+from collections.abc import Mapping
+
+import torch
+from folder import flow_file
+from options import SAMPLING, device_of
+from torch import Tensor, nn
+
+from geoflow.evaluation.plots import SHOWN_PATHS
+from geoflow.flow import Flow
+from geoflow.guidance import no_guidance, task_guidance
+from geoflow.randomness import randomness
+from geoflow.sampling import sample
+from geoflow.spec import NetworkSpec
+from geoflow.wiring import spec_of
+from geoflow.zoo.networks import mlp
+from geoflow.zoo.tasks import Task, load_task, validation_task
+
+GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
+
+
+def generate(flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, config: Mapping) -> tuple[Tensor, Tensor]:
+    """New networks [count, weights], and the points [times, nets, size] of some of them on their way."""
+    generator, device = randomness(config["seed"], "sample"), device_of(config["device"])
+    some = torch.randperm(len(task.x_train), generator=generator)[:GUIDING_EXAMPLES]
+    x, y, strength = task.x_train[some].to(device), task.y_train[some].to(device), config["guidance"]
+    guidance = task_guidance(network, x, y, strength) if strength else no_guidance
+    points = []
+    thetas = sample(
+        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], sharpness=config["sharpness"], guidance=guidance,
+        generator=generator,
+        watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=True,
+    )  # fmt: skip
+    return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
+    """A saved flow, and what it is to make: a network, its table, and the task with the test part that the flow never saw."""
+    flow = Flow.load(flow_file(config["checkpoint"]), device_of(config["device"]))
+    task = task_for(config["task"], flow.config["seed"], flow.config["part"])
+    network = network_for(task, config)
+    spec = spec_of(network, task.x_train[:2])
+    return flow, network, spec, task
+
+
+def task_for(name: str, seed: int, part: str) -> Task:
+    """The data, split by the seed; its test part is what the networks are scored on."""
+    task = load_task(name, seed)
+    return validation_task(task, seed=seed) if part == "validation" else task
+
+
+def network_for(task: Task, config: Mapping) -> nn.Module:
+    return mlp(task.features, list(config["hidden"]), task.classes, config["activation"])
+
+
+def sampling_settings(config: Mapping) -> dict:
+    return {"sampling": {name: config[name] for name in SAMPLING if name != "count"}}
