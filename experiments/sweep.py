@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show the commands only")
     options = parser.parse_args()
     sweep = dict(enumerate(SWEEPS[options.page], 1))
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers} must be at least 1.")
     if unknown := set(options.numbers) - set(sweep):
         parser.error(f"{options.page} has the runs 1 to {len(sweep)}, not {', '.join(map(str, sorted(unknown)))}.")
     asked = {number: sweep[number] for number in options.numbers or sweep}

@@ -258,11 +258,15 @@ def test_transfer_makes_another_architecture(finished, place, capsys):
 
 
 def test_sharpening_scores_known_sharpness_and_the_last(finished, place, capsys):
+    from options import InputError
+
     folder = launch(place, "sharpen", named=(), checkpoint=str(finished), count=3, steps=5, sharpness=0.15)
     found = read(folder, "sharpness.json")["sharpness"]
     assert list(found) == ["0", "0.1", "0.15"] and "sharpness 0.15" in capsys.readouterr().out
     assert found["0"]["generated"] != found["0.15"]["generated"] and found["0"]["diversity"]["generated"]["distance"] > 0
     assert {"accuracy", "nll", "ece"} == set(found["0"]["training"])
+    with pytest.raises(InputError, match="sharpness=2, for example"):
+        launch(place, "sharpen", named=(), checkpoint=str(finished), sharpness=0.0)
 
 
 def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
