@@ -67,9 +67,9 @@ def config():
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint
     sizes = dict(SIZES)  # of the velocity: layers, node, edge, edge_hidden, heads, components; of mlp: width
-    iterations = 1500
-    batch = 32
-    lr = 2e-3
+    iterations = 2000
+    batch = 64
+    lr = 4e-3
     weight_decay = 1e-3
     ema = 0.999
     every = 250  # iterations between checkpoints
@@ -113,8 +113,6 @@ def digits():
     task = "digits"
     hidden = [10]
     iterations = 3000
-    batch = 64
-    lr = 4e-3
     sharpness = 0.1
 
 
