@@ -226,6 +226,14 @@ def test_a_step_is_muon_s_on_hidden_matrices_and_adamw_s_on_the_rest(spec, theta
         assert torch.allclose(a[told], b[told], atol=1e-4), name
 
 
+def test_the_twin_takes_the_same_steps(spec, thetas, generator):
+    flow, points = prepare(spec, thetas, CONFIG)
+    field, twin = Progress(flow), Progress(replace(flow, field=MessagePassingTransformer(deepcopy(flow.field))))
+    for _ in range(3):
+        noise, t = flow.chart.manifold.random(*points[:4].shape, generator=generator), torch.tensor([0.1, 0.3, 0.6, 0.9])
+        assert twin.step(noise, points[:4], t, lr=1e-3) == pytest.approx(field.step(noise, points[:4], t, lr=1e-3), rel=1e-4)
+
+
 def test_a_checkpoint_of_another_training_is_refused(spec, thetas, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     train(*prepare(spec, thetas, CONFIG), checkpoint=path, progress=False)

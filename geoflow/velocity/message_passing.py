@@ -25,6 +25,11 @@ class MessagePassingTransformer(nn.Module):
         super().__init__()
         self.transformer = transformer
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The hidden layers, whose matrices are learned by Muon."""
+        return self.transformer.layers
+
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
         if len(leading(graph, self.transformer.components).unseen):
             raise ValueError(f"The reference computes every edge, not sizes.components={self.transformer.components} of an input alone.")
