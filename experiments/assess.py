@@ -43,9 +43,9 @@ class Exam:
             found[f"{name}_{SMALL}"] = {key: fmean(part[key] for part in parts) for key in parts[0]} | {"n": SMALL, "ensembles": len(parts)}
         return found
 
-    def disagreement(self, thetas: Thetas) -> float:
-        """How often two networks predict different classes."""
-        return disagreement(self.network, self.spec, thetas.to(self.device), self.x)
+    def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float]:
+        """How far two networks are from each other in canonical weights, and how often they predict different classes."""
+        return {"distance": spread(canonical), "disagreement": disagreement(self.network, self.spec, thetas.to(self.device), self.x)}
 
     def _ensemble(self, thetas: Thetas) -> dict[str, float]:
         found = ensemble_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
@@ -59,7 +59,7 @@ def score(exam: Exam, thetas: Thetas) -> dict:
 
 def spread_and_scores(exam: Exam, flow: Flow, thetas: Thetas) -> dict:
     """What can be said of generated networks without their zoo: how good they are, and how different from each other."""
-    made = {"distance": spread(flow.canonical(thetas)), "disagreement": exam.disagreement(thetas)}
+    made = exam.diversity(flow.canonical(thetas), thetas)
     return {"generated": summary(exam.single(thetas)), "ensemble": exam.ensembles("generated", thetas), "diversity": {"generated": made}}
 
 
@@ -83,8 +83,7 @@ def assess(
         "ensemble": exam.ensembles("generated", thetas) | exam.ensembles("zoo", some),
         "novelty": novelty(new, train, old, fitted.run_of),
         "diversity": {
-            name: {"distance": spread(canonical), "disagreement": exam.disagreement(networks)}
-            for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
+            name: exam.diversity(canonical, networks) for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
         },
     }
     figures = {

@@ -15,7 +15,7 @@ from geoflow.evaluation.plots import plot_curve, plot_summaries
 BEATEN = ("mean_network", "interpolation", "gaussian", "pca_gaussian")  # whose NLL generated digits networks must be below
 # what sets runs of one task and flow apart, besides the seed; a column of the table where a page has several of them
 SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "iterations", "batch", "lr", "steps", "sharpness")
-SHOWN = (*SETTINGS[:6], "snapshots", *SETTINGS[6:])
+SHOWN = (*SETTINGS, "snapshots")
 # what a kept run's folder holds: "metrics", "config", "ran", and where they were measured "curve" (over steps) and "sharpness"
 Run = Mapping
 
@@ -28,8 +28,8 @@ COLUMNS: dict[str, tuple[Callable[[dict], float], str]] = {
     "NLL": (lambda m: m["generated"]["nll"]["mean"], ".4f"),
     "NLL / zoo": (lambda m: m["generated"]["nll"]["mean"] / m["zoo"]["nll"]["mean"], ".3f"),
     "ECE": (lambda m: m["generated"]["ece"]["mean"], ".3f"),
-    "ensemble accuracy": (lambda m: small_ensemble(m, "generated")["accuracy"], ".3f"),
-    "zoo ensemble": (lambda m: small_ensemble(m, "zoo")["accuracy"], ".3f"),
+    "ensemble accuracy": (lambda m: small_ensemble(m, "generated")["accuracy"], ".4f"),
+    "zoo ensemble": (lambda m: small_ensemble(m, "zoo")["accuracy"], ".4f"),
     "ensemble ECE": (lambda m: small_ensemble(m, "generated")["ece"], ".3f"),
     "mean network NLL": (lambda m: m["baselines"]["mean_network"]["nll"]["mean"], ".3f"),
     "interpolation NLL": (lambda m: m["baselines"]["interpolation"]["nll"]["mean"], ".3f"),
@@ -39,6 +39,8 @@ COLUMNS: dict[str, tuple[Callable[[dict], float], str]] = {
     "disagreement / zoo": (lambda m: diversity(m, "disagreement"), ".3f"),
     "minutes": (lambda m: sum(m["time"].values()) / 60, ".1f"),
 }
+
+BY_SHARPNESS = ("accuracy", "its std", "NLL", "ECE", "ensemble accuracy", "ensemble ECE", "distance / zoo", "disagreement / zoo")
 
 
 @dataclass(frozen=True)
@@ -162,20 +164,12 @@ after the imports. *missed* names the demands of its issue that a run falls shor
 def sharpness_table(run: Run) -> str:
     """What a flow's networks gain by sharpness, and how alike they become; the zoo beside them."""
     m, found = run["metrics"], run["sharpness"]
-    titles = ["sharpness", "accuracy", "its std", "NLL", "ECE", "NLL on training data", "ensemble of 64", "its ECE", "distance / zoo"]
-    lines = [[*titles, "disagreement / zoo"], ["---"] * (len(titles) + 1)]
-    zoo = m["diversity"]["zoo"]
-    for name, one in {**found["sharpness"], "zoo": {"generated": m["zoo"], "ensemble": {"generated": small_ensemble(m, "zoo")}}}.items():
-        new, both = one["generated"], small_ensemble(one, "generated")
-        apart = one["diversity"]["generated"] if "diversity" in one else zoo
-        shown = [
-            f"{new['accuracy']['mean']:.4f}",
-            f"{new['accuracy']['std']:.3f}",
-            f"{new['nll']['mean']:.4f}",
-            f"{new['ece']['mean']:.3f}",
-        ]
-        shown += [f"{one['training']['nll']['mean']:.4f}" if "training" in one else "-", f"{both['accuracy']:.4f}", f"{both['ece']:.3f}"]
-        lines.append([name, *shown, *(f"{apart[part] / zoo[part]:.3f}" for part in ("distance", "disagreement"))])
+    zoo = {"generated": m["zoo"], "ensemble": {"generated": small_ensemble(m, "zoo")}, "diversity": {"generated": m["diversity"]["zoo"]}}
+    lines = [["sharpness", *BY_SHARPNESS, "NLL on training data"], ["---"] * (len(BY_SHARPNESS) + 2)]
+    for name, one in {**found["sharpness"], "zoo": zoo}.items():
+        as_a_run = one | {"diversity": m["diversity"] | one["diversity"]}
+        training = f"{one['training']['nll']['mean']:.4f}" if "training" in one else "-"
+        lines.append([name, *(format(COLUMNS[title][0](as_a_run), COLUMNS[title][1]) for title in BY_SHARPNESS), training])
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"""## {m["task"]}, {m["flow"]}, seed {m["seed"]}: by sharpness ({found["count"]} networks, {found["steps"]} steps)
 
