@@ -35,21 +35,31 @@ class Exam:
         return evaluate(self.network, self.spec, thetas.to(self.device), self.x, self.y)
 
     def ensembles(self, name: str, thetas: Thetas) -> dict[str, dict[str, float]]:
-        """The scores of the average of all networks' probabilities, and where there are more than SMALL, of ensembles of SMALL: the mean of
-        all that can be made without a network in two of them."""
+        """The scores of all networks' average probabilities, and where there are more than SMALL, of ensembles of SMALL: the mean of all
+        that can be made without a network in two of them. Under "log_pool" the same of their average log-probabilities."""
         found = {name: self._ensemble(thetas)}
         if len(thetas) > SMALL:
             parts = [self._ensemble(part) for part in thetas.split(SMALL) if len(part) == SMALL]
-            found[f"{name}_{SMALL}"] = {key: fmean(part[key] for part in parts) for key in parts[0]} | {"n": SMALL, "ensembles": len(parts)}
+            found[f"{name}_{SMALL}"] = _mean(parts) | {"n": SMALL, "ensembles": len(parts)}
         return found
 
     def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float]:
         """How far two networks are from each other in canonical weights, and how often they predict different classes."""
         return {"distance": spread(canonical), "disagreement": disagreement(self.network, self.spec, thetas.to(self.device), self.x)}
 
-    def _ensemble(self, thetas: Thetas) -> dict[str, float]:
-        found = ensemble_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
-        return {"n": len(thetas)} | {name: value["mean"] for name, value in summary(found).items()}
+    def _ensemble(self, thetas: Thetas) -> dict:
+        linear, log = (ensemble_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y, pool=p) for p in ("linear", "log"))
+        return {"n": len(thetas)} | _means(linear) | {"log_pool": _means(log)}
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    return {name: value["mean"] for name, value in summary(scores).items()}
+
+
+def _mean(parts: list[dict]) -> dict:
+    """The mean of every number of several records of one form."""
+    return {key: _mean([part[key] for part in parts]) if isinstance(value, dict) else fmean(part[key] for part in parts)
+            for key, value in parts[0].items()}  # fmt: skip
 
 
 def score(exam: Exam, thetas: Thetas) -> dict:

@@ -90,24 +90,27 @@ def test_of_equal_classes_the_first_is_predicted():
 
 
 @pytest.mark.parametrize("part", [1000, 20])
-def test_ensemble_averages_probabilities_and_not_logits(networks, part, monkeypatch):
+@pytest.mark.parametrize("pool", ["linear", "log"])
+def test_ensembles_average_probabilities_or_log_probabilities(networks, pool, part, monkeypatch):
     monkeypatch.setattr(metrics_module, "PART", part)
     nets, spec, thetas, x, y = networks
     thetas = 5 * thetas  # confident networks, where the two averages differ
     for net, theta in zip(nets, thetas, strict=True):
         net.load_state_dict(geoflow.unpack(spec, theta))
     logits = torch.stack([net.eval()(x).detach() for net in nets]).double()
-    result = ensemble_scores(nets[0], spec, thetas, x, y, batch=120)
-    average = logits.softmax(-1).mean(0)
+    result = ensemble_scores(nets[0], spec, thetas, x, y, batch=120, pool=pool)
+    linear, log = logits.softmax(-1).mean(0), logits.mean(0).softmax(-1)
+    average, other = (linear, log) if pool == "linear" else (log, linear)
     assert result.nll.item() == pytest.approx(log_loss(y, average, labels=range(3)), abs=1e-5)
     assert result.accuracy.item() == pytest.approx(accuracy_score(y, average.argmax(-1)))
     assert result.ece.item() == pytest.approx(ece_by_hand(average, y), abs=1e-5)
-    assert abs(result.nll.item() - log_loss(y, logits.mean(0).softmax(-1), labels=range(3))) > 1e-2
+    assert abs(result.nll.item() - log_loss(y, other, labels=range(3))) > 1e-2
 
 
-def test_ensemble_of_one_is_the_network(networks):
+@pytest.mark.parametrize("pool", ["linear", "log"])
+def test_ensemble_of_one_is_the_network(networks, pool):
     nets, spec, thetas, x, y = networks
-    alone, ensemble = evaluate(nets[0], spec, thetas[:1], x, y), ensemble_scores(nets[0], spec, thetas[:1], x, y)
+    alone, ensemble = evaluate(nets[0], spec, thetas[:1], x, y), ensemble_scores(nets[0], spec, thetas[:1], x, y, pool=pool)
     assert all(torch.allclose(getattr(alone, f.name)[0], getattr(ensemble, f.name)) for f in fields(Scores))
 
 
@@ -131,6 +134,12 @@ def test_nll_of_huge_logits_is_finite():
     theta = geoflow.pack(spec, {"weight": 1e4 * torch.eye(2), "bias": torch.zeros(2)})[None]
     result = evaluate(nn.Linear(2, 2), spec, theta, torch.eye(2), torch.tensor([1, 0]))
     assert result.nll.item() == pytest.approx(1e4) and result.ece.item() == 1
+
+
+def test_an_unknown_pool_is_an_error(networks):
+    nets, spec, thetas, x, y = networks
+    with pytest.raises(ValueError, match="linear"):
+        ensemble_scores(nets[0], spec, thetas, x, y, pool="logits")
 
 
 def test_nothing_to_evaluate_is_an_error(networks):
@@ -346,7 +355,8 @@ def test_no_plane_is_an_error(thetas):
 @pytest.fixture
 def metrics():
     one = {name: {"mean": 0.5, "std": 0.25} for name in ("accuracy", "nll", "ece")}
-    ensemble = {"n": 64, "accuracy": 0.9, "nll": 0.1, "ece": 0.01}
+    pooled = {"accuracy": 0.9, "nll": 0.1, "ece": 0.01}
+    ensemble = {"n": 64, **pooled, "log_pool": pooled}
     return {
         "zoo": one,
         "generated": one,
@@ -364,8 +374,9 @@ def metrics():
 
 def test_table_has_a_row_for_everything(metrics):
     lines = metrics_table(metrics).splitlines()
-    assert [line[:24].strip() for line in lines] == [
-        "", "zoo", "generated", *(name.replace("_", " ") for name in BASELINES), "ensemble of 64 generated", "ensemble of 64 zoo",
+    assert [line[:34].strip() for line in lines] == [
+        "", "zoo", "generated", *(name.replace("_", " ") for name in BASELINES), "ensemble of 64 generated",
+        "ensemble of 64 generated, log pool", "ensemble of 64 zoo", "ensemble of 64 zoo, log pool",
     ]  # fmt: skip
     assert all("0.500 ± 0.250" in line for line in lines[1:9])
     starts = {line.index("0.") for line in lines[1:]}

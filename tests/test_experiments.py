@@ -35,7 +35,8 @@ FILES = {
 FIGURES = {"scores", "loss", "weights", "distances"}
 STATISTICS = {"mean": float, "std": float}
 SCORES = {"accuracy": STATISTICS, "nll": STATISTICS, "ece": STATISTICS}
-ENSEMBLE = {"n": int, "accuracy": float, "nll": float, "ece": float}
+POOLED = {"accuracy": float, "nll": float, "ece": float}
+ENSEMBLE = {"n": int, **POOLED, "log_pool": POOLED}
 SCHEMA = {
     "zoo": SCORES,
     "generated": SCORES,
@@ -282,6 +283,7 @@ def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
     monkeypatch.setattr("assess.SMALL", 2)
     ensembles = read(launch(place, "evaluate", named=(), checkpoint=str(finished)), "metrics.json")["ensemble"]
     assert {name: one["n"] for name, one in ensembles.items()} == {"generated": 8, "generated_2": 2}
+    assert ensembles["generated_2"]["log_pool"]["nll"] != ensembles["generated"]["log_pool"]["nll"]
 
 
 @pytest.mark.parametrize(

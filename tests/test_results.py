@@ -56,6 +56,9 @@ def test_mnist_is_held_against_its_own_demands(pages):
     worse["ensemble"]["zoo_64"]["accuracy"] = 0.97
     worse["ensemble"]["generated_64"]["ece"] = 0.04
     assert pages.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9650", "ensemble ECE > 0.0300"]
+    worse["ensemble"]["generated_64"]["log_pool"] = {"accuracy": 0.958, "ece": 0.01}
+    worse["ensemble"]["zoo_64"]["log_pool"] = {"accuracy": 0.964, "ece": 0.01}
+    assert pages.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9590"]
 
 
 def test_a_run_of_another_task_is_refused(results, tmp_path):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from geoflow.canonical import check_zoo
+from geoflow.choices import choose
 from geoflow.population import run
 from geoflow.spec import NetworkSpec
 from geoflow.vector import State, check_state, unpack
@@ -68,11 +69,25 @@ def ensemble_scores(
     x: Float[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
     batch: int = 3 * 10**5,
+    pool: str = "linear",
 ) -> Scores:
-    """The scores [] of the posterior predictive: the average over networks of their PROBABILITIES, p(y|x) = mean_k softmax(f_k(x))_y."""
+    """The scores [] of all networks together, pooled as POOLS names it: their average probabilities, or their average log-probabilities.
+
+    linear is the posterior predictive, p(y|x) = mean_k softmax(f_k(x))_y, which is less sure than its members the more they differ; log is
+    p(y|x) = softmax(mean_k f_k(x))_y, as sure as its members are on average.
+    Source: Genest and Zidek, Combining probability distributions, 1986 (linear and logarithmic opinion pools).
+    """
+    collect, finish = choose("pool", pool, POOLS)
     predictors = _predictors(network, spec, thetas, x, y, batch)
-    sums = [torch.cat([predict(part).logsumexp(0) for part in x.split(PART)]) for predict in predictors]
-    return scores(torch.stack(sums).logsumexp(0) - log(len(thetas)), y)
+    parts = [torch.cat([collect(predict(part)) for part in x.split(PART)]) for predict in predictors]
+    return scores(finish(collect(torch.stack(parts)), len(thetas)), y)
+
+
+# how the log-probabilities [nets, examples, classes] of some networks, or what some have come to, are gathered; and made those of one
+POOLS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, int], Tensor]]] = {
+    "linear": (lambda some: some.logsumexp(0), lambda gathered, nets: gathered - log(nets)),
+    "log": (lambda some: some.sum(0), lambda gathered, nets: (gathered / nets).log_softmax(-1)),
+}
 
 
 @torch.no_grad()

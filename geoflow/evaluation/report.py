@@ -18,7 +18,8 @@ CAPTIONS = {
 
 def metrics_table(metrics: Mapping) -> str:
     """The scores of metrics.json as plain text, aligned: one row for the zoo (if it is there), the generated networks, each baseline
-    and the ensembles (named zoo or generated; behind "_" may stand what sets one apart).
+    and the ensembles (named zoo or generated; behind "_" may stand what sets one apart): average probabilities, and average
+    log-probabilities where "log_pool" holds their scores.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(metrics_table({"zoo": one, "generated": one, "baselines": {}, "ensemble": {}}))
@@ -78,7 +79,9 @@ def _rows(metrics: Mapping) -> Iterator[list[str]]:
     """Name, accuracy, NLL and ECE of every set of networks."""
     yield from _single({name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"]))
     for name, scores in metrics["ensemble"].items():
-        yield [f"ensemble of {scores['n']} {name.split('_')[0]}", *(f"{scores[c]:.3f}" + " " * len(" ± 0.000") for c in COLUMNS)]
+        for one, how in ((scores, ""), (scores.get("log_pool"), ", log pool")):
+            if one:
+                yield [f"ensemble of {scores['n']} {name.split('_')[0]}{how}", *(f"{one[c]:.3f}" + " " * len(" ± 0.000") for c in COLUMNS)]
 
 
 def _single(scores: Mapping[str, Mapping]) -> Iterator[list[str]]:
