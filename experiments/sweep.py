@@ -53,6 +53,9 @@ ZOOS: tuple[Arguments, ...] = (
 )
 
 
+CORE = ("runs=1024", "iterations=6000", "batch=64")  # what one core of a CPU does in an hour
+
+
 def _seeds(count: int, *arguments: str) -> tuple[Arguments, ...]:
     return tuple((*arguments, f"seed={seed}") for seed in range(count))
 
@@ -61,12 +64,12 @@ SWEEPS: dict[str, tuple[Arguments, ...]] = {
     "main_job": (*(run for flow in FLOWS for run in _seeds(3, "breast_cancer", f"flow={flow}")), *_seeds(3, "digits")),
     "splits": _seeds(20, "breast_cancer"),
     "ablations": tuple(("digits", "iterations=1000", "sharpness=0.0", *change) for change in ABLATIONS),
-    "mnist": _seeds(3, "mnist", "zoo.seed=0"),
+    "mnist": (*_seeds(3, "mnist", "zoo.seed=0"), *_seeds(3, "mnist", "zoo.seed=0", *CORE)),
     "fashion": _seeds(3, "fashion", "zoo.seed=0"),
     "mnist32": (*_seeds(3, "mnist32", "zoo.seed=0"), ("mnist32", "zoo.seed=0", "runs=100")),
     "zoos": tuple(("mnist", "iterations=3000", "batch=48", *zoo) for zoo in ZOOS),
     "couplings": tuple(
-        ("mnist", "iterations=1200", "batch=64", "sharpness=0.0", f"flow={flow}", f"coupling={coupling}")
+        ("mnist", "runs=1024", "iterations=1200", "batch=64", "sharpness=0.0", f"flow={flow}", f"coupling={coupling}")
         for flow, coupling in product(FLOWS, COUPLINGS)
     ),
 }
