@@ -99,12 +99,11 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
     results.rebuild()
     page = (tmp_path / "results" / "main_job" / "README.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| digits")]
-    assert (
-        [row.split(" | ")[2] for row in rows] == ["independent"] * 3 + ["ot"] and " | coupling | " in page and " | velocity | " not in page
-    )
+    assert [row.split(" | ")[2] for row in rows] == (["-"] * 3 + ["coupling ot"]) * 2 and "(coupling independent)" in page
     assert len(list((tmp_path / "results" / "main_job" / "figures").glob("curve-digits-*-0.png"))) == 1
     (row,) = [line for line in page.splitlines() if line.startswith("| 0.5 | ")]
-    assert "by sharpness (9 networks, 3 steps)" in page and row.startswith(f"| 0.5 | {one['generated']['accuracy']['mean']:.4f} | ")
+    assert "## By sharpness: digits-" in page and "(9 networks, 3 steps)" in page
+    assert row.startswith(f"| 0.5 | {one['generated']['accuracy']['mean']:.4f} | ")
     (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "elsewhere")}))
     with pytest.raises(SystemExit, match="whose flow drew the networks"):
         results.keep("main_job", curve)

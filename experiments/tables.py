@@ -1,0 +1,155 @@
+"""Lay out the kept runs of a page as tables: quality first, then what they are held against, then what sharpness does."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
+from statistics import mean
+
+# what sets runs of one task and flow apart, besides the seed
+SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "iterations", "batch", "lr", "steps", "sharpness")
+SHOWN = (*SETTINGS, "snapshots")
+# what a kept run's folder holds: "metrics", "config", "ran", and where they were measured "curve" (over steps) and "sharpness"
+Run = Mapping
+
+# title: (its value in metrics.json, format)
+Columns = dict[str, tuple[Callable[[dict], float], str]]
+QUALITY: Columns = {
+    "zoo accuracy": (lambda m: m["zoo"]["accuracy"]["mean"], ".4f"),
+    "accuracy": (lambda m: m["generated"]["accuracy"]["mean"], ".4f"),
+    "its std": (lambda m: m["generated"]["accuracy"]["std"], ".3f"),
+    "zoo NLL": (lambda m: m["zoo"]["nll"]["mean"], ".4f"),
+    "NLL": (lambda m: m["generated"]["nll"]["mean"], ".4f"),
+    "NLL / zoo": (lambda m: m["generated"]["nll"]["mean"] / m["zoo"]["nll"]["mean"], ".3f"),
+    "ECE": (lambda m: m["generated"]["ece"]["mean"], ".3f"),
+    "ensemble accuracy": (lambda m: small_ensemble(m, "generated")["accuracy"], ".4f"),
+    "zoo ensemble": (lambda m: small_ensemble(m, "zoo")["accuracy"], ".4f"),
+    "ensemble ECE": (lambda m: small_ensemble(m, "generated")["ece"], ".3f"),
+    "log pool": (lambda m: log_pool(m, "generated")["accuracy"], ".4f"),
+    "zoo log pool": (lambda m: log_pool(m, "zoo")["accuracy"], ".4f"),
+    "log pool ECE": (lambda m: log_pool(m, "generated")["ece"], ".3f"),
+    "novelty": (lambda m: m["novelty"]["ratio"], ".3f"),
+}
+BESIDE: Columns = {
+    "NLL": QUALITY["NLL"],
+    "mean network NLL": (lambda m: m["baselines"]["mean_network"]["nll"]["mean"], ".3f"),
+    "interpolation NLL": (lambda m: m["baselines"]["interpolation"]["nll"]["mean"], ".3f"),
+    "Gaussian NLL": (lambda m: m["baselines"]["gaussian"]["nll"]["mean"], ".3f"),
+    "components NLL": (lambda m: m["baselines"]["pca_gaussian"]["nll"]["mean"], ".3f"),
+    "noised NLL": (lambda m: m["baselines"]["noised"]["nll"]["mean"], ".3f"),
+    "distance / zoo": (lambda m: diversity(m, "distance"), ".3f"),
+    "disagreement / zoo": (lambda m: diversity(m, "disagreement"), ".3f"),
+    "minutes": (lambda m: sum(m["time"].values()) / 60, ".1f"),
+}
+BY_SHARPNESS = {
+    title: (QUALITY | BESIDE)[title]
+    for title in (
+        "accuracy", "its std", "NLL", "ECE", "ensemble accuracy", "ensemble ECE", "log pool", "log pool ECE", "distance / zoo",
+        "disagreement / zoo",
+    )
+}  # fmt: skip
+
+
+def small_ensemble(metrics: Mapping, name: str) -> Mapping:
+    """The scores of the ensemble of 64 networks, or of all where no more were drawn or the run is older than that figure."""
+    return metrics["ensemble"].get(f"{name}_64", metrics["ensemble"][name])
+
+
+def log_pool(metrics: Mapping, name: str) -> Mapping:
+    """The scores of the same ensemble where log-probabilities are averaged, not probabilities; NaN for a run older than that figure."""
+    return small_ensemble(metrics, name).get("log_pool", defaultdict(lambda: float("nan")))
+
+
+def diversity(metrics: Mapping, name: str) -> float:
+    """How much two generated networks differ, in units of two of the zoo; NaN for a run older than that figure."""
+    found = metrics.get("diversity")
+    return found["generated"][name] / found["zoo"][name] if found else float("nan")
+
+
+def zoo_seed(config: Mapping) -> int:
+    """The seed of a run's zoo: the run's own where none is named."""
+    return config["zoo"].get("seed", config["seed"])
+
+
+def quality_table(runs: Sequence[Run], missed: Callable[[Mapping], list[str]]) -> str:
+    """How good and how new the networks of every run are, with the mean over seeds below each group of settings."""
+    return _table(runs, QUALITY, {"missed": lambda run: ", ".join(missed(run["metrics"])) or "-"})
+
+
+def beside_table(runs: Sequence[Run]) -> str:
+    """The same runs beside the baselines, how much their networks differ, and what they cost."""
+    return _table(runs, BESIDE, {"on": lambda run: _place(run["ran"]), "commit": lambda run: "".join(run["ran"]["commit"])[:7]})
+
+
+def sharpness_table(name: str, run: Run) -> str:
+    """What a flow's networks gain by sharpness, and how alike they become; the zoo beside them."""
+    m, found = run["metrics"], run["sharpness"]
+    zoo = {"generated": m["zoo"], "ensemble": {"generated": small_ensemble(m, "zoo")}, "diversity": {"generated": m["diversity"]["zoo"]}}
+    lines = [["sharpness", *BY_SHARPNESS, "NLL on training data"]]
+    for sharpness, one in {**found["sharpness"], "zoo": zoo}.items():
+        as_a_run = one | {"diversity": m["diversity"] | one["diversity"]}
+        training = f"{one['training']['nll']['mean']:.4f}" if "training" in one else "-"
+        lines.append([sharpness, *(_number(value(as_a_run), form) for value, form in BY_SHARPNESS.values()), training])
+    return f"""## By sharpness: {name} ({found["count"]} networks, {found["steps"]} steps)
+
+{_markdown(lines)}
+
+"""
+
+
+def groups(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:
+    """Runs that differ in nothing but their seed, by task, flow and in which settings they are not as most runs of their task."""
+    most, found = usual(runs), defaultdict(list)
+    for run in runs:
+        settings = _settings(run)
+        others = [f"{name} {settings.get(name, '-')}" for name, value in most[run["config"]["task"]].items() if settings.get(name) != value]
+        found[run["metrics"]["task"], run["metrics"]["flow"], ", ".join(others) or "-"].append(run)
+    return {key: sorted(found[key], key=lambda run: run["metrics"]["seed"]) for key in sorted(found)}
+
+
+def usual(runs: Sequence[Run]) -> dict[str, dict[str, str | None]]:
+    """By task, the settings in which its runs differ, as most runs have them."""
+    by_task = defaultdict(list)
+    for run in runs:
+        by_task[run["config"]["task"]].append(_settings(run))
+    found = {}
+    for task, several in by_task.items():
+        names = dict.fromkeys(name for settings in several for name in settings)
+        counts = {name: Counter(settings.get(name) for settings in several) for name in names}
+        found[task] = {name: count.most_common(1)[0][0] for name, count in counts.items() if len(count) > 1}
+    return found
+
+
+def _table(runs: Sequence[Run], columns: Columns, words: dict[str, Callable[[Run], str]]) -> str:
+    lines = [["task", "flow", "settings", "seed", *columns, *words]]
+    for names, group in groups(runs).items():
+        for run in group:
+            zoo, seed = zoo_seed(run["config"]), run["metrics"]["seed"]
+            numbers = [_number(value(run["metrics"]), form) for value, form in columns.values()]
+            lines.append([*names, f"{seed}" if zoo == seed else f"{seed}, zoo {zoo}", *numbers, *(word(run) for word in words.values())])
+        if len(group) > 1:
+            means = [_number(mean(value(run["metrics"]) for run in group), form) for value, form in columns.values()]
+            lines.append([*names, "mean", *means, *("" for _ in words)])
+    return _markdown(lines)
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """The settings of a run that may set it apart, by name; sizes by their own."""
+    config = run["config"]
+    sizes = {f"sizes.{name}": size for name, size in config.get("sizes", {}).items()}
+    settings = {name: config.get(name) for name in SHOWN} | sizes | {"ensembles of": small_ensemble(run["metrics"], "generated")["n"]}
+    return {name: str(value) for name, value in settings.items() if value is not None}
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    head, *rows = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if isnan(value) else format(value, form)
+
+
+def _place(ran: Mapping) -> str:
+    """What computed a run: a GPU, or so many threads of a processor."""
+    device = ran.get("device", "cpu")
+    return f"{ran.get('threads', '?')} of a CPU" if device == "cpu" else device
