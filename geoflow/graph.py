@@ -101,6 +101,8 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
         flat = torch.arange(offset, offset + tensor.numel).reshape(tensor.shape)
         for pieces, part in _rectangles(tensor.axes, flat):
             sited = [axis for axis, piece in enumerate(pieces) if piece.writes is not None or piece.reads is not None]
+            if len(sited) > 2:  # what nothing moves are positions
+                sited = [axis for axis in sited if not spec.sites[pieces[axis].owner].pinned]
             if not sited:
                 scalars.append(part.flatten())
             elif len(sited) == 1:

@@ -27,6 +27,11 @@ class Site:
     scaling: int | None = None
     sign: int | None = None
 
+    @property
+    def pinned(self) -> bool:
+        """Whether no symmetry moves it."""
+        return self.permutation is self.scaling is self.sign is None
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -1,14 +1,19 @@
 """Wire sums and products: skip connections, gates, learned offsets and gains."""
 
-from geoflow.wiring.entries import broadcast, record
-from geoflow.wiring.labels import Label, Operand, Parameter, Part, Value, is_constant, length, parts_scaling
+import torch
+
+from geoflow.wiring.entries import activation, broadcast, record
+from geoflow.wiring.labels import Label, Operand, Parameter, Part, Value, is_constant, is_zero, length, parts_scaling
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 
 
 @rule("add", "sub", "rsub")
-def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Value:
-    """Units that are added move together; numbers, and units broadcast over others, allow permutations only."""
+def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Operand:
+    """Units that are added move together; numbers, and units broadcast over others, allow permutations only. Zeros change nothing."""
+    for one, other in ((x, y), (y, x)):
+        if is_zero(one) and not is_constant(other) and tuple(other.shape) == ledger.shape:
+            return other
     a, b = spread(broadcast(ledger, x), broadcast(ledger, y), ledger)
     both_computed = isinstance(x, Value) and isinstance(y, Value)
     labels = []
@@ -25,7 +30,9 @@ def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Value:
 
 
 @rule("mul")
-def multiply(ledger: Ledger, x: Operand, y: Operand) -> Value:
+def multiply(ledger: Ledger, x: Operand, y: Operand) -> Operand:
+    if is_zero(x) or is_zero(y):
+        return torch.zeros(ledger.shape)
     if isinstance(x, int | float) or isinstance(y, int | float):
         return y if isinstance(x, int | float) else x
     if isinstance(x, Parameter) and isinstance(y, Value):
@@ -50,7 +57,8 @@ def divide(ledger: Ledger, x: Operand, y: Operand, rounding_mode: str | None = N
 
 @rule("maximum", "minimum")
 def extremum(ledger: Ledger, x: Operand, y: Operand) -> Value:
-    result = add(ledger, x, y)
+    """With zeros it is ReLU."""
+    result = activation(ledger, add(ledger, x, y))
     ledger.pin(*result.labels, symmetries=("sign",))
     return result
 
@@ -87,9 +95,12 @@ def gain(ledger: Ledger, x: Value, weight: Parameter, kind: str = "gain") -> Val
 
 
 def spread(x: Value, y: Value, ledger: Ledger) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
-    """The labels of two operands, broadcast to one number of axes."""
+    """The labels of two operands, broadcast to one number of axes, and those that were expanded taken back to one entry."""
     rank = max(len(x.labels), len(y.labels))
-    a, b = ((*(ledger.position(1) for _ in range(rank - len(v.labels))), *v.labels) for v in (x, y))
+    a, b = (
+        (*(ledger.position(1) for _ in range(rank - len(v.labels))), *(ledger.position(1) if ledger.is_uniform(n) else n for n in v.labels))
+        for v in (x, y)
+    )
     return a, b
 
 

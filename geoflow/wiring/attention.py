@@ -1,5 +1,7 @@
 """Wire attention: queries meet keys, values pass."""
 
+from dataclasses import replace
+
 from geoflow.wiring.arithmetic import product_labels
 from geoflow.wiring.entries import activation, broadcast
 from geoflow.wiring.labels import Operand, Value, length
@@ -9,16 +11,32 @@ from geoflow.wiring.rules import require, rule
 
 
 @rule("scaled_dot_product_attention")
-def attention(ledger: Ledger, query, key, value, mask: Operand = None, dropout: float = 0.0, *_: object, **__: object) -> Value:
+def attention(
+    ledger: Ledger, query, key, value, attn_mask: Operand = None, dropout: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:  # fmt: skip
     """softmax(q k^T / sqrt(d)) v: heads move together, and the values keep their own factors and signs."""
     require(dropout == 0, "dropout that is active in evaluation mode makes the network random")
     q, k, v = (activation(ledger, x) for x in (query, key, value))
-    require(mask is None or ledger.is_position(sum(broadcast(ledger, mask).labels, ())), "a mask that is computed")
+    if enable_gqa:
+        k, v = (_for_every_query(ledger, x, length(q.labels[-3])) for x in (k, v))
+    mask = () if attn_mask is None else sum(broadcast(ledger, attn_mask).labels, ())
+    require(not isinstance(attn_mask, Value) or ledger.is_position(mask), "a mask that is computed")
+    ledger.pin(mask)  # an entry of the state dict, which is as it is
     contract(ledger, q.labels[-1], k.labels[-1])
     ledger.tie(k.labels[-2], v.labels[-2], ("permutation",))
     ledger.pin(*q.labels[:-1], *k.labels[:-1], v.labels[-2], symmetries=MEASURES)
-    if mask is not None:
-        ledger.pin(q.labels[-2], k.labels[-2], *q.labels[:-2])
+    if attn_mask is not None or is_causal:
+        ledger.pin(q.labels[-2], k.labels[-2])
+    if attn_mask is not None:
+        ledger.pin(*q.labels[:-2])
     batch = product_labels(ledger, v.labels[:-2], product_labels(ledger, q.labels[:-2], k.labels[:-2]))
-    assert all(length(label) == size for label, size in zip(batch, ledger.shape[:-2], strict=True))
     return Value((*batch, q.labels[-2], v.labels[-1]))
+
+
+def _for_every_query(ledger: Ledger, x: Value, heads: int) -> Value:
+    """Keys or values whose heads are each asked by as many heads of queries in a row."""
+    *before, groups, places, units = x.labels
+    times = heads // length(groups)
+    wide = ledger.position(heads) if ledger.is_position(groups) else tuple(replace(s, repeat=s.repeat * times) for s in groups)
+    return Value((*before, wide, places, units))

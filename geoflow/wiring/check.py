@@ -33,6 +33,12 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Tensor | tuple, g
     theta = jitter(spec, pack(spec, twin.state_dict()), generator)
     moved = apply_symmetry(spec, theta, random_symmetry(spec, generator))
     before, after = (outputs_of(twin, spec, t, inputs) for t in (theta, moved))
+    finite = before.isfinite()
+    if not finite.any():
+        raise ValueError(f"{type(network).__name__} gives no finite output for normal inputs: the spec cannot be checked on them.")
+    if not torch.equal(finite, after.isfinite()):
+        raise ValueError(f"The spec does not fit {type(network).__name__}: a declared symmetry changes which outputs are finite.")
+    before, after = before[finite], after[finite]
     error = float((after - before).abs().max() / before.abs().max().clamp(min=1e-6))
     if not error <= TOLERANCE:
         raise ValueError(f"The spec does not fit {type(network).__name__}: a declared symmetry changes its output by {error:.2g}.")

@@ -33,6 +33,7 @@ def _written_by(ledger: Ledger, parameter: Parameter) -> Value:
     for size, axis in zip(parameter.shape, parameter.axes, strict=True):
         key = f"{parameter.name}[{parameter.start}:]/{axis}"
         labels.append(ledger.position(size) if axis is None or size == 1 else ledger.new(size, key))
+    ledger.read_off |= {segment.site for label in labels for segment in label if not ledger.is_position((segment,))}
     along = {axis: parts_writing(label) for axis, label in zip(parameter.axes, labels, strict=True) if axis is not None}
     record(ledger, parameter, along, "parameter")
     return Value(tuple(labels))
@@ -47,6 +48,8 @@ def record(ledger: Ledger, parameter: Parameter, along: dict[int, tuple[Part, ..
     first = ledger.entries.setdefault((parameter.name, parameter.start), entry)
     if first is not entry:
         _tie_entries(ledger, first, entry)
+        if ledger.idle & {site for axis in first.axes for part in axis for site in (part.writes, part.reads)}:
+            ledger.entries[parameter.name, parameter.start] = entry  # this use says more
 
 
 def _tie_entries(ledger: Ledger, first: Entry, again: Entry) -> None:

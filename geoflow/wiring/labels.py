@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 
@@ -95,3 +96,8 @@ def parts_scaling(post: Label, pre: Label) -> tuple[Part, ...]:
 
 def is_constant(operand: Operand) -> bool:
     return not isinstance(operand, Value | Parameter) and isinstance(operand, Tensor | int | float | bool)
+
+
+def is_zero(operand: Operand) -> bool:
+    """A constant that is zero everywhere: it moves with any units, and no weight that reads it is felt."""
+    return is_constant(operand) and not torch.as_tensor(operand).any()

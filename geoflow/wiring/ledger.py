@@ -1,7 +1,7 @@
 """Keep the books of one walk: which sites exist, and what ties, pins or cuts them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from torch.fx import Node
@@ -9,6 +9,7 @@ from torch.fx import Node
 from geoflow.spec import SYMMETRIES
 from geoflow.wiring.classes import Classes
 from geoflow.wiring.labels import Entry, Label, Segment, Value, length
+from geoflow.wiring.rules import require
 
 MEASURES = ("scaling", "sign")  # the symmetries that multiply
 
@@ -44,6 +45,7 @@ class Place:
     start: int = 0
     position: bool = False
     share: Share | None = None
+    uniform: bool = False  # positions with equal entries
 
 
 class Ledger:
@@ -55,18 +57,25 @@ class Ledger:
         self.classes = {symmetry: Classes() for symmetry in SYMMETRIES}
         self.entries: dict[tuple[str, int], Entry] = {}
         self.links: dict[tuple[int, int], None] = {}
+        self.read_off: set[int] = set()  # sites of the state dict's own entries, as they come
+        self.idle: set[int] = set()  # sites that nothing writes, or nothing reads: alone they are no units
         self.node: Node | None = None
         self.path = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the result of the operation being walked."""
-        return tuple(self.node.meta["val"].shape)
+        """Shape of the result of the operation being walked, of the first where it has several."""
+        value = self.node.meta["val"]
+        return tuple((value[0] if isinstance(value, tuple | list) else value).shape)
 
     @property
     def operation(self) -> str:
         """Name of the operation being walked, without its namespace and overload: "relu" of aten.relu_.default too."""
         return operation(self.node)[0]
+
+    def is_read(self, number: int) -> bool:
+        """Whether anyone reads this one of the several results of the operation being walked."""
+        return any(user.users for user in self.node.users if user.args[1] == number)
 
     # making sites
 
@@ -98,6 +107,18 @@ class Ledger:
         self.pin_site(site, SYMMETRIES)
         return (Segment(site, size),)
 
+    def uniform(self, size: int) -> Label:
+        """Positions along which one entry was expanded."""
+        label = self.position(size)
+        self.places[label[0].site] = replace(self.places[label[0].site], uniform=True)
+        return label
+
+    def zeros(self, size: int, number: int) -> Label:
+        """An axis of zeros, which move with whatever is tied to them: the `number`-th of the operation being walked."""
+        label = self.new(size, f"{self.node.name}/zeros{number}")
+        self.idle |= {segment.site for segment in label}
+        return label
+
     def positions(self, shape: Iterable[int]) -> Value:
         return Value(tuple(self.position(size) for size in shape))
 
@@ -121,6 +142,9 @@ class Ledger:
     def is_position(self, label: Label) -> bool:
         return all(self.places[segment.site].position for segment in label)
 
+    def is_uniform(self, label: Label) -> bool:
+        return bool(label) and all(self.places[segment.site].uniform for segment in label)
+
     def free(self, label: Label, symmetry: str) -> bool:
         return any(self.classes[symmetry].free(segment.site) for segment in label)
 
@@ -132,7 +156,7 @@ class Ledger:
 
     def align(self, a: Label, b: Label) -> list[tuple[Segment, Segment]]:
         """Pair the segments of two axes of one length; cut sites where this takes it, and pin them where cuts do not help."""
-        assert length(a) == length(b), "axes of one length"
+        require(length(a) == length(b), f"axes of {length(a)} and {length(b)} entries")
         if [(s.size, s.repeat) for s in a] == [(s.size, s.repeat) for s in b]:
             return list(zip(a, b, strict=True))
         if not (self.is_position(a) or self.is_position(b)):
@@ -212,6 +236,15 @@ class Ledger:
         if wanted and segment.repeat == 1 and not any((*at, share) in self.layout.refused for at, share in wanted.items()):
             self.layout.shares |= wanted
             raise Restart
+
+    def settle(self) -> None:
+        """Make positions of the idle sites that were tied to no others."""
+        root = self.classes["permutation"].root
+        used = {root(site) for site in range(len(self.places)) if site not in self.idle}
+        for site in self.idle:
+            if root(site) not in used:
+                self.pin_site(site, SYMMETRIES)
+                self.places[site] = replace(self.places[site], position=True)
 
     def refuse(self) -> None:
         """Forget the shares whose units are pinned after all, and walk again from the start; else do nothing."""

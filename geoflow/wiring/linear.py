@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from geoflow.wiring.arithmetic import product_labels
+from geoflow.wiring.arithmetic import add, product_labels
 from geoflow.wiring.entries import activation, record
-from geoflow.wiring.labels import Label, Operand, Parameter, Value, parts_reading, parts_writing
+from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, parts_reading, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 
@@ -15,7 +16,7 @@ from geoflow.wiring.rules import require, rule
 def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) -> Value:
     require(isinstance(weight, Parameter), "its weight is computed, not an entry of the state dict")
     require(len(weight.shape) == 2, "its weight is not a matrix")
-    nothing = isinstance(x, Tensor) and not x.any()  # such as the first state of a recurrent network: no weight is felt
+    nothing = is_zero(x)  # such as the first state of a recurrent network: no weight is felt
     x = activation(ledger, x)
     label = ledger.new(weight.shape[0]) if nothing else mix(ledger, x.labels[-1], weight, read=-1, write=-2)
     add_bias(ledger, (*x.labels[:-1], label), -1, bias)
@@ -25,24 +26,35 @@ def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) ->
 @rule("addmm")
 def addmm(ledger: Ledger, bias: Operand, x: Operand, weight: Operand) -> Value:
     require(isinstance(weight, Parameter) and isinstance(bias, Parameter), "its weight or bias is computed")
-    product = matmul(ledger, x, weight)
+    product = activation(ledger, matmul(ledger, x, weight))
     add_bias(ledger, product.labels, -1, bias)
     return product
 
 
 @rule("matmul", "mm", "bmm")
-def matmul(ledger: Ledger, x: Operand, y: Operand) -> Value:
+def matmul(ledger: Ledger, x: Operand, y: Operand) -> Value | Tensor:
     if isinstance(y, Parameter) and len(y.shape) == 2:
+        if is_zero(x):
+            return torch.zeros(ledger.shape)
         x = activation(ledger, x)
         return Value((*x.labels[:-1], mix(ledger, x.labels[-1], y, read=0, write=1)))
     if isinstance(x, Parameter) and len(x.shape) == 2:
         y = activation(ledger, y)
         require(len(y.labels) >= 2, "a matrix of parameters times a vector")
         return Value((*y.labels[:-2], mix(ledger, y.labels[-2], x, read=1, write=0), y.labels[-1]))
+    if isinstance(y, Parameter) and len(y.shape) == 1 and y.axes == (0,):  # one number of all units
+        x = activation(ledger, x)
+        record(ledger, y, {0: parts_reading(x.labels[-1])}, "weight")
+        return Value(x.labels[:-1])
     x, y = activation(ledger, x), activation(ledger, y)
     require(min(len(x.labels), len(y.labels)) >= 2, "a product with a vector")
     contract(ledger, x.labels[-1], y.labels[-2])
     return Value((*product_labels(ledger, y.labels[:-2], x.labels[:-2]), x.labels[-2], y.labels[-1]))
+
+
+@rule("baddbmm")
+def baddbmm(ledger: Ledger, offset: Operand, x: Operand, y: Operand) -> Operand:
+    return add(ledger, offset, matmul(ledger, x, y))
 
 
 @rule("einsum")

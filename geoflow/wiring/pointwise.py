@@ -14,11 +14,12 @@ from geoflow.wiring.rules import RULES, require, rule
 
 LINEAR = ("neg", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "lift_fresh_copy", "type_as", "positive")
 HOMOGENEOUS = ("relu", "leaky_relu")  # f(s x) = s f(x) for s > 0
-ODD = ("tanh", "sin", "asin", "sinh", "asinh", "tan", "atan", "atanh", "erf", "sign", "softshrink", "hardshrink")  # f(-x) = -f(x)
+ODD = ("tanh", "sin", "asin", "sinh", "asinh", "tan", "atan", "atanh", "erf", "sign", "sgn", "softshrink", "hardshrink", "trunc",
+       "arcsin", "arctan", "arcsinh", "arctanh")  # f(-x) = -f(x)  # fmt: skip
 OTHER = (
     *("gelu", "silu", "elu", "selu", "celu", "sigmoid", "softplus", "mish", "hardswish", "hardsigmoid", "relu6", "log_sigmoid", "log1p"),
-    *("exp", "expm1", "log", "sqrt", "rsqrt", "cos", "cosh", "square", "reciprocal", "threshold", "clamp", "clamp_min", "clamp_max"),
-    *("floor", "ceil", "round", "logical_not", "isnan", "sinc", "erfc"),
+    *("exp", "expm1", "log", "sqrt", "rsqrt", "cos", "cosh", "square", "reciprocal", "threshold", "clamp_max"),
+    *("floor", "ceil", "round", "frac", "logical_not", "bitwise_not", "isnan", "sinc", "erfc", "exp2", "log2", "log10"),
 )
 PINS = {LINEAR: (), HOMOGENEOUS: ("sign",), ODD: ("scaling",), OTHER: MEASURES}
 
@@ -57,7 +58,16 @@ def absolute(ledger: Ledger, x: Operand) -> Value:
 
 @rule("hardtanh")
 def hardtanh(ledger: Ledger, x: Operand, low: float = -1, high: float = 1) -> Operand:
-    return pointwise(ledger, x, pins=("scaling",) if low == -high else MEASURES)
+    return clamp(ledger, x, low, high)
+
+
+@rule("clamp", "clamp_min")
+def clamp(ledger: Ledger, x: Operand, min: Operand = None, max: Operand = None) -> Operand:
+    """From zero upwards it is ReLU; between opposite numbers it is odd."""
+    require(not any(isinstance(bound, Value | Parameter | Tensor) for bound in (min, max)), "bounds that are tensors; use maximum")
+    if max is None and min == 0:
+        return pointwise(ledger, x, pins=("sign",))
+    return pointwise(ledger, x, pins=("scaling",) if None not in (min, max) and min == -max else MEASURES)
 
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")

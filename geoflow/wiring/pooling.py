@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
+from geoflow.wiring.arithmetic import extremum
 from geoflow.wiring.entries import activation
 from geoflow.wiring.labels import Operand, Parameter, Value
 from geoflow.wiring.ledger import MEASURES, Ledger
-from geoflow.wiring.rules import require, rule
+from geoflow.wiring.rules import rule
 
 
 def along_positions(ledger: Ledger, x: Operand, spatial: int, symmetries: tuple[str, ...] = ()) -> Value:
@@ -28,11 +31,16 @@ def average_pool(ledger: Ledger, x: Operand, *_: object, **__: object) -> Value:
 
 
 @rule(*(f"{name}_pool{d}d" for name in ("max", "adaptive_max") for d in (1, 2, 3)))
-def max_pool(ledger: Ledger, x: Operand, *_: object, **__: object) -> Value:
-    return along_positions(ledger, x, _spatial(ledger), ("sign",))
+def max_pool(ledger: Ledger, x: Operand, *_: object, **__: object) -> Value | tuple[Value, Value]:
+    return _with_indices(ledger, x, along_positions(ledger, x, _spatial(ledger), ("sign",)))
 
 
-@rule("pad", "constant_pad_nd")
+@rule("constant_pad_nd")
+def constant_pad(ledger: Ledger, x: Operand, widths: Sequence[int], value: float = 0) -> Value:
+    return pad(ledger, x, widths, value=value)
+
+
+@rule("pad")
 def pad(ledger: Ledger, x: Operand, widths: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
     """Zeros around the units move with nothing, as positions beside them."""
     labels = list(activation(ledger, x).labels)
@@ -51,23 +59,28 @@ def pad(ledger: Ledger, x: Operand, widths: Sequence[int], mode: str = "constant
 
 
 @rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "prod", "any", "all")
-def reduce(ledger: Ledger, x: Operand, axes: int | Sequence[int] | None = None, *rest: object, **_: object) -> Value | tuple[Value, Value]:
+def reduce(ledger: Ledger, x: Operand, axes: Operand | Sequence[int] = None, *_: object, **__: object) -> Value | tuple[Value, Value]:
     """Averages over positions pass everything; over units they are invariant under permutations only."""
-    require(not isinstance(axes, Value | Parameter), "two tensors; use maximum or minimum")
+    if isinstance(axes, Value | Parameter | Tensor):  # max and min of two tensors
+        return extremum(ledger, x, axes)
     x, name, rank = activation(ledger, x), ledger.operation, len(x.shape)
     axes = [axes] if isinstance(axes, int) and not isinstance(axes, bool) else axes if isinstance(axes, Sequence) else ()
     axes = {axis % rank for axis in (axes or range(rank))}
     ledger.pin(*(x.labels[axis] for axis in axes), symmetries=MEASURES)
     if name not in ("mean", "sum"):
         ledger.pin(*x.labels, symmetries=("sign",) if name in ("amax", "amin", "max", "min", "std") else MEASURES)
-    pair = isinstance(ledger.node.meta["val"], tuple | list)
-    shape = ledger.node.meta["val"][0].shape if pair else ledger.shape
-    kept = len(shape) == rank
+    kept = len(ledger.shape) == rank
     result = Value(tuple(ledger.position(1) if i in axes else label for i, label in enumerate(x.labels) if kept or i not in axes))
-    if pair:  # the second result holds indices, which permuted or scaled units would change
-        ledger.pin(*x.labels)
-        return result, ledger.positions(shape)
-    return result
+    return _with_indices(ledger, x, result)
+
+
+def _with_indices(ledger: Ledger, x: Operand, result: Value) -> Value | tuple[Value, Value]:
+    """A second result holds indices, which permuted or scaled units would change: if anyone reads them."""
+    if not isinstance(ledger.node.meta["val"], tuple | list):
+        return result
+    if ledger.is_read(1):
+        ledger.pin(*activation(ledger, x).labels)
+    return result, ledger.positions(ledger.shape)
 
 
 @rule("linalg_vector_norm", "norm")

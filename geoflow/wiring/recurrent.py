@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from geoflow.wiring.entries import activation, record
-from geoflow.wiring.labels import Label, Operand, Parameter, Value, length, parts_reading, parts_writing
+from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, length, parts_reading, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 
@@ -82,9 +80,10 @@ def _layer(ledger: Ledger, read: Label, weights: Sequence[Parameter], index: int
 
 def _start(ledger: Ledger, state: Operand, hidden: list[Label], directions: int) -> None:
     """The state before the first step: zeros move with everything, all else ties the layers to it."""
-    if isinstance(state, Tensor) and not state.any():
+    if is_zero(state):
         return
-    label = activation(ledger, state).labels[-1]
+    *others, label = activation(ledger, state).labels
+    ledger.pin(*others)
     for above in hidden:
         size = len(above) // directions
         for one in (above[:size], above[size:]) if directions == 2 else (above,):
@@ -97,7 +96,7 @@ def _start(ledger: Ledger, state: Operand, hidden: list[Label], directions: int)
 def _results(ledger: Ledger, x: Value, hidden: list[Label], directions: int, states: int) -> tuple[Value, ...]:
     """All steps of the last layer, and the last states of all layers, which share one axis if anyone reads them."""
     last = hidden[-1][: len(hidden[-1]) // directions]
-    if any(user.users for user in ledger.node.users if user.args[1] > 0):
+    if any(map(ledger.is_read, range(1, states + 1))):
         for above in hidden:
             size = len(above) // directions
             for one in (above[:size], above[size:]) if directions == 2 else (above,):

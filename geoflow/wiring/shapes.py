@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from geoflow.wiring.entries import activation, broadcast
-from geoflow.wiring.labels import Label, Operand, Parameter, Segment, Value, length
+from geoflow.wiring.labels import Label, Operand, Parameter, Segment, Value, is_zero, length
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 from geoflow.wiring.views import seen
@@ -52,7 +52,10 @@ def expand(ledger: Ledger, x: Operand, *_: object, **__: object) -> Operand:
         copies = size // length(label)
         if length(label) == 1 < size:
             ledger.pin(label, symmetries=MEASURES)
-        labels.append(label if copies == 1 else ledger.position(size) if ledger.is_position(label) else label * copies)
+        if length(label) == 1 < size and ledger.is_position(label):
+            labels.append(ledger.uniform(size))
+        else:
+            labels.append(label if copies == 1 else ledger.position(size) if ledger.is_position(label) else label * copies)
     return Value(tuple(labels))
 
 
@@ -119,7 +122,9 @@ def cut(ledger: Ledger, x: Operand, axis: int, start: int, stop: int) -> Operand
         return Parameter(x.name, tuple(shape), x.axes, entry, x.learned, x.start + start)
     x = activation(ledger, x)
     labels = list(x.labels)
-    labels[axis] = ledger.part(labels[axis], start, stop)
+    kept = ledger.part(labels[axis], start, stop)
+    ledger.idle |= ({segment.site for segment in labels[axis]} - {segment.site for segment in kept}) & ledger.read_off
+    labels[axis] = kept
     return Value(tuple(labels))
 
 
@@ -134,6 +139,19 @@ def shuffle(ledger: Ledger, x: Operand, *rest: object) -> Value:
         given = rest[-1] if ledger.operation == "flip" or len(rest) == 2 else ()
         axes = {axis % len(x.labels) for axis in (given or range(len(x.labels)))}
     return Value(tuple(ledger.broken((label,), ledger.shape[i]) if i in axes else label for i, label in enumerate(x.labels)))
+
+
+@rule("index")
+def index(ledger: Ledger, x: Operand, places: Sequence[Operand]) -> Value:
+    """x[:, places] with whole numbers that no weight decides: that axis is positions afterwards."""
+    given = [axis for axis, place in enumerate(places) if place is not None]
+    require(len(given) == 1, "several indices at once")
+    axis, place = given[0], broadcast(ledger, places[given[0]])
+    require(ledger.is_position(sum(place.labels, ())), "an index that is computed")
+    labels, shape = activation(ledger, x).labels, ledger.shape
+    ledger.pin(labels[axis])
+    after = labels[axis + 1 :]
+    return Value((*labels[:axis], *map(ledger.position, shape[axis : len(shape) - len(after)]), *after))
 
 
 @rule("_assert_tensor_metadata")
@@ -151,6 +169,11 @@ def ones(ledger: Ledger, *_: object, **__: object) -> Tensor:
     return torch.ones(ledger.shape)
 
 
+@rule("full_like", "new_full")
+def full(ledger: Ledger, x: Operand, *rest: object, **_: object) -> Tensor:
+    return torch.full(ledger.shape, rest[-1])
+
+
 @rule("cat", "concat", "concatenate")
 def cat(ledger: Ledger, parts: Sequence[Operand], axis: int = 0) -> Value:
     parts = [part for part in parts if tuple(part.shape) != (0,)]  # which torch ignores
@@ -160,6 +183,7 @@ def cat(ledger: Ledger, parts: Sequence[Operand], axis: int = 0) -> Value:
     joined = [value.labels[axis] for value in values]
     sizes = [part.shape[axis] for part in parts]
     whole = [label if length(label) == size else ledger.position(size) for label, size in zip(joined, sizes, strict=True)]
+    whole = [ledger.zeros(length(label), i) if is_zero(parts[i]) else label for i, label in enumerate(whole)]
     units = not all(map(ledger.is_position, whole))
     labels[axis] = tuple(segment for label in whole for segment in label) if units else ledger.position(ledger.shape[axis])
     return Value(tuple(labels))

@@ -11,6 +11,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.spec import NetworkSpec
+from geoflow.wiring.entries import activation
 from geoflow.wiring.labels import Parameter, Value, length
 from geoflow.wiring.ledger import Layout, Ledger, Restart, operation
 from geoflow.wiring.rules import RULES, NoRule
@@ -39,6 +40,7 @@ def spec_of(network: nn.Module, example: Tensor | tuple) -> NetworkSpec:
         try:
             outputs = _walk(ledger, program, state, owner)
             ledger.pin(*(label for value in outputs for label in value.labels))
+            ledger.settle()
             ledger.refuse()
         except Restart:
             continue
@@ -50,7 +52,9 @@ def _owners(state: dict[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, 
     first: dict[tuple, str] = {}
     owner = {}
     for name, value in state.items():
-        key = (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() else name
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name!r} of the state dict is no tensor but of {type(value).__name__}: a weight vector cannot hold it.")
+        key = id(value) if value.is_meta else (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() else name
         owner[name] = first.setdefault(key, name)
     return owner, tuple((name, packed) for name, packed in owner.items() if name != packed)
 
@@ -59,7 +63,8 @@ def _export(network: nn.Module, example: tuple) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(copy.deepcopy(network).eval(), example, strict=False)
+            with torch.no_grad():  # so that a part without gradients is no graph of its own
+                return torch.export.export(copy.deepcopy(network).eval(), example, strict=False)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         what = f"The forward pass of {type(network).__name__} cannot be captured: {reason.rstrip('.')}."
@@ -83,8 +88,8 @@ def _walk(ledger: Ledger, program: torch.export.ExportedProgram, state: dict[str
     specs = program.graph_signature.output_specs
     if foreign := [spec.target for spec in specs if spec.kind is not OutputKind.USER_OUTPUT]:
         raise ValueError(f"The forward pass changes {foreign} as it runs, so the network is no function of its weights.")
-    results = tree_leaves(program.graph.output_node().args)
-    return [found[node] for node in results if isinstance(node, Node) and isinstance(found[node], Value)]
+    results = [found[node] for node in tree_leaves(program.graph.output_node().args) if isinstance(node, Node)]
+    return [activation(ledger, result) for result in results if isinstance(result, Value | Parameter)]
 
 
 def _placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, state: dict[str, Tensor], owner: dict[str, str]) -> object:
@@ -92,9 +97,10 @@ def _placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, st
         value = ledger.node.meta.get("val")
         return ledger.positions(value.shape) if isinstance(value, Tensor) else value
     name = owner.get(spec.target)
-    if name is not None and state[name].is_floating_point():
+    learned = name is not None and isinstance(state[name], nn.Parameter)
+    if name is not None and state[name].is_floating_point() and (learned or state[name].is_meta or state[name].isfinite().all()):
         shape = tuple(state[name].shape)
-        return Parameter(name, shape, tuple(range(len(shape))), shape, isinstance(state[name], nn.Parameter))
+        return Parameter(name, shape, tuple(range(len(shape))), shape, learned)
     return state[name].detach() if name is not None else _lifted(spec, program)
 
 
@@ -166,6 +172,7 @@ VIEWS = frozenset(
     [
         *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "numpy_T", "mT", "expand"),
         *("slice", "narrow", "select", "chunk", "split", "split_with_sizes", "unbind", "getitem", "expand_as", "view_as", "type_as"),
+        *("swapaxes", "swapdims", "moveaxis", "movedim", "adjoint", "tensor_split", "reshape_as", "broadcast_to", "diagonal", "unfold"),
         *("alias", "detach", "contiguous", "to", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     ]
 )

@@ -117,6 +117,8 @@ def pixel_shuffle(ledger: Ledger, x: Operand, factor: int) -> Value:
     """Blocks of factor^2 channels become one channel each."""
     labels = activation(ledger, x).labels
     channels, _ = _split(ledger, labels[-3], [ledger.shape[-3], factor**2])
+    if ledger.is_position(channels):
+        ledger.pin(labels[-3])
     ledger.pin(*labels[-2:])
     return Value((*labels[:-3], channels, *map(ledger.position, ledger.shape[-2:])))
 

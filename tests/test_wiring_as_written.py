@@ -1,0 +1,272 @@
+"""Hold the tracing against networks as people write them: what is declared is true, and what is plain to see is declared."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize, scaled_dot_product_attention
+
+import geoflow
+from geoflow.wiring import check_spec, spec_of
+
+Conv1d, Conv2d, Linear, Sequential = nn.Conv1d, nn.Conv2d, nn.Linear, nn.Sequential
+
+
+class Written(nn.Module):
+    """A forward pass as a function of the module and its inputs; parts are modules, parameters and buffers."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if type(part) is torch.Tensor:
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def learned(*shape):
+    return nn.Parameter(torch.randn(shape))
+
+
+def row(*shape):
+    return torch.zeros(shape, dtype=torch.float64)
+
+
+def between(function, width=6):
+    """What stands between two linear layers."""
+    return lambda: Written(lambda s, x: s.o(function(s.a(x))), a=Linear(5, width), o=Linear(width, 2))
+
+
+def prompted(s, x):
+    h = torch.cat([s.p.expand(len(x), -1, -1), s.e(x)], 1)
+    for q, k, v in zip(s.q, s.k, s.v, strict=True):
+        h = h + scaled_dot_product_attention(q(h), k(h), v(h), is_causal=True)
+    return s.o(h)[:, 3:]
+
+
+def three(width=6, count=2):
+    return nn.ModuleList(Linear(width, width) for _ in range(count))
+
+
+def heads(s, x, **named):
+    q, k, v = (part(x).unflatten(-1, (-1, 3)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    return s.o(scaled_dot_product_attention(q, k, v, **named).transpose(1, 2).flatten(2))
+
+
+def from_zeros(step):
+    def forward(s, x):
+        h = c = torch.zeros(len(x), 4).to(x)
+        for t in range(3):
+            h, c = step(s, x[:, t], h, c)
+        return s.o(h)
+
+    return forward
+
+
+def lstm(s, x, h, c):
+    i, f, g, o = (s.i(x) + s.h(h)).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def frozen(s, x):
+    with torch.no_grad():
+        h = s.a(x).relu()
+    return s.o(h)
+
+
+def recurrent(kind, *starts, layers=2):
+    def forward(s, x):
+        start = tuple(getattr(s, name).expand(-1, len(x), -1).contiguous() for name in starts)
+        return s.o(s.layer(x, start if len(start) > 1 else start[0])[0][:, -1])
+
+    parts = {name: learned(layers, 1, 4) for name in starts}
+    return lambda: Written(forward, layer=kind(3, 4, layers, batch_first=True), o=Linear(4, 2), **parts)
+
+
+# name: (network, inputs, sizes of the groups of (permutation, scaling, sign), derived by hand)
+CASES = {
+    "relu as max with zeros": (between(lambda h: torch.max(h, torch.zeros_like(h))), row(3, 5), ([6], [6], [])),
+    "relu as max with a number": (between(lambda h: torch.max(h, torch.tensor(0.0).to(h))), row(3, 5), ([6], [6], [])),
+    "relu as clamp": (between(lambda h: h.clamp(min=0)), row(3, 5), ([6], [6], [])),
+    "relu as maximum": (between(lambda h: torch.maximum(h, torch.full_like(h, 0.0))), row(3, 5), ([6], [6], [])),
+    "odd clamp": (between(lambda h: h.clamp(-2, 2)), row(3, 5), ([6], [], [6])),
+    "min with other numbers": (between(lambda h: torch.min(h, torch.arange(6.0).to(h))), row(3, 5), ([], [], [])),
+    "max with one number": (between(lambda h: torch.maximum(h, torch.full_like(h, 0.3))), row(3, 5), ([6], [], [])),
+    "maximum of two": (
+        lambda: Written(lambda s, x: s.o(torch.max(s.a(x), s.b(x))), a=Linear(5, 6), b=Linear(5, 6), o=Linear(6, 2)),
+        row(3, 5), ([6], [6], []),
+    ),
+    "normalize": (between(lambda h: normalize(h.relu(), dim=-1)), row(3, 5), ([6], [], [])),
+    "centred by expand": (between(lambda h: h - h.mean(-1, keepdim=True).expand_as(h)), row(3, 5), ([6], [], [])),
+    "sum from zero": (between(lambda h: sum([h.relu(), (2 * h).relu()])), row(3, 5), ([6], [6], [])),
+    "zeros beside units": (between(lambda h: torch.cat([h.relu(), h.new_zeros(3, 2)], 1)[:, :6]), row(3, 5), ([6], [6], [])),
+    "places by numbers": (between(lambda h: h[:, [2, 0, 1, 5, 4, 3]]), row(3, 5), ([], [], [])),
+    "pixel shuffle to one channel": (
+        lambda: Sequential(Conv2d(1, 5, 3, padding=1), nn.Tanh(), Conv2d(5, 4, 3, padding=1), nn.PixelShuffle(2)),
+        row(2, 1, 6, 6), ([5], [], [5]),
+    ),
+    "pixel shuffle to colours": (
+        lambda: Sequential(Conv2d(1, 5, 3, padding=1), nn.Tanh(), Conv2d(5, 12, 3, padding=1), nn.PixelShuffle(2)),
+        row(2, 1, 6, 6), ([5], [], [5]),
+    ),
+    "pixel shuffle of one hidden channel": (
+        lambda: Sequential(Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.PixelShuffle(2), Conv2d(1, 2, 3)), row(2, 1, 6, 6), ([], [], []),
+    ),
+    "pixel shuffle of two": (
+        lambda: Sequential(Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.PixelShuffle(2), Conv2d(2, 2, 3)), row(2, 1, 6, 6), ([2], [], [2]),
+    ),
+    "learned start of two layers": (recurrent(nn.GRU, "h"), row(2, 5, 3), ([4], [], [4])),
+    "learned start of an LSTM": (recurrent(nn.LSTM, "h", "c"), row(2, 5, 3), ([4], [], [4])),
+    "learned start of one layer": (recurrent(nn.GRU, "h", layers=1), row(2, 5, 3), ([4], [], [4])),
+    "recurrence by cat from zeros": (
+        lambda: Written(from_zeros(lambda s, x, h, c: (s.a(torch.cat([x, h], 1)).tanh(), c)), a=Linear(7, 4), o=Linear(4, 2)),
+        row(2, 3, 3), ([4], [], [4]),
+    ),
+    "recurrence by product from zeros": (
+        lambda: Written(from_zeros(lambda s, x, h, c: ((s.a(x) + h @ s.w).tanh(), c)), a=Linear(3, 4), w=learned(4, 4), o=Linear(4, 2)),
+        row(2, 3, 3), ([4], [], [4]),
+    ),
+    "LSTM written out": (lambda: Written(from_zeros(lstm), i=Linear(3, 16), h=Linear(4, 16), o=Linear(4, 2)), row(2, 3, 3), ([4], [], [4])),
+    "learned prompt, causal": (
+        lambda: Written(prompted, e=Linear(5, 6), p=learned(1, 3, 6), q=three(), k=three(), v=three(), o=Linear(6, 2)),
+        row(2, 4, 5), ([6, 6, 6], [6], [6, 6, 6]),  # the stream, queries of two layers; values belong to the stream
+    ),
+    "mask of the state": (
+        lambda: Written(
+            lambda s, x: s.o(scaled_dot_product_attention(s.q(x), s.k(x), s.v(x), attn_mask=s.mask)),
+            q=Linear(5, 4), k=Linear(5, 4), v=Linear(5, 3), mask=torch.zeros(4, 4), o=Linear(3, 2),
+        ),
+        row(2, 4, 5), ([3, 4], [3], [3, 4]),
+    ),
+    "infinite mask": (
+        lambda: Written(
+            lambda s, x: s.o((s.q(x) @ s.k(x).mT + s.mask).softmax(-1) @ s.v(x)),
+            q=Linear(5, 4), k=Linear(5, 4), v=Linear(5, 3), mask=torch.full((4, 4), -torch.inf).triu(1), o=Linear(3, 2),
+        ),
+        row(2, 4, 5), ([3, 4], [3], [3, 4]),
+    ),
+    "grouped queries": (
+        lambda: Written(lambda s, x: heads(s, x, enable_gqa=True), q=Linear(5, 12), k=Linear(5, 6), v=Linear(5, 6), o=Linear(12, 2)),
+        row(2, 4, 5), None,
+    ),
+    "table of positions": (
+        lambda: Written(lambda s, x: s.o((s.a(x) + s.pos[:, : x.shape[1]]).relu()), a=Linear(5, 6), pos=learned(1, 9, 6), o=Linear(6, 2)),
+        row(2, 4, 5), ([6], [6], []),
+    ),
+    "positions of channels": (
+        lambda: Written(lambda s, x: s.o((s.c(x) + s.pos).relu().mean((2, 3))), c=Conv2d(1, 4, 3), pos=learned(1, 4, 4, 4), o=Linear(4, 2)),
+        row(2, 1, 6, 6), ([4], [4], []),
+    ),
+    "rows of a table by numbers": (
+        lambda: Written(lambda s, x: s.o((s.a(x) + s.w[torch.tensor([1, 0, 1])]).relu()), a=Linear(5, 6), w=learned(2, 6), o=Linear(6, 2)),
+        row(3, 5), ([6], [6], []),
+    ),
+    "weights among the outputs": (
+        lambda: Written(lambda s, x: (s.o(s.a(x).relu()), s.a.weight), a=Linear(5, 6), o=Linear(6, 2)), row(3, 5), ([], [], []),
+    ),
+    "padding with a number": (
+        lambda: Sequential(Conv1d(1, 4, 1), nn.ConstantPad1d(1, 5.0), Conv1d(4, 2, 3)), row(3, 1, 5), ([4], [], []),
+    ),
+    "adaptive max pooling": (
+        lambda: Sequential(Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), Linear(4, 2)),
+        row(2, 1, 6, 6), ([4], [4], []),
+    ),
+    "max over positions": (
+        lambda: Written(lambda s, x: s.o(s.c(x).relu().max(-1)[0]), c=Conv1d(3, 6, 1), o=Linear(6, 2)), row(2, 3, 7), ([6], [6], []),
+    ),
+    "where the max is": (
+        lambda: Written(lambda s, x: s.o(s.c(x).max(-1)[1].to(x)), c=Conv1d(3, 6, 1), o=Linear(6, 2)), row(2, 3, 7), ([], [], []),
+    ),
+    "one number of all units": (
+        lambda: Written(lambda s, x: s.a(x).relu() @ s.w, a=Linear(5, 6), w=learned(6)), row(3, 5), ([6], [6], []),
+    ),
+    "frozen part": (lambda: Written(frozen, a=Linear(5, 6), o=Linear(6, 2)), row(3, 5), ([6], [6], [])),
+}  # fmt: skip
+
+
+def traced(name):
+    build, x, _ = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build().double().eval()
+    return network, spec_of(network, x), x
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_declared_is_true_and_nothing_plain_is_missed(name):
+    network, spec, x = traced(name)
+    for seed in range(4):
+        assert check_spec(network, spec, x, torch.Generator().manual_seed(seed)) < 1e-11
+    expected = CASES[name][2]
+    if expected is not None:
+        assert tuple(sorted(spec.groups(symmetry).values()) for symmetry in ("permutation", "scaling", "sign")) == expected
+    geoflow.graph_of(spec)
+    theta = geoflow.pack(spec, network.state_dict())
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in geoflow.unpack(spec, theta).items())
+
+
+def test_positions_that_the_example_did_not_reach_stay_as_they_are():
+    """check_spec sees the length of the example only; the canonical form must serve the longest."""
+    network, spec, _ = traced("table of positions")
+    other = traced("table of positions")[0]
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1), dtype=parameter.dtype))
+    canonical = geoflow.canonicalize(spec, geoflow.pack(spec, [other.state_dict(), network.state_dict()])).theta[1]
+    longest = torch.randn(2, 9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    moved = torch.func.functional_call(network, geoflow.unpack(spec, canonical), longest)
+    assert not torch.equal(canonical, geoflow.pack(spec, network.state_dict()))
+    torch.testing.assert_close(moved, network(longest), rtol=0, atol=1e-12)
+
+
+def test_a_parameter_that_is_returned_is_a_weight_like_all_others():
+    def policy():
+        return Written(lambda s, x: (s.o(s.a(x).tanh()), s.spread), a=Linear(5, 6), o=Linear(6, 2), spread=learned(2))
+
+    first, second = policy(), policy()
+    spec = spec_of(first, torch.zeros(1, 5))
+    assert torch.equal(geoflow.unpack(spec, geoflow.pack(spec, second.state_dict()))["spread"], second.spread)
+
+
+def test_the_weight_of_a_recurrence_reads_the_units_that_it_writes():
+    """Not the zeros that stand in their place in the first step."""
+    _, spec, _ = traced("recurrence by cat from zeros")
+    (weight,) = (tensor for tensor in spec.tensors if tensor.name == "a.weight")
+    read = [spec.sites[piece.reads] for piece in weight.axes[1]]
+    assert [site.role for site in read] == ["input", "hidden"] and read[1].name == "a"
+
+
+def test_networks_on_the_meta_device_have_weights_of_their_own():
+    with torch.device("meta"):
+        network = Sequential(Linear(4, 4), nn.ReLU(), Linear(4, 4))
+    spec = spec_of(network, torch.zeros(1, 4, device="meta"))
+    assert [tensor.name for tensor in spec.tensors] == ["0.weight", "0.bias", "2.weight", "2.bias"] and not spec.aliases
+
+
+def test_what_cannot_be_traced_says_why():
+    def broadcast(s, x):
+        return torch.einsum("abd,abd->ad", s.a(x), s.a(x).mean(1, keepdim=True))
+
+    with pytest.raises(ValueError, match="axes of 3 and 1 entries"):
+        spec_of(Written(broadcast, a=Linear(5, 6)).double(), row(2, 3, 5))
+
+    class Noted(Linear):
+        def get_extra_state(self):
+            return {"a": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    with pytest.raises(ValueError, match="'_extra_state' of the state dict is no tensor but of dict"):
+        spec_of(Noted(3, 2), torch.zeros(1, 3))
+
+
+def test_a_network_without_finite_outputs_cannot_be_checked():
+    network = Written(lambda s, x: s.a(x).relu().log() * float("nan"), a=Linear(5, 6))
+    spec = spec_of(network, torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="no finite output for normal inputs"):
+        check_spec(network, spec, torch.zeros(3, 5), torch.Generator().manual_seed(0))
