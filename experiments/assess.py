@@ -43,8 +43,10 @@ class Exam:
             found[f"{name}_{SMALL}"] = _mean(parts) | {"n": SMALL, "ensembles": len(parts)}
         return found
 
-    def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float]:
-        """How far two networks are from each other in canonical weights, and how often they predict different classes."""
+    def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float | None]:
+        """How far two networks are from each other in canonical weights, and how often they predict different classes; None of one."""
+        if len(thetas) < 2:
+            return {"distance": None, "disagreement": None}
         return {"distance": spread(canonical), "disagreement": disagreement(self.network, self.spec, thetas.to(self.device), self.x)}
 
     def _ensemble(self, thetas: Thetas) -> dict:

@@ -20,13 +20,13 @@ from geoflow.zoo.tasks import Task, load_task, validation_task
 GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
 
 
-def generate(flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, config: Mapping) -> tuple[Tensor, Tensor]:
-    """New networks [count, weights], and the points [times, nets, size] of some of them on their way."""
-    generator, device = randomness(config["seed"], "sample"), device_of(config["device"])
-    some = torch.randperm(len(task.x_train), generator=generator)[:GUIDING_EXAMPLES]
-    x, y, strength = task.x_train[some].to(device), task.y_train[some].to(device), config["guidance"]
-    guidance = task_guidance(network, x, y, strength) if strength else no_guidance
-    points = []
+def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Task | None, config: Mapping) -> tuple[Tensor, Tensor]:
+    """New networks [count, weights], and the points [times, nets, size] of some of them on their way. Guidance needs task and network."""
+    generator, guidance, points = randomness(config["seed"], "sample"), no_guidance, []
+    if config["guidance"]:
+        some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "guidance"))[:GUIDING_EXAMPLES]
+        x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
+        guidance = task_guidance(network, x, y, config["guidance"])
     thetas = sample(
         flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], sharpness=config["sharpness"], guidance=guidance,
         generator=generator,
@@ -35,9 +35,14 @@ def generate(flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, conf
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
 
 
+def load_flow(config: Mapping) -> Flow:
+    """The saved flow of the checkpoint, on the device that is asked for."""
+    return Flow.load(flow_file(config["checkpoint"]), device_of(config["device"]))
+
+
 def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
     """A saved flow, and what it is to make: a network, its table, and the task with the test part that the flow never saw."""
-    flow = Flow.load(flow_file(config["checkpoint"]), device_of(config["device"]))
+    flow = load_flow(config)
     task = task_for(config["task"], flow.config["seed"], flow.config["part"])
     network = network_for(task, config)
     spec = spec_of(network, task.x_train[:2])

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +78,18 @@ def samples_file(checkpoint: str) -> Path:
     return Path(checkpoint).expanduser() / "samples.safetensors"
 
 
+def sampled_with(checkpoint: str, names: Iterable[str]) -> dict:
+    """Those of the named settings that the run folder around a checkpoint has in its config.json."""
+    path = flow_file(checkpoint).parent / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: config[name] for name in names if config.get(name) is not None}
+
+
 def described(checkpoint: str) -> Mapping:
     """What the flow of a checkpoint was made with; where only samples are left, what their flow was made with."""
-    if not flow_file(checkpoint).exists() and samples_file(checkpoint).exists():
-        return read_samples(samples_file(checkpoint)).config
-    return Flow.load(flow_file(checkpoint)).config
+    flow, samples = flow_file(checkpoint), samples_file(checkpoint)
+    if samples.parent.is_dir() and not (flow.exists() or samples.exists()):
+        raise FileNotFoundError(f"The folder {checkpoint} holds neither a flow nor samples. A run writes both, sample the latter.")
+    if not flow.exists() and samples.exists():
+        return read_samples(samples).config
+    return Flow.load(flow).config

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 import torch
-from folder import described, samples_file
+from folder import described, sampled_with, samples_file
 from sacred.utils import SacredError, SacredInterrupt
 
 from geoflow.chart import FLOWS
@@ -30,6 +30,7 @@ SAMPLING = ("count", "solver", "steps", "sharpness", "guidance", "seed")
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
+SAMPLER = {"solver": "euler", "steps": 100, "sharpness": 0.0}
 
 CHOICES: dict[str, Mapping | tuple] = {
     "flow": FLOWS,
@@ -111,7 +112,7 @@ def check_keys(updates: Iterable[str], known: Mapping) -> None:
 def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     """The values to put in place of each None, so that config.json records all of them.
 
-    For the main job they are the task's defaults; for a further command what its checkpoint was made for.
+    For the main job they are the task's defaults; for a further command what its checkpoint was made for, and drawn with.
     Raises ValueError or InputError for a wrong value, naming the right ones.
     """
     for name in ("checkpoint", "cache"):
@@ -123,7 +124,10 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     asked = {name: value for name, value in config.items() if value != defaults[name]}
     if command == "main" and "checkpoint" in asked:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
-    own = _of_the_checkpoint(config, command, asked) if command in FURTHER else _of_the_task(config)
+    further = command in FURTHER
+    own = _of_the_checkpoint(config, command, asked) if further else _of_the_task(config)
+    sampler = SAMPLER | (sampled_with(config["checkpoint"], SAMPLER) if further else {})
+    own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     _check({**config, **own})
     settings = flow_settings({**config, **own})
     check_config(settings)

@@ -87,6 +87,11 @@ def curve_name(run: Run) -> str:
     return f"curve-{name_of(run['config'])}"
 
 
+def quality_name(task: str) -> str:
+    """The name of the picture of all runs of a task on a page."""
+    return f"quality-{task}"
+
+
 def read_runs(folder: Path) -> list[Run]:
     """The kept runs of a page."""
     return [
@@ -101,7 +106,8 @@ def page(name: str, runs: list[Run]) -> str:
     machines = sorted({f"{run['ran']['cpu']}, {run['ran']['os'][1]}, Python {run['ran']['python']}" for run in runs})
     devices = sorted({run["ran"].get("device", "cpu") for run in runs})
     counts = sorted({run["config"]["count"] for run in runs})
-    drawn = ["quality", *(curve_name(run) for run in runs if "curve" in run)]
+    tasks = dict.fromkeys(task for task, _, _ in groups(runs))
+    drawn = [*map(quality_name, tasks), *(curve_name(run) for run in runs if "curve" in run)]
     pictures = "\n\n".join(f"![{picture}](figures/{picture}.png)" for picture in drawn)
     alike = [f"{task} ({', '.join(f'{name} {value}' for name, value in most.items())})" for task, most in usual(runs).items() if most]
     settings = f"Settings name what is not as in most runs: {'; '.join(alike)}." if alike else "All runs have the same settings."
@@ -127,15 +133,15 @@ whole run after the imports. Device: {", ".join(devices)}; machines: {"; ".join(
 
 def figures(runs: list[Run]) -> dict[str, Figure]:
     """The pictures of a page: generated networks of every run beside zoo and baselines, and quality over steps where it was measured."""
-    found = {}
+    by_task: dict[str, dict] = {}
     for (task, flow, settings), group in groups(runs).items():
         for run in group:
             m = run["metrics"]
-            label = ", ".join([f"{task} {flow}", *([] if settings == "-" else [settings]), f"seed {m['seed']}"])
-            found[label] = {kind: m[kind] for kind in ("zoo", "generated")} | {
-                kind: m["baselines"][kind] for kind in ("mean_network", "interpolation", "noised")
-            }
-    pictures = {"quality": plot_summaries(found)}
+            label = ", ".join([flow, *([] if settings == "-" else [settings]), f"seed {m['seed']}"])
+            baselines = {kind: m["baselines"][kind] for kind in ("mean_network", "interpolation", "noised")}
+            by_task.setdefault(task, {})[label] = {kind: m[kind] for kind in ("zoo", "generated")} | baselines
+    title = "{}: mean of single networks ± standard deviation"
+    pictures = {quality_name(task): plot_summaries(found, title.format(task)) for task, found in by_task.items()}
     for run in runs:
         if "curve" in run:
             steps = {int(number): one for number, one in run["curve"]["steps"].items()}

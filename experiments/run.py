@@ -21,7 +21,7 @@ from time import perf_counter
 
 import torch
 from assess import Exam, assess, score, spread_and_scores
-from draw import generate, network_for, reopen, sampling_settings, task_for
+from draw import generate, load_flow, network_for, reopen, sampling_settings, task_for
 from folder import RunFolder, Samples, probe, read_samples, samples_file, save_samples, write_json
 from options import FURTHER, NETWORK, InputError, check_keys, complete, device_name, device_of, flow_settings, plainly, zoo_settings
 from sacred import SETTINGS, Experiment
@@ -30,7 +30,7 @@ from sacred.utils import apply_backspaces_and_linefeeds
 
 from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.plots import plot_curve, save_figures
-from geoflow.evaluation.report import metrics_table, scores_table, write_report
+from geoflow.evaluation.report import diversity_table, metrics_table, scores_table, write_report
 from geoflow.randomness import randomness
 from geoflow.training import prepare, train
 from geoflow.velocity import VELOCITIES
@@ -75,9 +75,9 @@ def config():
     every = 250  # iterations between checkpoints
     # new networks
     count = 256
-    solver = "euler"  # euler, midpoint, heun or rk4
-    steps = 100
-    sharpness = 0.0  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
+    solver = None  # euler, midpoint, heun or rk4; these three by default as the checkpoint's run has them, else euler, 100, 0
+    steps = None
+    sharpness = None  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     guidance = 0.0  # strength of the pull towards a low training loss
     checkpoint = None  # for the further commands: a run folder or a flow.safetensors
     # where and with which random numbers
@@ -204,7 +204,11 @@ def main(_config, _run):
 def sample(_config, _run):
     """Draw new networks from the flow of checkpoint=runs/3."""
     folder = folder_of(_run)
-    flow, network, spec, task = reopen(_config)
+    if _config["guidance"]:
+        flow, network, spec, task = reopen(_config)
+    else:  # without data
+        flow = load_flow(_config)
+        network, spec, task = None, flow.spec, None
     thetas, _ = generate(flow, network, spec, task, _config)
     save_samples(folder / "samples.safetensors", Samples(thetas, spec, dict(flow.config) | sampling_settings(_config)))
     print(f"{len(thetas)} networks of {spec.weights} parameters written to {folder / 'samples.safetensors'}")
@@ -265,7 +269,9 @@ def sharpen(_config, _run):
         found[f"{sharpness:g}"] = spread_and_scores(exam, flow, thetas) | {"training": summary(training.single(thetas))}
     how = {name: _config[name] for name in ("task", "flow", "solver", "steps", "count", "seed")}
     write_json(folder / "sharpness.json", how | {"sharpness": found})
-    print(scores_table({f"sharpness {s}": one["generated"] for s, one in found.items()}), f"Written to {folder}", sep="\n\n")
+    rows = {f"sharpness {s}": one for s, one in found.items()}
+    print(scores_table({name: one["generated"] for name, one in rows.items()}))
+    print(diversity_table({name: one["diversity"]["generated"] for name, one in rows.items()}), f"Written to {folder}", sep="\n\n")
 
 
 def score_new_networks(config: Mapping, run: Run) -> None:

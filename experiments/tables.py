@@ -60,9 +60,9 @@ def log_pool(metrics: Mapping, name: str) -> Mapping:
 
 
 def diversity(metrics: Mapping, name: str) -> float:
-    """How much two generated networks differ, in units of two of the zoo; NaN for a run older than that figure."""
+    """How much two generated networks differ, in units of two of the zoo; NaN for a run older than that figure, or of one network."""
     found = metrics.get("diversity")
-    return found["generated"][name] / found["zoo"][name] if found else float("nan")
+    return found["generated"][name] / found["zoo"][name] if found and found["generated"][name] is not None else float("nan")
 
 
 def zoo_seed(config: Mapping) -> int:

@@ -173,7 +173,7 @@ class Chart:
     def check(self) -> None:
         """Raise ValueError where flat coordinates have a role that the statistics do not know."""
         if unseen := sorted(set(self.roles) - set(self.statistics)):
-            cure = " A geometric flow keeps rows that can be rescaled on spheres: for another activation use flow=euclidean or normalized."
+            cure = " A geometric flow keeps rows that can be rescaled on spheres: for other activations or layers use flow=euclidean."
             raise ValueError(
                 f"The flow has never seen flat coordinates of the role {unseen[0]!r}; it knows {', '.join(sorted(self.statistics))}."
                 + cure * self.recipe.spheres

@@ -207,6 +207,8 @@ def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | N
     """
     from torch_geometric.data import Data
 
+    if tuple(theta.shape) != (spec.weights,):
+        raise ValueError(f"A graph is made of one network of {spec.weights} weights, not of {tuple(theta.shape)}.")
     graph = graph_of(spec)
     first = site_starts(spec)
     widest = max([block.index.shape[-1] for block in graph.blocks], default=1)

@@ -97,7 +97,8 @@ def sample(
     for quality (see `Flow.velocity`), `guidance` as made by `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks are
     integrated at once, batch after batch (None: as many as have CHUNK coordinates together), and `watch` sees their points at every time.
 
-    Raises ValueError for an unknown solver, and for a role of the other architecture that the flow has never seen.
+    Raises ValueError for an unknown solver, a count, number of steps or sharpness that cannot be, and for a role of the other architecture
+    that the flow has never seen; FloatingPointError where networks with NaN or Inf come out.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -107,8 +108,10 @@ def sample(
     >>> network.load_state_dict(geoflow.unpack(spec, theta[0]), strict=True)
     <All keys matched successfully>
     """
-    if count < 1 or steps < 1 or (batch is not None and batch < 1):
-        raise ValueError(f"Sampling needs at least one network and one step, not count={count}, steps={steps}, batch={batch}.")
+    if not all(isinstance(n, int) and n >= 1 for n in (count, steps, *([] if batch is None else [batch]))):
+        raise ValueError(f"Sampling needs at least one network and one step, in whole numbers, not {count=}, {steps=}, {batch=}.")
+    if not 0 <= sharpness < float("inf"):
+        raise ValueError(f"{sharpness=} must be a number of at least 0.")
     chart, step = flow.on(spec), choose("solver", solver, SOLVERS)
     place = next(flow.field.parameters())
     flow.field.eval()
@@ -123,4 +126,7 @@ def sample(
             return step(*arguments)
 
         points = [integrate(lambda x, t: field(x, t) + bend(x, t), x_0, times, chart.manifold, counted, watch) for x_0 in noises]
-    return chart.theta(torch.cat(points))
+    thetas = chart.theta(torch.cat(points))
+    if broken := int((~thetas.isfinite().all(1)).sum()):
+        raise FloatingPointError(f"{broken} of {count} networks came out with NaN or Inf. Lower guidance or sharpness, or take more steps.")
+    return thetas

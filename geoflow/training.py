@@ -89,6 +89,8 @@ def prepare(
     if not isinstance(thetas, Tensor) or thetas.ndim != 2 or not thetas.is_floating_point():
         found = f"{tuple(thetas.shape)} of {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
         raise ValueError(f"A zoo is a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it, not {found}.")
+    if not (inputs is None or isinstance(inputs, Tensor)):
+        raise ValueError(f"inputs must be a tensor [examples, ...] of what the networks read, not {type(inputs).__name__}.")
     thetas = thetas.detach()
     _check_count(len(thetas), config["batch"])
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it

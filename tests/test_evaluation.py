@@ -136,6 +136,12 @@ def test_nll_of_huge_logits_is_finite():
     assert result.nll.item() == pytest.approx(1e4) and result.ece.item() == 1
 
 
+def test_a_class_that_the_network_does_not_know_is_an_error(networks):
+    nets, spec, thetas, x, y = networks
+    with pytest.raises(ValueError, match="the network tells 3 apart, from 0 on"):
+        evaluate(nets[0], spec, thetas, x, y + 1)
+
+
 def test_an_unknown_pool_is_an_error(networks):
     nets, spec, thetas, x, y = networks
     with pytest.raises(ValueError, match="linear"):

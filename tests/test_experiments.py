@@ -231,6 +231,31 @@ def test_sample_draws_more_networks(finished, place):
     assert not torch.allclose(plain.thetas, guided.thetas)
 
 
+def test_a_flow_is_sampled_as_its_run_did_and_without_data(finished, place, monkeypatch):
+    from folder import read_samples
+
+    monkeypatch.setattr("draw.load_task", None)
+    drawn = read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=8) / "samples.safetensors")
+    assert torch.equal(drawn.thetas, read_samples(finished / "samples.safetensors").thetas)  # five steps, as smoke says
+    plain = launch(place, "sample", named=(), checkpoint=str(finished / "flow.safetensors"), count=2, sharpness=0.5)
+    assert [read(plain, "config.json")[name] for name in ("steps", "sharpness", "solver")] == [5, 0.5, "euler"]
+
+
+def test_networks_that_are_none_are_not_written(finished, place):
+    from options import InputError
+
+    with pytest.raises(InputError, match=r"4 of 4 networks came out with NaN or Inf\. Lower guidance or sharpness"):
+        launch(place, "sample", named=(), checkpoint=str(finished), count=4, sharpness=1e30)
+
+
+def test_a_folder_without_flow_and_samples_says_so(finished, place):
+    from options import InputError
+
+    folder = launch(place, "evaluate", named=(), checkpoint=str(finished))
+    with pytest.raises(InputError, match="holds neither a flow nor samples"):
+        launch(place, "evaluate", named=(), checkpoint=str(folder))
+
+
 def test_evaluate_gives_the_figures_of_the_run(finished, place):
     folder = launch(place, "evaluate", named=(), checkpoint=str(finished))
     metrics, first = read(folder, "metrics.json"), read(finished, "metrics.json")

@@ -401,6 +401,13 @@ def test_sampling_needs_something_to_do(count, steps, spec, thetas):
         sample(flow, count, steps=steps)
 
 
+@pytest.mark.parametrize("sharpness", [-1.0, float("nan"), float("inf")])
+def test_sharpness_is_a_number_of_at_least_zero(sharpness, spec, thetas):
+    flow, _ = prepare(spec, thetas, CONFIG)
+    with pytest.raises(ValueError, match="must be a number of at least 0"):
+        sample(flow, 1, steps=1, sharpness=sharpness)
+
+
 def test_an_unknown_solver_is_answered_with_the_known(spec, thetas):
     flow, _ = prepare(spec, thetas, CONFIG)
     with pytest.raises(ValueError, match="euler, midpoint, heun, rk4"):

@@ -61,6 +61,13 @@ def test_a_zero_weight_keeps_its_edge_and_a_masked_one_loses_it():
     assert to_pyg(spec, theta).num_edges - to_pyg(spec, theta, mask).num_edges == 1
 
 
+def test_a_graph_is_made_of_one_network():
+    make, example = NETWORKS["mlp"]
+    spec = spec_of(make(), example())
+    with pytest.raises(ValueError, match=f"one network of {spec.weights} weights"):
+        to_pyg(spec, torch.zeros(spec.weights - 1))
+
+
 def test_every_coordinate_belongs_to_the_unit_that_it_feeds():
     network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.PReLU(), torch.nn.Linear(3, 2))
     spec = spec_of(network, torch.zeros(1, 4))

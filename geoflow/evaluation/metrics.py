@@ -136,6 +136,8 @@ def _gaps(confidence: Tensor, correct: Tensor, bins: int = ECE_BINS) -> Float[Te
 def _sums(log_probs: Float[Tensor, "*nets examples classes"], y: Int[Tensor, " examples"]) -> Float[Tensor, "*nets sums"]:
     """What scores are made of, summed over examples: correct answers, negative log-likelihoods, and the gaps of every bin."""
     log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))  # the sums would leave half precision
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < log_probs.shape[-1]:
+        raise ValueError(f"y holds classes {int(y.min())} to {int(y.max())}; the network tells {log_probs.shape[-1]} apart, from 0 on.")
     nll = -log_probs.gather(-1, y.expand(log_probs.shape[:-1]).unsqueeze(-1)).sum((-1, -2))
     best, classes = log_probs.amax(-1, keepdim=True), log_probs.shape[-1]
     # argmax, which takes 20 times as long where examples are inmost; the first of equal classes has the highest rank
@@ -162,6 +164,8 @@ def summary(scores: Scores) -> dict[str, dict[str, float]]:
 
 def _predictors(network, spec, thetas, x, y, batch) -> Iterator[Callable[[Tensor], Float[Tensor, "nets examples classes"]]]:
     """For one chunk of the networks after the other, the function that gives their log-probabilities on a part of the examples."""
+    if thetas.ndim != 2:
+        raise ValueError(f"thetas must be [nets, weights], not {tuple(thetas.shape)}; one network is theta[None].")
     if len(thetas) == 0:
         raise ValueError("There is no network to evaluate: thetas is empty.")
     if len(x) == 0:

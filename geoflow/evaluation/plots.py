@@ -31,7 +31,7 @@ DISTANCES = {
 }
 
 
-def plot_scores(scores: Mapping[str, Scores], title: str = "Test scores of single networks") -> Figure:
+def plot_scores(scores: Mapping[str, Scores], title: str = "Scores of single networks") -> Figure:
     """Histograms of accuracy and negative log-likelihood, one row for each named set of networks; a tick marks the mean.
 
     >>> one = Scores(torch.rand(9), torch.rand(9) + 0.1, torch.rand(9))

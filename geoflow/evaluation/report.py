@@ -7,9 +7,10 @@ from pathlib import Path
 from geoflow.files import whole
 
 COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
+DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
 
 CAPTIONS = {
-    "scores": "Accuracy and negative log-likelihood of single networks on the test set; the vertical line is the mean.",
+    "scores": "Accuracy and negative log-likelihood of single networks; the vertical line is the mean.",
     "loss": "Loss of the flow during training.",
     "weights": "Zoo, generated networks and sampling paths in the zoo's principal components.",
     "distances": "Distance to the nearest training network; copies would lie at 0.",
@@ -41,8 +42,23 @@ def scores_table(scores: Mapping[str, Mapping]) -> str:
     return _aligned(_single(scores))
 
 
-def _aligned(rows: Iterable[list[str]]) -> str:
-    rows = [["", *COLUMNS.values()], *rows]
+def diversity_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
+    """How far two networks of named sets are from each other, and how often they predict different classes, as plain text.
+
+    >>> print(diversity_table({"zoo": {"distance": 30.5, "disagreement": 0.0421}}))
+         distance  disagreement
+    zoo      30.5        0.0421
+    """
+    rows = ([name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in found.items())
+    return _aligned(rows, DIVERSITY)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _aligned(rows: Iterable[list[str]], titles: Iterable[str] = COLUMNS.values()) -> str:
+    rows = [["", *titles], *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in rows]
     return "\n".join(lines)
@@ -52,11 +68,12 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
     """Write `folder`/report.md from metrics.json's content: table, novelty, times, configuration and the figures of `folder`/figures."""
     folder = Path(folder)
     novelty = [[name.replace("_", " "), f"{value:.4g}"] for name, value in metrics["novelty"].items()]
-    diversity = [[name, f"{one['distance']:.4g}", f"{one['disagreement']:.4f}"] for name, one in metrics["diversity"].items()]
+    diversity = [[name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in metrics["diversity"].items()]
+    part = f"{config.get('part', 'test')} part of the data"
     times = [[name, f"{seconds:.1f}"] for name, seconds in metrics["time"].items()]
     parts = [
         f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
-        f"Networks of {metrics['parameters']:,} parameters. Scores on the test set: mean ± standard deviation over single networks.",
+        f"Networks of {metrics['parameters']:,} parameters. Scores on the {part}: mean ± standard deviation over single networks.",
         _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
         "## Novelty\n\nMedians of the distances to the nearest neighbour in canonical weights. The ratio is generated to train over "
         "zoo leave one out: near 0 for copies of training networks, near 1 for networks as new as another training run.",

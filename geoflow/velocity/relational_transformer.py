@@ -91,7 +91,8 @@ class RelationalTransformer(nn.Module):
         for name, size in self.units_with_places(graph).items():
             units = self.units.get(name, 0)
             if units != size:
-                raise ValueError(f"The field was built for {units} units of {name!r}, not for {size}: another task needs another flow.")
+                why = "another task needs another flow" if name in pinned_sites(graph) else "velocity=transformer serves other widths"
+                raise ValueError(f"The field was built for {units} units of {name!r}, not for {size}: {why}.")
         if len(graph.scalars) != (self.scalar_in.in_features if self.scalar_in else 0):
             raise ValueError(f"The field was not built for a graph with {len(graph.scalars)} scalars.")
 
