@@ -102,6 +102,7 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:
     for run in runs:
         settings = _settings(run)
         others = [f"{name} {settings.get(name, '-')}" for name, value in most[run["config"]["task"]].items() if settings.get(name) != value]
+        others = [one for one in others if not (one.startswith("sizes.") and one.endswith(" -"))]  # another velocity has other sizes
         found[run["metrics"]["task"], run["metrics"]["flow"], ", ".join(others) or "-"].append(run)
     return {key: sorted(found[key], key=lambda run: run["metrics"]["seed"]) for key in sorted(found)}
 
