@@ -9,156 +9,33 @@ python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
 python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
 """
 
-# ruff: noqa: F841  Sacred reads the local variables of config functions; a docstring would be one of them
-
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import torch
 from assess import Exam, assess, score, spread_and_scores
+from configuration import ROOT, ex
 from draw import generate, load_flow, network_for, reopen, sampling_settings, task_for
-from folder import RunFolder, Samples, probe, read_samples, samples_file, save_samples, write_json
-from options import FURTHER, NETWORK, InputError, check_keys, complete, device_name, device_of, flow_settings, plainly, zoo_settings
-from sacred import SETTINGS, Experiment
+from folder import RunFolder, Samples, read_samples, samples_file, save_samples, write_json
+from options import NETWORK, InputError, device_name, device_of, flow_settings, plainly, zoo_settings
 from sacred.run import Run
-from sacred.utils import apply_backspaces_and_linefeeds
 
 from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.plots import plot_curve, save_figures
 from geoflow.evaluation.report import diversity_table, metrics_table, scores_table, write_report
 from geoflow.randomness import randomness
 from geoflow.training import prepare, train
-from geoflow.velocity import VELOCITIES
 from geoflow.wiring import spec_of
 from geoflow.zoo.store import digest, load_zoo, split_runs
 
-ROOT = Path(__file__).resolve().parents[1]
-SIZES = dict.fromkeys(part.name for velocity in VELOCITIES.values() for part in fields(velocity.Sizes))  # all that any velocity has
 POWERS = [2**n for n in range(12)]
 SHARPER = [0.0, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0]
 
-SETTINGS.CAPTURE_MODE = "sys"  # the default captures by file descriptors, which hides the terminal from the progress bars
-ex = Experiment("geoflow", base_dir=ROOT, save_git_info=shutil.which("git") is not None)
-ex.captured_out_filter = apply_backspaces_and_linefeeds
-ex.observers.append(RunFolder(ROOT / "runs"))
-
-
-@ex.config
-def config():
-    # the network and its zoo; None: the task's default, or what the checkpoint was made for
-    task = None  # breast_cancer, digits, iris, wine, mnist or fashion; default: breast_cancer
-    hidden = None  # widths of the hidden layers; default: [16, 16]
-    activation = None  # relu, tanh or gelu; default: relu
-    runs = None  # independent training runs
-    snapshots = None  # networks kept from each
-    zoo = {"epochs": None, "batch": None, "lr": None, "weight_decay": None, "every": None, "schedule": None, "seed": None}  # their training
-    heldout = 0.125  # share of the runs that the flow does not see
-    part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
-    # the flow
-    flow = "geometric"  # euclidean, normalized or geometric
-    metric = "inputs"  # how long a row of weights on the inputs is: the rms of what it makes of the training inputs, or as weights
-    velocity = "transformer"  # transformer, identified or mlp
-    coupling = "independent"  # independent, ot or equivariant_ot
-    time = "uniform"  # uniform or beta
-    prediction = "preconditioned"  # preconditioned, velocity or endpoint
-    sizes = dict(SIZES)  # of the velocity: layers, node, edge, edge_hidden, heads, components; of mlp: width
-    iterations = 1000
-    batch = 32
-    lr = 4e-3
-    weight_decay = 1e-3
-    ema = 0.999
-    every = 250  # iterations between checkpoints
-    # new networks
-    count = 256
-    solver = None  # euler, midpoint, heun or rk4; these three by default as the checkpoint's run has them, else euler, 100, 0
-    steps = None
-    sharpness = None  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
-    guidance = 0.0  # strength of the pull towards a low training loss
-    checkpoint = None  # for the further commands: a run folder or a flow.safetensors
-    # where and with which random numbers
-    device = "auto"  # auto, cpu or cuda
-    seed = 0
-    cache = ".cache"  # zoos, and trainings under way
-
-
-DEFAULTS = config()
-
-
-@ex.named_config  # everything once, in seconds
-def smoke():
-    task = "iris"
-    hidden = [5]
-    runs = 12
-    snapshots = 2
-    zoo = {"epochs": 12, "batch": 16, "lr": 1e-2, "weight_decay": 0.1, "every": 1, "schedule": "constant"}
-    iterations = 20
-    batch = 8
-    count = 8
-    steps = 5
-
-
-@ex.named_config  # 30-16-16-2, the default job: a narrower field, trained for longer
-def breast_cancer():
-    task = "breast_cancer"
-    hidden = [16, 16]
-    sizes = {"node": 32, "edge": 8, "edge_hidden": 16}
-    iterations = 2000
-    batch = 64
-
-
-@ex.named_config  # 64-10-10, small and hard: the mean of aligned networks has twice the NLL of the zoo
-def digits():
-    task = "digits"
-    hidden = [10]
-    iterations = 3000
-    batch = 64
-    sharpness = 0.1
-
-
-for images in ("mnist", "fashion"):  # 784-10-10, the networks of the thesis
-    large = {"sizes": {"node": 112, "components": 96}, "iterations": 12000, "batch": 128, "lr": 3e-3, "sharpness": 1.0}
-    ex.add_named_config(images, {"task": images, "hidden": [10], **large})
-
-
-@ex.named_config  # 784-32-32-10, the networks of DeepWeightFlow
-def mnist32():
-    task = "mnist"
-    hidden = [32, 32]
-    runs = 1000
-    sizes = {"node": 112, "components": 128}
-    iterations = 8000
-    batch = 64
-    lr = 3e-3
-    sharpness = 1.5
-
-
-@ex.option_hook
-def known_keys(options):
-    """Sacred's own answer to an unknown key suggests nothing."""
-    check_keys(options.get("UPDATE") or (), DEFAULTS)
-
-
-@ex.option_hook
-def one_folder(options):
-    """-F names the folder of the runs in place of runs/; two observers would dispute the run's number."""
-    ex.observers[:] = [RunFolder(options.get("--file_storage") or ROOT / "runs")]
-    options["--file_storage"] = None
-
-
-@ex.config_hook
-def checked(config, command_name, logger):
-    """Everything that can be seen to be wrong is seen before a run begins."""
-    with plainly():
-        completed = complete(config, command_name, DEFAULTS)
-        if command_name in (main.__name__, *FURTHER):
-            probe(ex.observers[0].basedir, "Choose another folder for the runs: python experiments/run.py -F /a/folder with ...")
-            probe(ROOT / Path(config["cache"]).expanduser(), "Choose another: cache=/a/folder.")
-    return completed
+ex.doc = __doc__
 
 
 @ex.main
