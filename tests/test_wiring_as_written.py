@@ -78,6 +78,14 @@ def frozen(s, x):
     return s.o(h)
 
 
+def cast(s, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+        h, gate = s.a(x).chunk(2, -1)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False), torch.enable_grad():
+        h = s.b(h.relu() * gate)
+    return s.o(h.relu())
+
+
 def recurrent(kind, *starts, layers=2):
     def forward(s, x):
         start = tuple(getattr(s, name).expand(-1, len(x), -1).contiguous() for name in starts)
@@ -184,6 +192,7 @@ CASES = {
     "one number of all units": (
         lambda: Written(lambda s, x: s.a(x).relu() @ s.w, a=Linear(5, 6), w=learned(6)), row(3, 5), ([6], [6], []),
     ),
+    "parts under autocast": (lambda: Written(cast, a=Linear(5, 12), b=Linear(6, 4), o=Linear(4, 2)), row(3, 5), ([4, 6], [4, 6], [])),
     "frozen part": (lambda: Written(frozen, a=Linear(5, 6), o=Linear(6, 2)), row(3, 5), ([6], [6], [])),
 }  # fmt: skip
 

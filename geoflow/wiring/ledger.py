@@ -49,7 +49,9 @@ class Place:
 
 
 class Ledger:
-    """The state of one walk over the graph; what the rules talk to. `node` is the operation being walked, `path` its module."""
+    """The state of one walk over the graph; what the rules talk to.
+
+    `node` is the operation being walked, `path` its module, `scope` the part with a graph of its own that it stands in."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -60,7 +62,7 @@ class Ledger:
         self.read_off: set[int] = set()  # sites of the state dict's own entries, as they come
         self.idle: set[int] = set()  # sites that nothing writes, or nothing reads: alone they are no units
         self.node: Node | None = None
-        self.path = ""
+        self.path = self.scope = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,7 +83,7 @@ class Ledger:
 
     def new(self, size: int, key: str | None = None) -> Label:
         """Units that the operation being walked writes: one free site, or several where an earlier walk found a cut."""
-        key = key or self.node.name
+        key = self.scope + (key or self.node.name)
         bounds = [0, *sorted(self.layout.cuts.get(key, ())), size]
         label: list[Segment] = []
         for start, stop in pairwise(bounds):

@@ -7,7 +7,7 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.spec import NetworkSpec
@@ -75,21 +75,36 @@ def _export(network: nn.Module, example: tuple) -> torch.export.ExportedProgram:
 def _walk(ledger: Ledger, program: torch.export.ExportedProgram, state: dict[str, Tensor], owner: dict[str, str]) -> list[Value]:
     found: dict[Node, object] = {}
     inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    for node in program.graph.nodes:
-        ledger.node, ledger.path = node, _path(node)
-        if node.op == "placeholder":
-            found[node] = _placeholder(ledger, inputs[node.name], program, state, owner)
-        elif node.op == "call_function":
-            found[node] = _call(ledger, node, found)
-            if operation(node)[1]:
-                _overwrite(node, found)
-        elif node.op != "output":
-            raise ValueError(f"{node.op} nodes ({node.name}) cannot be walked. Write the NetworkSpec by hand.")
+    for ledger.node in program.graph.find_nodes(op="placeholder"):
+        found[ledger.node] = _placeholder(ledger, inputs[ledger.node.name], program, state, owner)
+    _run(ledger, program.graph_module, found)
     specs = program.graph_signature.output_specs
     if foreign := [spec.target for spec in specs if spec.kind is not OutputKind.USER_OUTPUT]:
         raise ValueError(f"The forward pass changes {foreign} as it runs, so the network is no function of its weights.")
     results = [found[node] for node in tree_leaves(program.graph.output_node().args) if isinstance(node, Node)]
     return [activation(ledger, result) for result in results if isinstance(result, Value | Parameter)]
+
+
+def _run(ledger: Ledger, module: GraphModule, found: dict[Node, object], scope: str = "") -> None:
+    """Walk the operations of a graph whose inputs are found already."""
+    for node in module.graph.nodes:
+        ledger.node, ledger.path, ledger.scope = node, _path(node), scope
+        if node.op == "get_attr":
+            found[node] = getattr(module, node.target)
+        elif node.op == "call_function":
+            inner = any(isinstance(found.get(argument), GraphModule) for argument in node.all_input_nodes)
+            found[node] = _part(ledger, node, found, scope) if inner else _call(ledger, node, found)
+            if operation(node)[1]:
+                _overwrite(node, found)
+
+
+def _part(ledger: Ledger, node: Node, found: dict[Node, object], scope: str) -> object:
+    """A part under a mode of its own, such as autocast, is a graph of its own; it is walked as if it stood here."""
+    arguments = [found[argument] if isinstance(argument, Node) else argument for argument in node.args]
+    at = next(i for i, argument in enumerate(arguments) if isinstance(argument, GraphModule))
+    inner = dict(zip(arguments[at].graph.find_nodes(op="placeholder"), arguments[at + 1 :], strict=True))
+    _run(ledger, arguments[at], inner, f"{scope}{node.name}/")
+    return torch.fx.map_arg(arguments[at].graph.output_node().args[0], inner.__getitem__)
 
 
 def _placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, state: dict[str, Tensor], owner: dict[str, str]) -> object:
