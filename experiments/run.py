@@ -147,8 +147,8 @@ def sharpen(_config, _run):
     how = {name: _config[name] for name in ("task", "flow", "solver", "steps", "count", "seed")}
     write_json(folder / "sharpness.json", how | {"sharpness": found})
     rows = {f"sharpness {s}": one for s, one in found.items()}
-    print(scores_table({name: one["generated"] for name, one in rows.items()}))
-    print(diversity_table({name: one["diversity"]["generated"] for name, one in rows.items()}), f"Written to {folder}", sep="\n\n")
+    scores = scores_table({name: one["generated"] for name, one in rows.items()})
+    print(scores, diversity_table({name: one["diversity"]["generated"] for name, one in rows.items()}), f"Written to {folder}", sep="\n\n")
 
 
 def score_new_networks(config: Mapping, run: Run) -> None:
