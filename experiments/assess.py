@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from geoflow.canonical import align
 from geoflow.evaluation.baselines import BASELINES, baseline
-from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, summary
+from geoflow.evaluation.metrics import Scores, disagreement, evaluate, pooled_scores, summary
 from geoflow.evaluation.novelty import neighbour_distances, novelty, spread
 from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights
 from geoflow.flow import Flow
@@ -50,8 +50,8 @@ class Exam:
         return {"distance": spread(canonical), "disagreement": disagreement(self.network, self.spec, thetas.to(self.device), self.x)}
 
     def _ensemble(self, thetas: Thetas) -> dict:
-        linear, log = (ensemble_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y, pool=p) for p in ("linear", "log"))
-        return {"n": len(thetas)} | _means(linear) | {"log_pool": _means(log)}
+        found = pooled_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
+        return {"n": len(thetas)} | _means(found["linear"]) | {"log_pool": _means(found["log"])}
 
 
 def _means(scores: Scores) -> dict[str, float]:

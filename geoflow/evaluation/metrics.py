@@ -1,6 +1,6 @@
 """Measure how well networks predict: accuracy, likelihood and calibration."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import partial
@@ -77,10 +77,27 @@ def ensemble_scores(
     p(y|x) = softmax(mean_k f_k(x))_y, as sure as its members are on average.
     Source: Genest and Zidek, Combining probability distributions, 1986 (linear and logarithmic opinion pools).
     """
-    collect, finish = choose("pool", pool, POOLS)
-    predictors = _predictors(network, spec, thetas, x, y, batch)
-    parts = [torch.cat([collect(predict(part)) for part in x.split(PART)]) for predict in predictors]
-    return scores(finish(collect(torch.stack(parts)), len(thetas)), y)
+    choose("pool", pool, POOLS)
+    return pooled_scores(network, spec, thetas, x, y, batch, (pool,))[pool]
+
+
+@torch.no_grad()
+def pooled_scores(
+    network: nn.Module,
+    spec: NetworkSpec,
+    thetas: Float[Tensor, "nets weights"],
+    x: Float[Tensor, "examples ..."],
+    y: Int[Tensor, " examples"],
+    batch: int = 3 * 10**5,
+    pools: Sequence[str] = ("linear", "log"),
+) -> dict[str, Scores]:
+    """What `ensemble_scores` gives for each of several pools, from one run of the networks."""
+    found: dict[str, list[Tensor]] = {pool: [] for pool in pools}
+    for predict in _predictors(network, spec, thetas, x, y, batch):
+        parts = [{pool: POOLS[pool][0](log_probs) for pool in pools} for log_probs in map(predict, x.split(PART))]
+        for pool in pools:
+            found[pool].append(torch.cat([part[pool] for part in parts]))
+    return {pool: scores(POOLS[pool][1](POOLS[pool][0](torch.stack(found[pool])), len(thetas)), y) for pool in pools}
 
 
 # how the log-probabilities [nets, examples, classes] of some networks, or what some have come to, are gathered; and made those of one
