@@ -83,6 +83,7 @@ def breast_cancer():
     sizes = {"node": 32, "edge": 8, "edge_hidden": 16}
     iterations = 2000
     batch = 64
+    sharpness = 0.1
 
 
 @ex.named_config  # 64-10-10, small and hard: the mean of aligned networks has twice the NLL of the zoo
