@@ -9,6 +9,8 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+MOST = 0.9  # of the inputs vary: where more do, choosing them costs more than it saves
+
 
 def run(network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "examples ..."]) -> Float[Tensor, "nets examples ..."]:
     """The outputs of all networks whose state dicts are stacked in `states` [nets, ...]; of `network` the forward pass alone matters.
@@ -65,8 +67,8 @@ class _Linear(torch.autograd.Function):
         weight = weight.movedim(in_dims[1], 0)
         bias = None if bias is None else bias.movedim(in_dims[2], 0).unsqueeze(-1)
         if in_dims[0] is None:
-            shape, examples = input.shape[:-1], input.reshape(-1, input.shape[-1]).T
-            products = (weight.flatten(0, 1) @ examples).unflatten(0, weight.shape[:2])
+            shape = input.shape[:-1]
+            products = _product(weight.flatten(0, 1), input.reshape(-1, input.shape[-1])).unflatten(0, weight.shape[:2])
             products = products if bias is None else products.add_(bias)  # addmm would first write the bias to every example
         else:
             input = input.movedim(in_dims[0], 0)
@@ -74,3 +76,15 @@ class _Linear(torch.autograd.Function):
             products = weight @ examples if bias is None else torch.baddbmm(bias, weight, examples)
         outputs = products.view(*weight.shape[:2], *shape).movedim(1, -1)
         return outputs if len(shape) < 2 else outputs.contiguous(), 0  # so that a module may view its last axes as one
+
+
+def _product(weight: Float[Tensor, "rows inputs"], x: Float[Tensor, "examples inputs"]) -> Float[Tensor, "rows examples"]:
+    """weight @ x.T; without gradients, what is the same in all examples, as the rim of images is, is multiplied once."""
+    if torch.is_grad_enabled() or not x.numel():
+        return weight @ x.T
+    varies = x.amax(0) != x.amin(0)
+    if varies.sum() > MOST * len(varies):
+        return weight @ x.T
+    (rest,), (same,) = varies.nonzero(as_tuple=True), (~varies).nonzero(as_tuple=True)
+    products = weight.index_select(1, rest) @ x.index_select(1, rest).T
+    return products.add_((weight.index_select(1, same) @ x[0, same]).unsqueeze(1))

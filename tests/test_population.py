@@ -82,3 +82,34 @@ def test_one_input_makes_one_product_of_all_networks(generator):
     with Watch():
         run(nn.Linear(5, 4), {"weight": torch.randn(3, 4, 5, generator=generator), "bias": torch.randn(3, 4)}, torch.randn(7, 5))
     assert seen == [(12, 7)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("varying", [0, 1, 5, 8])
+def test_inputs_that_are_the_same_in_all_examples_count_too(varying, bias, generator):
+    network = nn.Linear(8, 3, bias=bias).double()
+    x = torch.ones(6, 1).double() * torch.randn(8, generator=generator).double()
+    where = torch.randperm(8, generator=generator)[:varying]
+    x[:, where] = torch.randn(6, varying, generator=generator).double()
+    states = {name: torch.randn(4, *p.shape, generator=generator).double() for name, p in network.named_parameters()}
+    alone = torch.stack([functional_call(network, {name: value[i] for name, value in states.items()}, (x,)) for i in range(4)])
+    with torch.no_grad():
+        assert torch.allclose(run(network, states, x), alone, atol=1e-12)
+        assert torch.allclose(run(network, states, x[:1]), alone[:, :1], atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_number_that_is_none_reaches_the_outputs_of_its_examples(wrong, generator):
+    x = torch.zeros(6, 8)
+    x[2, 5] = wrong
+    states = {"weight": torch.randn(4, 3, 8, generator=generator), "bias": torch.randn(4, 3, generator=generator)}
+    with torch.no_grad():
+        finite = run(nn.Linear(8, 3), states, x).isfinite().all(-1)
+    assert finite[:, 2].logical_not().all() and finite[:, [0, 1, 3, 4, 5]].all()
+
+
+def test_with_gradients_every_example_has_its_own(generator):
+    x = torch.ones(5, 8, requires_grad=True)
+    states = {"weight": torch.randn(4, 3, 8, generator=generator), "bias": torch.randn(4, 3, generator=generator)}
+    (gradient,) = torch.autograd.grad(run(nn.Linear(8, 3), states, x).sum(), x)
+    assert torch.allclose(gradient, states["weight"].sum((0, 1)).expand(5, 8), atol=1e-5)
