@@ -49,8 +49,9 @@ def config():
     every = 250  # iterations between checkpoints
     # new networks
     count = 256
-    solver = None  # euler, midpoint, heun or rk4; these three by default as the checkpoint's run has them, else euler, 100, 0
+    solver = None  # euler, midpoint, heun or rk4; these four by default as the checkpoint's run has them, else euler, 100, 0, 0
     steps = None
+    start = None  # the time that sampling begins at, near the aligned zoo; 0: in pure noise
     sharpness = None  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     guidance = 0.0  # strength of the pull towards a low training loss
     checkpoint = None  # for the further commands: a run folder or a flow.safetensors

@@ -28,8 +28,8 @@ def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Tas
         x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
         guidance = task_guidance(network, x, y, config["guidance"])
     thetas = sample(
-        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], sharpness=config["sharpness"], guidance=guidance,
-        generator=generator,
+        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], start=config["start"],
+        sharpness=config["sharpness"], guidance=guidance, generator=generator,
         watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=True,
     )  # fmt: skip
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])

@@ -26,11 +26,11 @@ NETWORK = ("task", "hidden", "activation")  # what says which network is made
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
 FITTED = ("flow", "metric", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "part")
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "sharpness", "guidance", "seed")
+SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "seed")
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
-SAMPLER = {"solver": "euler", "steps": 100, "sharpness": 0.0}
+SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0}
 
 CHOICES: dict[str, Mapping | tuple] = {
     "flow": FLOWS,
@@ -64,6 +64,7 @@ NUMBERS: dict[str, Number] = {
     "every": COUNT,
     "count": COUNT,
     "steps": COUNT,
+    "start": ((int, float), lambda n: 0 <= n < 1, "a time from 0 to below 1"),
     "sharpness": NOT_NEGATIVE,
     "guidance": NOT_NEGATIVE,
     "seed": SEED,
@@ -126,7 +127,8 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
     further = command in FURTHER
     own = _of_the_checkpoint(config, command, asked) if further else _of_the_task(config)
-    sampler = SAMPLER | (sampled_with(config["checkpoint"], SAMPLER) if further else {})
+    inherited = [name for name in SAMPLER if not (name == "start" and command == "transfer")]  # nobody aligned another network's units
+    sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     _check({**config, **own})
     settings = flow_settings({**config, **own})

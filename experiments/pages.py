@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from tables import SETTINGS, Run, beside_table, groups, log_pool, quality_table, sharpness_table, small_ensemble, usual, zoo_seed
+from tables import BEFORE, SETTINGS, Run, beside_table, groups, log_pool, quality_table, sharpness_table, small_ensemble, usual, zoo_seed
 
 from geoflow.evaluation.plots import plot_curve, plot_summaries
 
@@ -76,6 +76,9 @@ PAGES: dict[str, Page] = {
 def name_of(config: Mapping) -> str:
     """The name of a run's folder: task, flow, a digest of its other settings, seed. A run made anew takes the place of the old one."""
     settings = {name: config.get(name) for name in (*SETTINGS, "sizes", "zoo")}
+    for name, value in BEFORE.items():  # a new option names no old run anew
+        if settings[name] in (None, value):
+            del settings[name]
     if zoo_seed(config) == config["seed"]:  # seeds share a name but for their number
         settings["zoo"] = {name: value for name, value in config["zoo"].items() if name != "seed"}
     others = json.dumps(settings, sort_keys=True)
@@ -145,7 +148,8 @@ def figures(runs: list[Run]) -> dict[str, Figure]:
     for run in runs:
         if "curve" in run:
             steps = {int(number): one for number, one in run["curve"]["steps"].items()}
-            title = f"Over the steps, {run['config']['task']}, sharpness {run['curve']['sharpness']:g}, mean ± standard deviation"
+            how = f"sharpness {run['curve']['sharpness']:g}, start {run['curve'].get('start', 0):g}"
+            title = f"Over the steps, {run['config']['task']}, {how}, mean ± standard deviation"
             pictures[curve_name(run)] = plot_curve(steps, title)
     return pictures
 

@@ -123,7 +123,7 @@ def curve(_config, _run):
     exam = Exam(network, spec, task, device_of(_config["device"]))
     numbers = [n for n in POWERS if n < _config["steps"]] + [_config["steps"]]
     found = {steps: summary(exam.single(generate(flow, network, spec, task, {**_config, "steps": steps})[0])) for steps in numbers}
-    how = {name: _config[name] for name in ("task", "flow", "solver", "sharpness", "count", "seed")}
+    how = {name: _config[name] for name in ("task", "flow", "solver", "start", "sharpness", "count", "seed")}
     write_json(folder / "curve.json", how | {"steps": found})
     save_figures(folder / "figures", {"curve": plot_curve(found)})
     print(scores_table({f"{steps} steps": one for steps, one in found.items()}), f"Written to {folder}", sep="\n\n")
@@ -144,7 +144,7 @@ def sharpen(_config, _run):
     for sharpness in [s for s in SHARPER if s < _config["sharpness"]] + [_config["sharpness"]]:
         thetas, _ = generate(flow, network, spec, task, {**_config, "sharpness": sharpness})
         found[f"{sharpness:g}"] = spread_and_scores(exam, flow, thetas) | {"training": summary(training.single(thetas))}
-    how = {name: _config[name] for name in ("task", "flow", "solver", "steps", "count", "seed")}
+    how = {name: _config[name] for name in ("task", "flow", "solver", "steps", "start", "count", "seed")}
     write_json(folder / "sharpness.json", how | {"sharpness": found})
     rows = {f"sharpness {s}": one for s, one in found.items()}
     scores = scores_table({name: one["generated"] for name, one in rows.items()})

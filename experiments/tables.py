@@ -6,8 +6,9 @@ from math import isnan
 from statistics import mean
 
 # what sets runs of one task and flow apart, besides the seed
-SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "iterations", "batch", "lr", "steps", "sharpness")
+SETTINGS = ("metric", "velocity", "coupling", "prediction", "time", "runs", "iterations", "batch", "lr", "steps", "start", "sharpness")
 SHOWN = (*SETTINGS, "snapshots")
+BEFORE = {"start": 0.0}  # how runs that are older than an option were made
 # what a kept run's folder holds: "metrics", "config", "ran", and where they were measured "curve" (over steps) and "sharpness"
 Run = Mapping
 
@@ -89,7 +90,8 @@ def sharpness_table(name: str, run: Run) -> str:
         as_a_run = one | {"diversity": m["diversity"] | one["diversity"]}
         training = f"{one['training']['nll']['mean']:.4f}" if "training" in one else "-"
         lines.append([sharpness, *(_number(value(as_a_run), form) for value, form in BY_SHARPNESS.values()), training])
-    return f"""## By sharpness: {name} ({found["count"]} networks, {found["steps"]} steps)
+    begun = f" from time {found['start']:g} on" if found.get("start") else ""
+    return f"""## By sharpness: {name} ({found["count"]} networks, {found["steps"]} steps{begun})
 
 {_markdown(lines)}
 
@@ -137,7 +139,8 @@ def _settings(run: Run) -> dict[str, str]:
     """The settings of a run that may set it apart, by name; sizes by their own."""
     config = run["config"]
     sizes = {f"sizes.{name}": size for name, size in config.get("sizes", {}).items()}
-    settings = {name: config.get(name) for name in SHOWN} | sizes | {"ensembles of": small_ensemble(run["metrics"], "generated")["n"]}
+    settings = {name: config.get(name, BEFORE.get(name)) for name in SHOWN} | sizes
+    settings |= {"ensembles of": small_ensemble(run["metrics"], "generated")["n"]}
     return {name: str(value) for name, value in settings.items() if value is not None}
 
 

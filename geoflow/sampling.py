@@ -1,17 +1,19 @@
 """Integrate a flow from noise to networks."""
 
 from collections.abc import Callable
+from math import sqrt
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from geoflow.chart import Chart
 from geoflow.choices import choose
 from geoflow.flow import Flow
 from geoflow.guidance import Guidance, no_guidance
 from geoflow.manifolds import Product
-from geoflow.sources import noise
+from geoflow.sources import head_start, noise
 from geoflow.spec import NetworkSpec
 
 CHUNK = {"cpu": 2**17, "cuda": 2**21}  # coordinates of the networks integrated at once; on a CPU more of them only leave the cache
@@ -84,6 +86,7 @@ def sample(
     solver: str = "euler",
     steps: int = 100,
     sharpness: float = 0.0,
+    start: float = 0.0,
     guidance: Guidance = no_guidance,
     generator: torch.Generator | None = None,
     batch: int | None = None,
@@ -94,11 +97,14 @@ def sample(
 
     The solver takes `steps` to the times (k / steps)^2: where a zoo spreads widely, as its first axes do, it is decided early. `spec` is
     another architecture for the same task (transfer without training), `solver` one of SOLVERS, `sharpness` a trade of diversity
-    for quality (see `Flow.velocity`), `guidance` as made by `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks are
-    integrated at once, batch after batch (None: as many as have CHUNK coordinates together), and `watch` sees their points at every time.
+    for quality (see `Flow.velocity`), `start` a time to begin at, near the aligned zoo, in place of pure noise at 0 (see `head_start`; so
+    many steps are then taken from there), `guidance` as made by `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks
+    are integrated at once, batch after batch (None: as many as have CHUNK coordinates together), and `watch` sees their points at every
+    time.
 
-    Raises ValueError for an unknown solver, a count, number of steps or sharpness that cannot be, and for a role of the other architecture
-    that the flow has never seen; FloatingPointError where networks with NaN or Inf come out.
+    Raises ValueError for an unknown solver, a count, number of steps, sharpness or start that cannot be, a start for another architecture,
+    whose units no zoo has aligned, and for a role of it that the flow has never seen; FloatingPointError where networks with NaN or Inf
+    come out.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -113,20 +119,32 @@ def sample(
     if not 0 <= sharpness < float("inf"):
         raise ValueError(f"{sharpness=} must be a number of at least 0.")
     chart, step = flow.on(spec), choose("solver", solver, SOLVERS)
+    _check_start(flow, chart, start)
     place = next(flow.field.parameters())
     flow.field.eval()
     field, bend = flow.velocity(chart, sharpness), guidance(chart)
-    times = torch.linspace(0, 1, steps + 1, device=place.device).square()
+    times = torch.linspace(sqrt(start), 1, steps + 1, device=place.device).square()
     batch = batch or max(1, CHUNK.get(place.device.type, CHUNK["cuda"]) // chart.graph.size)
-    noises = noise(chart, count, generator).to(place).split(batch)
-    with tqdm(total=len(noises) * steps, desc="sample", unit="step", disable=not progress) as bar:
+    begin = noise(chart, count, generator).to(place)
+    begin = head_start(chart, flow.moments, begin, start, generator) if start else begin
+    parts = begin.split(batch)
+    with tqdm(total=len(parts) * steps, desc="sample", unit="step", disable=not progress) as bar:
 
         def counted(*arguments) -> Tensor:
             bar.update()
             return step(*arguments)
 
-        points = [integrate(lambda x, t: field(x, t) + bend(x, t), x_0, times, chart.manifold, counted, watch) for x_0 in noises]
+        points = [integrate(lambda x, t: field(x, t) + bend(x, t), part, times, chart.manifold, counted, watch) for part in parts]
     thetas = chart.theta(torch.cat(points))
     if broken := int((~thetas.isfinite().all(1)).sum()):
         raise FloatingPointError(f"{broken} of {count} networks came out with NaN or Inf. Lower guidance or sharpness, or take more steps.")
     return thetas
+
+
+def _check_start(flow: Flow, chart: Chart, start: float) -> None:
+    if not 0 <= start < 1:
+        raise ValueError(f"{start=} must be a time from 0 to below 1.")
+    if start and chart.spec.tensors != flow.spec.tensors:
+        raise ValueError(f"{start=} begins near the aligned zoo, and another architecture has other units: for transfer leave start=0.")
+    if start and flow.moments is None:
+        raise ValueError(f"{start=} needs the moments of the zoo, which this flow's file is too old to hold: fit it anew, or leave 0.")

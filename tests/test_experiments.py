@@ -134,7 +134,7 @@ def test_samples_load_into_the_network(finished):
     samples, network = read_samples(finished / "samples.safetensors"), mlp(4, [5], 3)
     assert samples.thetas.shape == (8, samples.spec.weights) and samples.thetas.isfinite().all()
     network.load_state_dict(geoflow.unpack(samples.spec, samples.thetas[0]), strict=True)
-    assert samples.config["sampling"] == {"solver": "euler", "steps": 5, "sharpness": 0.0, "guidance": 0.0, "seed": 0}
+    assert samples.config["sampling"] == {"solver": "euler", "steps": 5, "start": 0.0, "sharpness": 0.0, "guidance": 0.0, "seed": 0}
 
 
 @pytest.mark.parametrize(
@@ -239,6 +239,14 @@ def test_a_flow_is_sampled_as_its_run_did_and_without_data(finished, place, monk
     assert torch.equal(drawn.thetas, read_samples(finished / "samples.safetensors").thetas)  # five steps, as smoke says
     plain = launch(place, "sample", named=(), checkpoint=str(finished / "flow.safetensors"), count=2, sharpness=0.5)
     assert [read(plain, "config.json")[name] for name in ("steps", "sharpness", "solver")] == [5, 0.5, "euler"]
+
+
+def test_a_start_is_taken_over_but_by_transfer_whose_units_nobody_aligned(finished, place):
+    drawn = launch(place, "sample", named=(), checkpoint=str(finished), count=8, start=0.5)
+    (drawn / "flow.safetensors").write_bytes((finished / "flow.safetensors").read_bytes())
+    again = launch(place, "sample", named=(), checkpoint=str(drawn / "flow.safetensors"), count=2)
+    wider = launch(place, "transfer", named=(), checkpoint=str(drawn / "flow.safetensors"), count=2, hidden=[9])
+    assert [read(folder, "config.json")["start"] for folder in (finished, drawn, again, wider)] == [0.0, 0.5, 0.5, 0.0]
 
 
 def test_networks_that_are_none_are_not_written(finished, place):

@@ -17,6 +17,7 @@ from geoflow.manifolds import Product
 from geoflow.muon import Muon
 from geoflow.paths import geodesic
 from geoflow.sampling import SOLVERS, integrate
+from geoflow.sources import head_start, noise
 from geoflow.training import prepare, times, train
 from geoflow.velocity import VELOCITIES
 from geoflow.velocity.message_passing import MessagePassingTransformer
@@ -406,6 +407,56 @@ def test_sharpness_is_a_number_of_at_least_zero(sharpness, spec, thetas):
     flow, _ = prepare(spec, thetas, CONFIG)
     with pytest.raises(ValueError, match="must be a number of at least 0"):
         sample(flow, 1, steps=1, sharpness=sharpness)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("start", [0.1, 0.6])
+def test_a_head_start_has_the_law_of_noised_networks_unit_by_unit(flow, start, spec, generator):
+    """Of a zoo that is Gaussian in its chart, with a mean of its own for every unit."""
+    thetas = torch.linspace(-2, 2, spec.weights) + 0.1 * torch.randn(4000, spec.weights, generator=generator)
+    made, points = prepare(spec, thetas, CONFIG | {"flow": flow})
+    x_0 = noise(made.chart, len(points), generator)
+    found = head_start(made.chart, made.moments, noise(made.chart, len(points), generator), start, generator)
+    expected = geodesic(made.chart.manifold, x_0, points, torch.full((len(points),), start))[0]
+    assert torch.allclose(found.mean(0), expected.mean(0), atol=0.06) and torch.allclose(found.std(0), expected.std(0), atol=0.06)
+    assert (found.mean(0) - expected.mean(0).roll(1)).abs().max() > 0.1  # which coordinate is which can be told
+    assert made.chart.manifold.check_point_on_manifold(found[0])
+
+
+def test_the_later_the_start_the_nearer_are_the_networks_to_the_aligned_zoo(spec, generator):
+    thetas = torch.linspace(-2, 2, spec.weights) + 0.05 * torch.randn(20, spec.weights, generator=generator)
+    flow, points = prepare(spec, thetas, CONFIG)
+    randomise(flow.field)
+
+    def distance(start):
+        drawn = flow.chart.point(sample(flow, 64, steps=4, start=start, generator=torch.Generator().manual_seed(0)))
+        return (drawn.mean(0) - flow.chart.manifold.projx(points.mean(0))).norm().item()
+
+    far, near, there = map(distance, (0.0, 0.5, 0.99))
+    assert far > near > there and there < 0.2 * far
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.0, float("nan")])
+def test_a_start_is_a_time_before_the_end(start, spec, thetas):
+    flow, _ = prepare(spec, thetas, CONFIG)
+    with pytest.raises(ValueError, match="must be a time from 0 to below 1"):
+        sample(flow, 1, steps=1, start=start)
+
+
+def test_a_start_needs_an_aligned_zoo_of_the_same_units(spec, thetas, tmp_path):
+    flow, _ = prepare(spec, thetas, CONFIG)
+    other = spec_of(mlp(3, [6], 2), torch.zeros(1, 3))
+    assert sample(flow, 2, steps=1, spec=other).shape == (2, other.weights)
+    with pytest.raises(ValueError, match="another architecture has other units"):
+        sample(flow, 2, steps=1, spec=other, start=0.2)
+    flow.save(tmp_path / "flow.safetensors")
+    again, twin = Flow.load(tmp_path / "flow.safetensors"), torch.Generator()
+    first, second = (sample(one, 2, steps=1, spec=spec, start=0.2, generator=twin.manual_seed(1)) for one in (flow, again))
+    assert torch.equal(first, second)
+    flow.moments = None
+    flow.save(tmp_path / "old.safetensors")
+    with pytest.raises(ValueError, match="too old to hold"):
+        sample(Flow.load(tmp_path / "old.safetensors"), 2, steps=1, start=0.2)
 
 
 def test_an_unknown_solver_is_answered_with_the_known(spec, thetas):
