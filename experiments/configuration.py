@@ -51,7 +51,7 @@ def config():
     count = 256
     solver = None  # euler, midpoint, heun or rk4; these four by default as the checkpoint's run has them, else euler, 100, 0, 0
     steps = None
-    start = None  # the time that sampling begins at, near the aligned zoo; 0: in pure noise
+    start = None  # the time that sampling begins at, so far from noise towards the centre of the aligned zoo
     sharpness = None  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     guidance = 0.0  # strength of the pull towards a low training loss
     checkpoint = None  # for the further commands: a run folder or a flow.safetensors

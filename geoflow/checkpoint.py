@@ -2,7 +2,6 @@
 
 import json
 from copy import deepcopy
-from dataclasses import replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -32,7 +31,7 @@ class Progress:
     """
 
     def __init__(self, flow: Flow):
-        self.flow = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config, moments=flow.moments)
+        self.flow = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config)
         self.ema = deepcopy(flow.field)
         self.parameters = in_order(self.flow.field)
         self.weights, self.average = in_one(self.flow.field), in_one(self.ema)
@@ -77,7 +76,7 @@ class Progress:
 
     def averaged(self) -> Flow:
         """The flow with the averaged weights."""
-        return replace(self.flow, field=deepcopy(self.ema))
+        return Flow(self.flow.chart, deepcopy(self.ema), self.flow.reference, self.flow.config, self.flow.losses)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file; a crash leaves the old file or the new one."""

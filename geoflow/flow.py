@@ -78,8 +78,7 @@ class Flow:
     """A trained generator of networks: `sample(flow, n)` draws weight vectors, `unpack(flow.spec, theta)` makes state dicts of them.
 
     `field` predicts on the graph of `chart`; `reference` is the common centre that the zoo was aligned to, by which further networks
-    are made canonical; `config` records how the flow was made, `losses` the training loss of each iteration. `moments` are mean and
-    standard deviation of the aligned zoo's points, unit by unit; None in flows of files that are older than them.
+    are made canonical; `config` records how the flow was made, `losses` the training loss of each iteration.
     """
 
     chart: Chart
@@ -87,7 +86,6 @@ class Flow:
     reference: Float[Tensor, " weights"]
     config: Mapping
     losses: list[float] = field(default_factory=list)
-    moments: Float[Tensor, "2 size"] | None = None
 
     @property
     def spec(self) -> NetworkSpec:
@@ -143,7 +141,6 @@ class Flow:
         tensors |= {f"axes.{name}": axes for name, axes in self.chart.frame.axes.items()}
         tensors |= {f"moments.{role}": moments for role, moments in self.chart.frame.moments.items()}
         tensors |= {"reference": self.reference, "losses": torch.tensor(self.losses, dtype=torch.float64)}
-        tensors |= {} if self.moments is None else {"moments": self.moments}
         metadata = {"spec": self.spec.to_json(), "statistics": json.dumps(self.chart.statistics), "config": json.dumps(dict(self.config))}
         write_tensors(path, tensors, {"format": FORMAT} | metadata)
 
@@ -162,7 +159,6 @@ class Flow:
         flow = build_flow(Chart(spec, FLOWS[config["flow"]], statistics, frame), tensors["reference"], config)
         flow.field.load_state_dict(under("field.", tensors))
         flow.losses.extend(tensors["losses"].tolist())
-        flow.moments = tensors.get("moments")
         return flow.to(device)
 
 

@@ -97,10 +97,10 @@ def sample(
 
     The solver takes `steps` to the times (k / steps)^2: where a zoo spreads widely, as its first axes do, it is decided early. `spec` is
     another architecture for the same task (transfer without training), `solver` one of SOLVERS, `sharpness` a trade of diversity
-    for quality (see `Flow.velocity`), `start` a time to begin at, near the aligned zoo, in place of pure noise at 0 (see `head_start`; so
-    many steps are then taken from there), `guidance` as made by `task_guidance`; `generator` (on the CPU) draws the noise; `batch` networks
-    are integrated at once, batch after batch (None: as many as have CHUNK coordinates together), and `watch` sees their points at every
-    time.
+    for quality (see `Flow.velocity`), `start` a time to begin at, a little way towards the centre of the aligned zoo (see `head_start`), in
+    place of pure noise at 0; the steps are taken from there on. `guidance` is made by `task_guidance`; `generator` (on the CPU) draws the
+    noise; `batch` networks are integrated at once, batch after batch (None: as many as have CHUNK coordinates together), and `watch` sees
+    their points at every time.
 
     Raises ValueError for an unknown solver, a count, number of steps, sharpness or start that cannot be, a start for another architecture,
     whose units no zoo has aligned, and for a role of it that the flow has never seen; FloatingPointError where networks with NaN or Inf
@@ -126,7 +126,7 @@ def sample(
     times = torch.linspace(sqrt(start), 1, steps + 1, device=place.device).square()
     batch = batch or max(1, CHUNK.get(place.device.type, CHUNK["cuda"]) // chart.graph.size)
     begin = noise(chart, count, generator).to(place)
-    begin = head_start(chart, flow.moments, begin, start, generator) if start else begin
+    begin = head_start(chart, flow.reference, begin, start) if start else begin
     parts = begin.split(batch)
     with tqdm(total=len(parts) * steps, desc="sample", unit="step", disable=not progress) as bar:
 
@@ -145,6 +145,4 @@ def _check_start(flow: Flow, chart: Chart, start: float) -> None:
     if not 0 <= start < 1:
         raise ValueError(f"{start=} must be a time from 0 to below 1.")
     if start and chart.spec.tensors != flow.spec.tensors:
-        raise ValueError(f"{start=} begins near the aligned zoo, and another architecture has other units: for transfer leave start=0.")
-    if start and flow.moments is None:
-        raise ValueError(f"{start=} needs the moments of the zoo, which this flow's file is too old to hold: fit it anew, or leave 0.")
+        raise ValueError(f"{start=} begins on the way to the zoo's centre, and another architecture has other units: for transfer leave 0.")

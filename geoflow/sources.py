@@ -5,7 +5,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.chart import Chart
-from geoflow.constants import beside
 from geoflow.paths import geodesic
 
 
@@ -23,14 +22,13 @@ def noise(
 
 
 def head_start(
-    chart: Chart, moments: Float[Tensor, "2 size"], x_0: Float[Tensor, "count size"], start: float, generator: torch.Generator | None = None
+    chart: Chart, reference: Float[Tensor, " weights"], x_0: Float[Tensor, "count size"], start: float
 ) -> Float[Tensor, "count size"]:
-    """Points at the time `start` of the paths from noise x_0 to networks of a Gaussian with these moments, one for each coordinate.
+    """Points at the time `start` of the paths from noise x_0 to the centre of an aligned zoo: a breath of what each unit is to become.
 
-    Of an aligned zoo the moments say which unit is which. An equivariant field has to decide that from pure noise for all units together;
-    once there is as much noise as at early times, the Gaussian's networks stand for the zoo's.
-    Source: truncated diffusion, Zheng et al., arXiv 2202.09671, with the Gaussian in place of a learned start.
+    From pure noise an equivariant field must find out for all units together which becomes which. At early times the zoo's own spread is
+    small beside the noise, so that paths to the centre stand for paths to its networks.
+    Source: truncated diffusion, Zheng et al., arXiv 2202.09671, with the centre in place of a learned start.
     """
-    mean, deviation = beside(moments, x_0)
-    ends = chart.manifold.projx(mean + deviation * torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device))
-    return geodesic(chart.manifold, x_0, ends, x_0.new_full((len(x_0),), start))[0]
+    end = chart.point(reference.to(x_0)[None]).to(x_0)
+    return geodesic(chart.manifold, x_0, end.expand_as(x_0), x_0.new_full((len(x_0),), start))[0]

@@ -101,7 +101,6 @@ def prepare(
     chart = fit_chart(spec, recipe, canonical.theta, base)
     flow = build_flow(chart, canonical.reference, config)
     points = chart.point(canonical.theta).to(next(flow.field.parameters()))
-    flow.moments = torch.stack([points.mean(0), points.std(0)])
     return flow, points
 
 

@@ -412,13 +412,15 @@ def test_sharpness_is_a_number_of_at_least_zero(sharpness, spec, thetas):
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("start", [0.1, 0.6])
 def test_a_head_start_has_the_law_of_noised_networks_unit_by_unit(flow, start, spec, generator):
-    """Of a zoo that is Gaussian in its chart, with a mean of its own for every unit."""
-    thetas = torch.linspace(-2, 2, spec.weights) + 0.1 * torch.randn(4000, spec.weights, generator=generator)
+    """Of a zoo that is narrow around a centre with a value of its own for every weight."""
+    thetas = torch.linspace(-2, 2, spec.weights) + 0.01 * torch.randn(4000, spec.weights, generator=generator)
     made, points = prepare(spec, thetas, CONFIG | {"flow": flow})
     x_0 = noise(made.chart, len(points), generator)
-    found = head_start(made.chart, made.moments, noise(made.chart, len(points), generator), start, generator)
+    found = head_start(made.chart, made.reference, noise(made.chart, len(points), generator), start)
     expected = geodesic(made.chart.manifold, x_0, points, torch.full((len(points),), start))[0]
-    assert torch.allclose(found.mean(0), expected.mean(0), atol=0.06) and torch.allclose(found.std(0), expected.std(0), atol=0.06)
+    narrow = slice(None, spec.weights)  # the log-norm of all outputs is in units of its own spread, which the centre has none of
+    assert torch.allclose(found.mean(0)[narrow], expected.mean(0)[narrow], atol=0.06)
+    assert torch.allclose(found.std(0)[narrow], expected.std(0)[narrow], atol=0.06)
     assert (found.mean(0) - expected.mean(0).roll(1)).abs().max() > 0.1  # which coordinate is which can be told
     assert made.chart.manifold.check_point_on_manifold(found[0])
 
@@ -453,10 +455,6 @@ def test_a_start_needs_an_aligned_zoo_of_the_same_units(spec, thetas, tmp_path):
     again, twin = Flow.load(tmp_path / "flow.safetensors"), torch.Generator()
     first, second = (sample(one, 2, steps=1, spec=spec, start=0.2, generator=twin.manual_seed(1)) for one in (flow, again))
     assert torch.equal(first, second)
-    flow.moments = None
-    flow.save(tmp_path / "old.safetensors")
-    with pytest.raises(ValueError, match="too old to hold"):
-        sample(Flow.load(tmp_path / "old.safetensors"), 2, steps=1, start=0.2)
 
 
 def test_an_unknown_solver_is_answered_with_the_known(spec, thetas):
