@@ -110,6 +110,7 @@ def mnist32():
     iterations = 8000
     batch = 64
     lr = 3e-3
+    start = 0.1
     sharpness = 1.5
 
 
