@@ -30,5 +30,5 @@ def head_start(
     small beside the noise, so that paths to the centre stand for paths to its networks.
     Source: truncated diffusion, Zheng et al., arXiv 2202.09671, with the centre in place of a learned start.
     """
-    end = chart.point(reference.to(x_0)[None]).to(x_0)
+    end = chart.point(reference[None]).to(x_0)
     return geodesic(chart.manifold, x_0, end.expand_as(x_0), x_0.new_full((len(x_0),), start))[0]
