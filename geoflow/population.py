@@ -85,6 +85,6 @@ def _product(weight: Float[Tensor, "rows inputs"], x: Float[Tensor, "examples in
     varies = x.amax(0) != x.amin(0)
     if varies.sum() > MOST * len(varies):
         return weight @ x.T
-    (rest,), (same,) = varies.nonzero(as_tuple=True), (~varies).nonzero(as_tuple=True)
-    products = weight.index_select(1, rest) @ x.index_select(1, rest).T
-    return products.add_((weight.index_select(1, same) @ x[0, same]).unsqueeze(1))
+    columns = varies.nonzero().squeeze(1)
+    products = weight.index_select(1, columns) @ x.index_select(1, columns).T
+    return products.add_((weight @ x[0].masked_fill(varies, 0)).unsqueeze(1))

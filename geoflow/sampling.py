@@ -145,4 +145,4 @@ def _check_start(flow: Flow, chart: Chart, start: float) -> None:
     if not 0 <= start < 1:
         raise ValueError(f"{start=} must be a time from 0 to below 1.")
     if start and chart.spec.tensors != flow.spec.tensors:
-        raise ValueError(f"{start=} begins on the way to the zoo's centre, and another architecture has other units: for transfer leave 0.")
+        raise ValueError(f"{start=} leads to the zoo's centre, and another architecture has other units: for transfer leave start=0.")
