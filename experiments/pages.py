@@ -112,8 +112,10 @@ def page(name: str, runs: list[Run]) -> str:
     tasks = dict.fromkeys(task for task, _, _ in groups(runs))
     drawn = [*map(quality_name, tasks), *(curve_name(run) for run in runs if "curve" in run)]
     pictures = "\n\n".join(f"![{picture}](figures/{picture}.png)" for picture in drawn)
-    alike = [f"{task} ({', '.join(f'{name} {value}' for name, value in most.items())})" for task, most in usual(runs).items() if most]
-    settings = f"Settings name what is not as in most runs: {'; '.join(alike)}." if alike else "All runs have the same settings."
+    most = {task: [f"{name} {value}" for name, value in settings.items() if value] for task, settings in usual(runs).items()}
+    alike = [f"{task} ({', '.join(settings)})" for task, settings in most.items() if settings]
+    same = "All runs have the same settings" if not any(usual(runs).values()) else "Settings name what is not as in most runs"
+    settings = ": ".join([same, *(["; ".join(alike)] if alike else [])]) + "."
     return f"""# {PAGES[name].text}
 
 {" or ".join(map(str, counts))} generated networks a run, on the test part that neither zoo, scaler nor flow has seen; one line per seed,

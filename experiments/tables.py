@@ -110,7 +110,7 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:
 
 
 def usual(runs: Sequence[Run]) -> dict[str, dict[str, str | None]]:
-    """By task, the settings in which its runs differ, as most runs have them."""
+    """By task, the settings in which its runs differ, as most runs have them; None where no value is the most frequent."""
     by_task = defaultdict(list)
     for run in runs:
         by_task[run["config"]["task"]].append(_settings(run))
@@ -118,8 +118,13 @@ def usual(runs: Sequence[Run]) -> dict[str, dict[str, str | None]]:
     for task, several in by_task.items():
         names = dict.fromkeys(name for settings in several for name in settings)
         counts = {name: Counter(settings.get(name) for settings in several) for name in names}
-        found[task] = {name: count.most_common(1)[0][0] for name, count in counts.items() if len(count) > 1}
+        found[task] = {name: _most_frequent(count) for name, count in counts.items() if len(count) > 1}
     return found
+
+
+def _most_frequent(count: Counter) -> str | None:
+    (first, times), (_, next_times) = count.most_common(2)
+    return first if times > next_times else None
 
 
 def _table(runs: Sequence[Run], columns: Columns, words: dict[str, Callable[[Run], str]]) -> str:

@@ -61,6 +61,18 @@ def test_mnist_is_held_against_its_own_demands(pages):
     assert pages.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9590"]
 
 
+@pytest.mark.parametrize(
+    ("couplings", "named"),
+    [(["ot", "ot", "independent"], {"-", "coupling independent"}), (["ot", "independent"], {"coupling ot", "coupling independent"})],
+)
+def test_settings_are_named_where_they_are_not_as_in_most_runs(results, pages, couplings, named):
+    kept = next((results.RESULTS / "main_job").glob("digits-geometric-*"))
+    run = {name: results._read(kept / f"{name}.json") for name in ("metrics", "config", "ran")}
+    runs = [run | {"config": run["config"] | {"coupling": coupling}} for coupling in couplings]
+    assert {settings for _, _, settings in pages.groups(runs)} == named
+    assert ("in most runs: digits (coupling ot)" if "-" in named else "in most runs.") in pages.page("main_job", runs)
+
+
 def test_a_run_of_another_task_is_refused(results, tmp_path):
     for name, content in {"metrics.json": {"task": "digits"}, "config.json": {}, "run.json": {}}.items():
         (tmp_path / name).write_text(json.dumps(content))
