@@ -75,10 +75,8 @@ PAGES: dict[str, Page] = {
 
 def name_of(config: Mapping) -> str:
     """The name of a run's folder: task, flow, a digest of its other settings, seed. A run made anew takes the place of the old one."""
-    settings = {name: config.get(name) for name in (*SETTINGS, "sizes", "zoo")}
-    for name, value in BEFORE.items():  # a new option names no old run anew
-        if settings[name] in (None, value):
-            del settings[name]
+    as_before = {name for name, value in BEFORE.items() if config.get(name, value) == value}  # a new option names no old run anew
+    settings = {name: config.get(name) for name in (*SETTINGS, "sizes", "zoo") if name not in as_before}
     if zoo_seed(config) == config["seed"]:  # seeds share a name but for their number
         settings["zoo"] = {name: value for name, value in config["zoo"].items() if name != "seed"}
     others = json.dumps(settings, sort_keys=True)
@@ -112,10 +110,11 @@ def page(name: str, runs: list[Run]) -> str:
     tasks = dict.fromkeys(task for task, _, _ in groups(runs))
     drawn = [*map(quality_name, tasks), *(curve_name(run) for run in runs if "curve" in run)]
     pictures = "\n\n".join(f"![{picture}](figures/{picture}.png)" for picture in drawn)
-    most = {task: [f"{name} {value}" for name, value in settings.items() if value] for task, settings in usual(runs).items()}
-    alike = [f"{task} ({', '.join(settings)})" for task, settings in most.items() if settings]
-    same = "All runs have the same settings" if not any(usual(runs).values()) else "Settings name what is not as in most runs"
-    settings = ": ".join([same, *(["; ".join(alike)] if alike else [])]) + "."
+    differing = usual(runs)
+    shared = {task: ", ".join(f"{name} {value}" for name, value in most.items() if value) for task, most in differing.items()}
+    alike = "; ".join(f"{task} ({values})" for task, values in shared.items() if values)
+    settings = "Settings name what is not as in most runs" + (f": {alike}." if alike else ".")
+    settings = settings if any(differing.values()) else "All runs have the same settings."
     return f"""# {PAGES[name].text}
 
 {" or ".join(map(str, counts))} generated networks a run, on the test part that neither zoo, scaler nor flow has seen; one line per seed,
@@ -150,7 +149,8 @@ def figures(runs: list[Run]) -> dict[str, Figure]:
     for run in runs:
         if "curve" in run:
             steps = {int(number): one for number, one in run["curve"]["steps"].items()}
-            how = f"sharpness {run['curve']['sharpness']:g}, start {run['curve'].get('start', 0):g}"
+            how = BEFORE | run["curve"]
+            how = f"sharpness {how['sharpness']:g}, start {how['start']:g}"
             title = f"Over the steps, {run['config']['task']}, {how}, mean ± standard deviation"
             pictures[curve_name(run)] = plot_curve(steps, title)
     return pictures

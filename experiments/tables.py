@@ -83,14 +83,14 @@ def beside_table(runs: Sequence[Run]) -> str:
 
 def sharpness_table(name: str, run: Run) -> str:
     """What a flow's networks gain by sharpness, and how alike they become; the zoo beside them."""
-    m, found = run["metrics"], run["sharpness"]
+    m, found = run["metrics"], BEFORE | run["sharpness"]
     zoo = {"generated": m["zoo"], "ensemble": {"generated": small_ensemble(m, "zoo")}, "diversity": {"generated": m["diversity"]["zoo"]}}
     lines = [["sharpness", *BY_SHARPNESS, "NLL on training data"]]
     for sharpness, one in {**found["sharpness"], "zoo": zoo}.items():
         as_a_run = one | {"diversity": m["diversity"] | one["diversity"]}
         training = f"{one['training']['nll']['mean']:.4f}" if "training" in one else "-"
         lines.append([sharpness, *(_number(value(as_a_run), form) for value, form in BY_SHARPNESS.values()), training])
-    begun = f" from time {found['start']:g} on" if found.get("start") else ""
+    begun = f" from time {found['start']:g} on" if found["start"] else ""
     return f"""## By sharpness: {name} ({found["count"]} networks, {found["steps"]} steps{begun})
 
 {_markdown(lines)}
@@ -142,9 +142,9 @@ def _table(runs: Sequence[Run], columns: Columns, words: dict[str, Callable[[Run
 
 def _settings(run: Run) -> dict[str, str]:
     """The settings of a run that may set it apart, by name; sizes by their own."""
-    config = run["config"]
+    config = BEFORE | run["config"]
     sizes = {f"sizes.{name}": size for name, size in config.get("sizes", {}).items()}
-    settings = {name: config.get(name, BEFORE.get(name)) for name in SHOWN} | sizes
+    settings = {name: config.get(name) for name in SHOWN} | sizes
     settings |= {"ensembles of": small_ensemble(run["metrics"], "generated")["n"]}
     return {name: str(value) for name, value in settings.items() if value is not None}
 
