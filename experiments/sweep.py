@@ -54,6 +54,7 @@ ZOOS: tuple[Arguments, ...] = (
 
 
 CORE = ("runs=1024", "iterations=6000", "batch=64")  # what one core of a CPU does in an hour
+CORE_32 = ("iterations=3000",)  # the same of 784-32-32-10
 
 
 def _seeds(count: int, *arguments: str) -> tuple[Arguments, ...]:
@@ -65,8 +66,12 @@ SWEEPS: dict[str, tuple[Arguments, ...]] = {
     "splits": _seeds(20, "breast_cancer"),
     "ablations": tuple(("digits", "iterations=1000", "sharpness=0.0", *change) for change in ABLATIONS),
     "mnist": (*_seeds(3, "mnist", "zoo.seed=0"), *_seeds(3, "mnist", "zoo.seed=0", *CORE)),
-    "fashion": _seeds(3, "fashion", "zoo.seed=0"),
-    "mnist32": (*_seeds(3, "mnist32", "zoo.seed=0"), ("mnist32", "zoo.seed=0", "runs=100")),
+    "fashion": (*_seeds(3, "fashion", "zoo.seed=0"), *_seeds(3, "fashion", "zoo.seed=0", *CORE)),
+    "mnist32": tuple(
+        run
+        for training in ((), CORE_32)
+        for run in (*_seeds(3, "mnist32", "zoo.seed=0", *training), ("mnist32", "zoo.seed=0", *training, "runs=100"))
+    ),
     "zoos": tuple(("mnist", "iterations=3000", "batch=48", *zoo) for zoo in ZOOS),
     "couplings": tuple(
         ("mnist", "runs=1024", "iterations=1200", "batch=64", "sharpness=0.0", f"flow={flow}", f"coupling={coupling}")
