@@ -14,7 +14,6 @@ from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
 
 Coupling = Callable[[NetworkSpec, Product, Tensor, Tensor], Tensor]
-CHUNK = 2**22  # coordinates of the pairs worked on at once
 
 
 def independent(
@@ -50,21 +49,14 @@ def equivariant_ot(
 
     Source: Klein, Kraemer and Noe, Equivariant flow matching, 2023.
     """
-    n, size = x_1.shape
-    rows = max(1, CHUNK // (n * size))
-    blocks = [_nearest_in_orbit(spec, x_0, part) for part in x_1.split(rows)]
-    costs = [manifold.dist2(block, part[:, None]) for block, part in zip(blocks, x_1.split(rows), strict=True)]
-    chosen = _assign(torch.cat(costs))
-    return torch.stack([blocks[i // rows][i % rows, j] for i, j in enumerate(chosen.tolist())])
+    costs = [manifold.pairwise(x, _in_order_of(spec, x_0, x[0])) for x in x_1.split(1)]
+    return _in_order_of(spec, x_0[_assign(torch.cat(costs))], x_1)
 
 
-def _nearest_in_orbit(spec: NetworkSpec, x_0: Float[Tensor, "n size"], x_1: Float[Tensor, "m size"]) -> Float[Tensor, "m n size"]:
-    """For each data sample all the noise samples, their neurons matched to it."""
-    m, n, weights = len(x_1), len(x_0), spec.weights
-    noise = x_0.expand(m, *x_0.shape)
-    theta = noise[..., :weights].reshape(m * n, weights)
-    matched = match(_without_signs(spec), theta, x_1[:, :weights].repeat_interleave(n, 0)).reshape(m, n, weights)
-    return torch.cat([matched, noise[..., weights:]], -1)
+def _in_order_of(spec: NetworkSpec, noise: Float[Tensor, "n size"], data: Float[Tensor, "*n size"]) -> Float[Tensor, "n size"]:
+    """The noise samples, the neurons of each matched to those of its data sample, or of the one for all."""
+    weights = spec.weights
+    return torch.cat([match(_without_signs(spec), noise[:, :weights], data[..., :weights]), noise[:, weights:]], 1)
 
 
 @lru_cache(maxsize=16)

@@ -104,15 +104,6 @@ def test_planted_partners_are_found(spec):
     assert torch.equal(COUPLINGS["equivariant_ot"](spec, manifold, x_0, x_1), x_1)
 
 
-def test_blocks_of_pairs_change_nothing(monkeypatch):
-    spec = SPECS["deep"]
-    manifold = manifold_of(spec)
-    x_0, x_1 = draw(manifold, 7, 0), draw(manifold, 7, 1)
-    whole = COUPLINGS["equivariant_ot"](spec, manifold, x_0, x_1)
-    monkeypatch.setattr("geoflow.couplings.CHUNK", 3 * 7 * manifold.size)
-    assert torch.equal(COUPLINGS["equivariant_ot"](spec, manifold, x_0, x_1), whole)
-
-
 @couplings
 def test_precision_follows_the_input(name):
     spec = SPECS["relu"]
