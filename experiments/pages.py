@@ -2,15 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from tables import BEFORE, SETTINGS, Run, beside_table, groups, log_pool, quality_table, sharpness_table, small_ensemble, usual, zoo_seed
+from tables import (
+    BEFORE,
+    SETTINGS,
+    Run,
+    beside_table,
+    by_distance,
+    groups,
+    log_pool,
+    quality_table,
+    sharpness_table,
+    small_ensemble,
+    usual,
+    zoo_seed,
+)
 
-from geoflow.evaluation.plots import plot_curve, plot_summaries
+from geoflow.evaluation.comparisons import plot_curve, plot_summaries, plot_tradeoff
 
+SHOWN_BASELINES = ("mean_network", "interpolation", "noised")
 BEATEN = ("mean_network", "interpolation", "gaussian", "pca_gaussian")  # whose NLL generated digits networks must be below
 
 
@@ -83,16 +97,6 @@ def name_of(config: Mapping) -> str:
     return f"{config['task']}-{config['flow']}-{hashlib.sha256(others.encode()).hexdigest()[:6]}-{config['seed']}"
 
 
-def curve_name(run: Run) -> str:
-    """The name of the picture of a run's quality over steps."""
-    return f"curve-{name_of(run['config'])}"
-
-
-def quality_name(task: str) -> str:
-    """The name of the picture of all runs of a task on a page."""
-    return f"quality-{task}"
-
-
 def read_runs(folder: Path) -> list[Run]:
     """The kept runs of a page."""
     return [
@@ -102,14 +106,12 @@ def read_runs(folder: Path) -> list[Run]:
     ]
 
 
-def page(name: str, runs: list[Run]) -> str:
-    """The page results/<name>/README.md, from its kept runs alone."""
+def page(name: str, runs: list[Run], pictures: Iterable[str]) -> str:
+    """The page results/<name>/README.md, from its kept runs alone; `pictures` names what `figures` drew of them."""
     machines = sorted({f"{run['ran']['cpu']}, {run['ran']['os'][1]}, Python {run['ran']['python']}" for run in runs})
     devices = sorted({run["ran"].get("device", "cpu") for run in runs})
     counts = sorted({run["config"]["count"] for run in runs})
-    tasks = dict.fromkeys(task for task, _, _ in groups(runs))
-    drawn = [*map(quality_name, tasks), *(curve_name(run) for run in runs if "curve" in run)]
-    pictures = "\n\n".join(f"![{picture}](figures/{picture}.png)" for picture in drawn)
+    shown = "\n\n".join(f"![{picture}](figures/{picture}.png)" for picture in pictures)
     differing = usual(runs)
     shared = {task: ", ".join(f"{name} {value}" for name, value in most.items() if value) for task, most in differing.items()}
     alike = "; ".join(f"{task} ({values})" for task, values in shared.items() if values)
@@ -131,29 +133,39 @@ whole run after the imports. Device: {", ".join(devices)}; machines: {"; ".join(
 
 {beside_table(runs)}
 
-{"".join(sharpness_table(name_of(run["config"]), run) for run in runs if "sharpness" in run)}{pictures}
+{"".join(sharpness_table(name_of(run["config"]), run) for run in runs if "sharpness" in run)}{shown}
 """
 
 
 def figures(runs: list[Run]) -> dict[str, Figure]:
-    """The pictures of a page: generated networks of every run beside zoo and baselines, and quality over steps where it was measured."""
-    by_task: dict[str, dict] = {}
+    """The pictures of a page, by name: generated networks of every run beside zoo and baselines; quality against diversity and quality
+    over steps where they were measured."""
+    by_task: dict[str, dict[str, Run]] = {}
     for (task, flow, settings), group in groups(runs).items():
         for run in group:
-            m = run["metrics"]
-            label = ", ".join([flow, *([] if settings == "-" else [settings]), f"seed {m['seed']}"])
-            baselines = {kind: m["baselines"][kind] for kind in ("mean_network", "interpolation", "noised")}
-            by_task.setdefault(task, {})[label] = {kind: m[kind] for kind in ("zoo", "generated")} | baselines
-    title = "{}: mean of single networks ± standard deviation"
-    pictures = {quality_name(task): plot_summaries(found, title.format(task)) for task, found in by_task.items()}
+            label = ", ".join([flow, *([] if settings == "-" else [settings]), f"seed {run['metrics']['seed']}"])
+            by_task.setdefault(task, {})[label] = run
+    pictures = {}
+    for task, labelled in by_task.items():
+        title = f"{task}: mean of single networks ± standard deviation"
+        pictures[f"quality-{task}"] = plot_summaries({label: _summaries(run["metrics"]) for label, run in labelled.items()}, title)
+        if sharpened := {label: run for label, run in labelled.items() if "sharpness" in run}:
+            drawn = {label: by_distance(run) for label, run in sharpened.items()}
+            zoo = next(iter(sharpened.values()))["metrics"]["zoo"]
+            pictures[f"tradeoff-{task}"] = plot_tradeoff(drawn, zoo, f"{task}: quality against diversity, by sharpness")
     for run in runs:
         if "curve" in run:
             steps = {int(number): one for number, one in run["curve"]["steps"].items()}
             how = BEFORE | run["curve"]
             how = f"sharpness {how['sharpness']:g}, start {how['start']:g}"
             title = f"Over the steps, {run['config']['task']}, {how}, mean ± standard deviation"
-            pictures[curve_name(run)] = plot_curve(steps, title)
+            pictures[f"curve-{name_of(run['config'])}"] = plot_curve(steps, title)
     return pictures
+
+
+def _summaries(metrics: Mapping) -> dict[str, Mapping]:
+    """The scores of the networks that the picture of a page shows side by side."""
+    return {kind: metrics[kind] for kind in ("zoo", "generated")} | {kind: metrics["baselines"][kind] for kind in SHOWN_BASELINES}
 
 
 def _short(value: float, least: float, name: str) -> list[str]:

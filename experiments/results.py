@@ -66,8 +66,9 @@ def rebuild() -> list[Path]:
     for name in PAGES:
         if (folder := RESULTS / name).is_dir():
             runs = read_runs(folder)
-            (folder / "README.md").write_text(page(name, runs), encoding="utf-8")
-            paths += [folder / "README.md", *save_figures(folder / "figures", figures(runs))]
+            pictures = figures(runs)
+            (folder / "README.md").write_text(page(name, runs, pictures), encoding="utf-8")
+            paths += [folder / "README.md", *save_figures(folder / "figures", pictures)]
     return paths
 
 

@@ -24,8 +24,9 @@ from folder import RunFolder, Samples, read_samples, samples_file, save_samples,
 from options import NETWORK, InputError, device_name, device_of, flow_settings, plainly, zoo_settings
 from sacred.run import Run
 
+from geoflow.evaluation.comparisons import plot_curve
 from geoflow.evaluation.metrics import summary
-from geoflow.evaluation.plots import plot_curve, save_figures
+from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import diversity_table, metrics_table, scores_table, write_report
 from geoflow.randomness import randomness
 from geoflow.training import prepare, train

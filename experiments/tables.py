@@ -87,7 +87,7 @@ def sharpness_table(name: str, run: Run) -> str:
     zoo = {"generated": m["zoo"], "ensemble": {"generated": small_ensemble(m, "zoo")}, "diversity": {"generated": m["diversity"]["zoo"]}}
     lines = [["sharpness", *BY_SHARPNESS, "NLL on training data"]]
     for sharpness, one in {**found["sharpness"], "zoo": zoo}.items():
-        as_a_run = one | {"diversity": m["diversity"] | one["diversity"]}
+        as_a_run = _beside_the_zoo(run, one)
         training = f"{one['training']['nll']['mean']:.4f}" if "training" in one else "-"
         lines.append([sharpness, *(_number(value(as_a_run), form) for value, form in BY_SHARPNESS.values()), training])
     begun = f" from time {found['start']:g} on" if found["start"] else ""
@@ -96,6 +96,16 @@ def sharpness_table(name: str, run: Run) -> str:
 {_markdown(lines)}
 
 """
+
+
+def by_distance(run: Run) -> list[tuple[float, Mapping]]:
+    """For each sharpness of a flow the distance of two of its networks, in units of the zoo, and their scores."""
+    return [(diversity(_beside_the_zoo(run, one), "distance"), one["generated"]) for one in run["sharpness"]["sharpness"].values()]
+
+
+def _beside_the_zoo(run: Run, one: Mapping) -> dict:
+    """What one sharpness gave, with how much two networks of the run's zoo differ."""
+    return one | {"diversity": run["metrics"]["diversity"] | one["diversity"]}
 
 
 def groups(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:

@@ -12,8 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 import geoflow
+from geoflow.evaluation import comparisons, plots
 from geoflow.evaluation import metrics as metrics_module
-from geoflow.evaluation import plots
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
 from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, scores, summary
 from geoflow.evaluation.novelty import nearest, neighbour_distances, novelty, spread
@@ -313,7 +313,11 @@ FIGURES = {
     "scores": lambda: plots.plot_scores({"zoo": some_scores(20), "generated": some_scores(20), "mean_network": some_scores(1)}),
     "loss": lambda: plots.plot_loss(torch.rand(200) + 0.1),
     "weights": lambda: plots.plot_weights(torch.randn(1200, 9), torch.randn(8, 9), torch.randn(5, 20, 9)),
-    "curve": lambda: plots.plot_curve({n: summary(some_scores(3)) for n in (1, 2, 4)}),
+    "curve": lambda: comparisons.plot_curve({n: summary(some_scores(3)) for n in (1, 2, 4)}),
+    "summaries": lambda: comparisons.plot_summaries({"seed 0": {name: summary(some_scores(3)) for name in ("zoo", "generated", "noised")}}),
+    "tradeoff": lambda: comparisons.plot_tradeoff(
+        {flow: [(1 - s, summary(some_scores(3))) for s in (0, 0.1)] for flow in ("geometric", "euclidean")}, summary(some_scores(3))
+    ),
     "distances": lambda: plots.plot_distances(
         neighbour_distances(torch.randn(9, 2), torch.randn(9, 2), torch.randn(9, 2), torch.arange(9))
     ),
@@ -325,7 +329,7 @@ ODD_FIGURES = {
         {"gaussian": Scores(torch.rand(2), torch.tensor([1.0, math.inf]), torch.rand(2))}
     ),
     "a perfect network": lambda: plots.plot_scores({"zoo": Scores(torch.ones(2), torch.zeros(2), torch.zeros(2))}),
-    "a curve of one network": lambda: plots.plot_curve({5: summary(some_scores(1))}),
+    "a curve of one network": lambda: comparisons.plot_curve({5: summary(some_scores(1))}),
     "one step": lambda: plots.plot_loss([0.5]),
     "copies": lambda: plots.plot_distances({"generated_to_train": torch.zeros(5)}),
 }

@@ -28,8 +28,9 @@ def test_the_pages_are_those_that_the_kept_runs_make(results, pages):
     assert folders and {path.name for path in folders} <= set(pages.PAGES)
     for folder in folders:
         runs = pages.read_runs(folder)
-        assert (folder / "README.md").read_text(encoding="utf-8") == pages.page(folder.name, runs)
-        assert {path.stem for path in (folder / "figures").iterdir()} == set(pages.figures(runs))
+        pictures = pages.figures(runs)
+        assert (folder / "README.md").read_text(encoding="utf-8") == pages.page(folder.name, runs, pictures)
+        assert {path.stem for path in (folder / "figures").iterdir()} == set(pictures)
         assert {path.name for path in folder.iterdir()} == {"README.md", "figures", *(pages.name_of(run["config"]) for run in runs)}
         for flow in folder.glob("*/flow.safetensors"):
             assert flow.stat().st_size <= results.LARGEST
@@ -70,7 +71,7 @@ def test_settings_are_named_where_they_are_not_as_in_most_runs(results, pages, c
     run = {name: results._read(kept / f"{name}.json") for name in ("metrics", "config", "ran")}
     runs = [run | {"config": run["config"] | {"coupling": coupling}} for coupling in couplings]
     assert {settings for _, _, settings in pages.groups(runs)} == named
-    assert ("in most runs: digits (coupling ot)" if "-" in named else "in most runs.") in pages.page("main_job", runs)
+    assert ("in most runs: digits (coupling ot)" if "-" in named else "in most runs.") in pages.page("main_job", runs, [])
 
 
 def test_a_run_of_another_task_is_refused(results, tmp_path):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
 
 import torch
 from jaxtyping import Float
@@ -19,7 +18,6 @@ BLACK, ORANGE, BLUE, VERMILION, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "
 COLOURS = {"zoo": BLACK, "generated": BLUE}
 BINS = 40
 DPI = 150
-LABEL = 44  # characters of a line of a run's name
 SHOWN_NETWORKS = 1000
 SHOWN_PATHS = 12
 
@@ -49,7 +47,7 @@ def plot_scores(scores: Mapping[str, Scores], title: str = "Scores of single net
             _ridge(grid[row, column], v, edges, COLOURS.get(name, ORANGE))
         grid[-1, column].set_xlabel(label)
     grid[-1, 1].set_xscale("log")
-    _plain_ticks(grid[-1, 1].xaxis)
+    plain_ticks(grid[-1, 1].xaxis)
     for row, name in enumerate(scores):
         grid[row, 0].set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center")
     return figure
@@ -67,7 +65,7 @@ def plot_loss(losses: Float[Tensor, " steps"] | Sequence[float], title: str = "T
     axes.plot(range(1, len(losses) + 1), losses, color=GREY, linewidth=0.5, alpha=0.6, label="each step")
     axes.plot(range(width, len(losses) + 1), losses.unfold(0, width, 1).mean(1), color=BLUE, linewidth=1.8, label=f"mean of {width} steps")
     axes.set(xlabel="training step", ylabel="flow matching loss (log scale)", yscale="log")
-    _plain_ticks(axes.yaxis)
+    plain_ticks(axes.yaxis)
     axes.grid(True, alpha=0.2)
     axes.legend(frameon=False)
     return figure
@@ -119,62 +117,6 @@ def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str =
     axes.set(xlabel="distance to the nearest neighbour (canonical weights)", ylabel="share of networks (%)")
     axes.set_xlim(left=0)
     figure.legend(frameon=False, loc="outside lower center")
-    return figure
-
-
-Summary = Mapping[str, Mapping[str, float]]  # score: its mean and std over networks, as `summary` gives them
-
-
-def plot_curve(scores: Mapping[int, Summary], title: str = "Quality over the steps of the solver, mean ± standard deviation") -> Figure:
-    """Mean accuracy and negative log-likelihood of networks drawn in so many steps, with their standard deviations.
-
-    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
-    >>> len(plot_curve({1: one, 2: one}).axes)
-    2
-    """
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    figure.suptitle(title)
-    for axes, (field, label) in zip(figure.subplots(1, 2), SCORED.items(), strict=True):
-        means, spreads = ([one[field][part] for one in scores.values()] for part in ("mean", "std"))
-        axes.errorbar(list(scores), means, spreads, color=BLUE, marker="o", markersize=4, capsize=3, linewidth=1.4)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(list(scores), list(map(str, scores)))
-        axes.set(xlabel="steps", ylabel=label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(True, alpha=0.2)
-        if field == "nll":
-            axes.set_yscale("log")
-            _plain_ticks(axes.yaxis)
-    return figure
-
-
-def plot_summaries(runs: Mapping[str, Mapping[str, Summary]], title: str = "Mean of single networks ± standard deviation") -> Figure:
-    """Accuracy and negative log-likelihood of the networks of several runs, a row for each run, a mark for each set of networks.
-
-    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
-    >>> len(plot_summaries({"seed 0": {"zoo": one, "generated": one}}).axes)
-    2
-    """
-    names = [fill(name, LABEL) for name in runs]
-    figure = Figure(figsize=(10, 1.6 + 0.34 * max(name.count("\n") + 1 for name in names) * len(runs)), layout="constrained")
-    figure.suptitle(title)
-    sets = list(dict.fromkeys(name for one in runs.values() for name in one))
-    for axes, (field, label) in zip(figure.subplots(1, 2, sharey=True), SCORED.items(), strict=True):
-        for number, name in enumerate(sets):
-            rows = [row + (number - len(sets) / 2 + 0.5) * 0.14 for row, one in enumerate(runs.values()) if name in one]
-            found = [one[name][field] for one in runs.values() if name in one]
-            style = {"color": COLOURS.get(name, (ORANGE, GREY, VERMILION)[number % 3]), "marker": "os^Dv"[number % 5]}
-            means, spreads = [one["mean"] for one in found], [one["std"] for one in found]
-            axes.errorbar(means, rows, xerr=spreads, label=name.replace("_", " "), linestyle="", markersize=5, linewidth=1.2, **style)
-        axes.set_yticks(range(len(runs)), names)
-        axes.set(xlabel=label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(True, axis="x", alpha=0.3)
-        if field == "nll":
-            axes.set_xscale("log")
-            _plain_ticks(axes.xaxis)
-    figure.axes[0].invert_yaxis()
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sets), frameon=False)
     return figure
 
 
@@ -234,7 +176,7 @@ def _log_edges(values: Tensor) -> list[float]:
     return [10**edge for edge in _edges(values.clamp(min=1e-6).log10())]
 
 
-def _plain_ticks(axis: Axis) -> None:
+def plain_ticks(axis: Axis) -> None:
     """Label a logarithmic axis 0.2, 0.5, 1, 2, 5 in place of powers of ten, and a short one as a linear axis."""
     axis.axes.autoscale_view()
     low, high = axis.get_view_interval()
