@@ -36,6 +36,7 @@ def config():
     # the flow
     flow = "geometric"  # euclidean, normalized or geometric
     metric = "inputs"  # how long a row of weights on the inputs is: the rms of what it makes of the training inputs, or as weights
+    align = True  # whether the flow sees the units of every network in the order of the zoo's centre, or as they came
     velocity = "transformer"  # transformer, identified or mlp
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta

@@ -24,7 +24,9 @@ DEVICES = ("auto", "cpu", "cuda")
 FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen")  # the commands on a saved flow
 NETWORK = ("task", "hidden", "activation")  # what says which network is made
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
-FITTED = ("flow", "metric", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "part")
+FITTED = (
+    "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "part",
+)  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "seed")
 PARTS = ("test", "validation")

@@ -34,6 +34,7 @@ ABLATIONS: tuple[Arguments, ...] = (
     ("coupling=equivariant_ot",),
     ("velocity=identified",),
     ("velocity=mlp",),
+    *(("align=False", *velocity) for velocity in ((), ("velocity=identified",), ("velocity=mlp",))),
     ("flow=euclidean",),
     ("flow=normalized",),
     ("sizes.node=32",),

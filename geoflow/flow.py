@@ -22,6 +22,7 @@ from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
 FORMAT = "geoflow-5"  # counted up whenever a saved field no longer fits
+BEFORE = {"align": True}  # how flows that are older than an option were fitted
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
 
 
@@ -153,7 +154,7 @@ class Flow:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a flow of this version ({FORMAT}): its format is {metadata.get('format')!r}.")
         spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
-        config = json.loads(metadata["config"])
+        config = BEFORE | json.loads(metadata["config"])
         statistics = {role: tuple(pair) for role, pair in json.loads(metadata["statistics"]).items()}
         frame = Frame(under("axes.", tensors), under("moments.", tensors))
         flow = build_flow(Chart(spec, FLOWS[config["flow"]], statistics, frame), tensors["reference"], config)

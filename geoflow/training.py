@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from geoflow.canonical import canonicalize
+from geoflow.canonical import canonicalize, unaligned
 from geoflow.chart import FLOWS, fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.choices import choose
@@ -38,6 +38,7 @@ def fit(
     inputs: Float[Tensor, "examples ..."] | None = None,
     *,
     flow: str = "geometric",
+    align: bool = True,
     velocity: str = "transformer",
     coupling: str = "independent",
     time: str = "uniform",
@@ -61,7 +62,8 @@ def fit(
     `velocity`, `coupling`, `time` and `prediction` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES and PREDICTIONS; `sizes` are the
     velocity's own. The field and its samples are in torch's default precision, whatever the zoo's. With `inputs`, examples of what the
     networks read, rows of weights on them are measured by what they make of them (see `metric_frame`): networks that compute nearly the
-    same are then near each other.
+    same are then near each other. Without `align` the flow sees the units of every network in the order in which they came: all the same to
+    the transformer with independent pairs, which no order of units can tell apart.
     With a `checkpoint` path the state is written there every `every` iterations, and training goes on from it: on the CPU the result is
     bit-identical to an uninterrupted one.
 
@@ -75,8 +77,9 @@ def fit(
     >>> geoflow.fit(spec, thetas, flow="euclidean", iterations=2, batch=8, progress=False).losses[0] > 0
     True
     """
-    config = {"flow": flow, "velocity": velocity, "coupling": coupling, "time": time, "prediction": prediction, "sizes": dict(sizes or {})}
-    config |= {"iterations": iterations, "batch": batch, "lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
+    config = {"flow": flow, "align": align, "velocity": velocity, "coupling": coupling, "time": time, "prediction": prediction}
+    config |= {"sizes": dict(sizes or {}), "iterations": iterations, "batch": batch}
+    config |= {"lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
     untrained, points = prepare(spec, thetas, config, inputs)
     return train(untrained.to(device), points.to(device), checkpoint, every, progress)
 
@@ -100,8 +103,8 @@ def prepare(
     canonical = canonicalize(spec, thetas, balance=recipe.balance, frame=base)
     chart = fit_chart(spec, recipe, canonical.theta, base)
     flow = build_flow(chart, canonical.reference, config)
-    points = chart.point(canonical.theta).to(next(flow.field.parameters()))
-    return flow, points
+    seen = canonical.theta if config["align"] else unaligned(spec, thetas, recipe.balance, base)
+    return flow, chart.point(seen).to(next(flow.field.parameters()))
 
 
 def train(
@@ -146,6 +149,8 @@ def check_config(config: Mapping) -> None:
     for option, table in (("flow", FLOWS), ("coupling", COUPLINGS), ("time", TIMES), ("prediction", PREDICTIONS)):
         choose(option, config[option], table)
     complete_sizes(config["velocity"], config["sizes"])
+    if not isinstance(config["align"], bool):
+        raise ValueError(f"align={config['align']} must be True or False.")
     for option in ("iterations", "batch"):
         if config[option] < 1:
             raise ValueError(f"{option}={config[option]} must be at least 1.")

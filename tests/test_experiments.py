@@ -350,6 +350,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         ("with task=minst", "Unknown task 'minst'. Known: breast_cancer, digits, iris, wine, mnist, fashion."),
         ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4."),
         ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp."),
+        ("with align=3", "align=3 must be True or False."),
         ("with coupling=sinkhorn", "Unknown coupling 'sinkhorn'. Known: independent, ot, equivariant_ot."),
         ("with time=normal", "Unknown time 'normal'. Known: uniform, beta."),
         ("with activation=sine", "Unknown activation 'sine'. Known: relu, tanh, gelu."),

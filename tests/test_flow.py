@@ -18,6 +18,7 @@ from geoflow.muon import Muon
 from geoflow.paths import geodesic
 from geoflow.sampling import SOLVERS, integrate
 from geoflow.sources import head_start, noise
+from geoflow.symmetry import apply_symmetry, random_symmetry
 from geoflow.training import prepare, times, train
 from geoflow.velocity import VELOCITIES
 from geoflow.velocity.message_passing import MessagePassingTransformer
@@ -27,6 +28,7 @@ from tests.networks import NETWORKS
 
 CONFIG = {"flow": "geometric", "velocity": "transformer", "coupling": "independent", "time": "uniform", "prediction": "preconditioned"}
 CONFIG |= {
+    "align": True,
     "sizes": {"layers": 1, "node": 16, "edge": 8, "edge_hidden": 8},
     "iterations": 6,
     "batch": 4,
@@ -278,6 +280,14 @@ def test_corrupt_foreign_and_missing_flows_are_named(spec, thetas, tmp_path):
 def test_wrong_options_are_answered_with_the_right_ones(options, message, spec, thetas):
     with pytest.raises(ValueError, match=message):
         fit(spec, thetas, progress=False, **{"batch": 4, "iterations": 1} | options)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_without_alignment_the_flow_sees_the_same_networks_in_their_own_order(flow, spec, thetas, generator):
+    moved = apply_symmetry(spec, thetas, random_symmetry(spec, generator))
+    (aligned, points), (other, own) = (prepare(spec, moved, CONFIG | {"flow": flow, "align": align}) for align in (True, False))
+    assert not torch.allclose(points, own, atol=1e-2)
+    assert torch.allclose(aligned.canonical(other.chart.theta(own)), aligned.chart.theta(points), atol=1e-4)
 
 
 def test_wrong_zoos_are_named(spec, thetas):

@@ -5,6 +5,8 @@ from copy import deepcopy
 
 import pytest
 
+import geoflow
+
 
 @pytest.fixture
 def results(monkeypatch):
@@ -34,6 +36,7 @@ def test_the_pages_are_those_that_the_kept_runs_make(results, pages):
         assert {path.name for path in folder.iterdir()} == {"README.md", "figures", *(pages.name_of(run["config"]) for run in runs)}
         for flow in folder.glob("*/flow.safetensors"):
             assert flow.stat().st_size <= results.LARGEST
+            assert geoflow.Flow.load(flow).config["align"] is True  # older ones do not say it
 
 
 def test_a_shortfall_is_named(results, pages):

@@ -12,7 +12,7 @@ from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
 
-__all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "check_zoo", "dead_units", "sphere_rows"]
+__all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "check_zoo", "dead_units", "sphere_rows", "unaligned"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,17 @@ def canonicalize(
     """
     check_zoo(spec, theta)
     graph = graph_of(spec)
-    theta = frame.turn(graph, theta)
-    if balance:
-        theta = scaling.balance(spec, theta)
+    theta = _scaled(spec, theta, balance, frame)
     common = centre(spec, theta, theta[0]) if reference is None else frame.turn(graph, reference)
     aligned = frame.turn_back(graph, align(spec, theta, common)[0])
     return Canonical(aligned, frame.turn_back(graph, common) if reference is None else reference)
+
+
+def unaligned(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], balance: bool, frame: Frame) -> Float[Tensor, "nets weights"]:
+    """Networks in the scale of their canonical form, their units in the order in which they came."""
+    return frame.turn_back(graph_of(spec), _scaled(spec, theta, balance, frame))
+
+
+def _scaled(spec: NetworkSpec, theta: Tensor, balance: bool, frame: Frame) -> Tensor:
+    turned = frame.turn(graph_of(spec), theta)
+    return scaling.balance(spec, turned) if balance else turned
