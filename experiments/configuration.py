@@ -34,7 +34,7 @@ def config():
     heldout = 0.125  # share of the runs that the flow does not see
     part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
     # the flow
-    flow = "geometric"  # euclidean, normalized or geometric
+    flow = "geometric"  # euclidean, normalized, geometric or geometric_polar
     metric = "inputs"  # how long a row of weights on the inputs is: the rms of what it makes of the training inputs, or as weights
     align = True  # whether the flow sees the units of every network in the order of the zoo's centre, or as they came
     velocity = "transformer"  # transformer, identified or mlp

@@ -20,7 +20,7 @@ from results import keep, rebuild
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs"
-FLOWS = ("geometric", "euclidean", "normalized")
+FLOWS = ("geometric", "euclidean", "normalized", "geometric_polar")
 COUPLINGS = ("independent", "ot", "equivariant_ot")
 Arguments = tuple[str, ...]  # what stands behind `run.py with`
 
@@ -35,8 +35,7 @@ ABLATIONS: tuple[Arguments, ...] = (
     ("velocity=identified",),
     ("velocity=mlp",),
     *(("align=False", *velocity) for velocity in ((), ("velocity=identified",), ("velocity=mlp",))),
-    ("flow=euclidean",),
-    ("flow=normalized",),
+    *((f"flow={flow}",) for flow in FLOWS[1:]),
     ("sizes.node=32",),
     ("sizes.node=128",),
     ("sizes.components=16",),

@@ -21,23 +21,25 @@ TINY_VARIANCE = 1e-8  # keeps the logarithm of a batch norm's variance finite
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a flow sees a zoo. `balance`: incoming rows have norm 1. `spheres`: these rows, and the last layer's direction, move on
-    spheres; the last layer's log-norm becomes a coordinate of its own, so that the logits are kept exactly."""
+    """How a flow sees a zoo. `balance`: incoming rows have norm 1. `spheres`: these rows move on spheres, for their scale is free.
+    `polar`: so does the last layer's direction; its log-norm becomes a coordinate of its own, so that the logits are kept exactly."""
 
     balance: bool
     spheres: bool
+    polar: bool
 
 
 FLOWS: dict[str, Recipe] = {
-    "euclidean": Recipe(balance=False, spheres=False),
-    "normalized": Recipe(balance=True, spheres=False),
-    "geometric": Recipe(balance=True, spheres=True),
+    "euclidean": Recipe(balance=False, spheres=False, polar=False),
+    "normalized": Recipe(balance=True, spheres=False, polar=False),
+    "geometric": Recipe(balance=True, spheres=True, polar=False),
+    "geometric_polar": Recipe(balance=True, spheres=True, polar=True),  # as Erdogan, arXiv 2504.03710
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """The map between weight vectors [*batch, weights] and points [*batch, size] of `manifold`; size = weights + one log-norm per output.
+    """The map between weight vectors [*batch, weights] and points [*batch, size] of `manifold`; size = weights + polar log-norms.
 
     Flat coordinates are standardised by role (kind of tensor and of the sites it joins), weights by root fan-in before, so that the
     statistics serve other widths; variances of batch norm are taken by their logarithm. Before all that, weights on an input are brought
@@ -52,7 +54,7 @@ class Chart:
     @cached_property
     def outputs(self) -> tuple[Int[Tensor, " entries"], ...]:
         """Per output site the coordinates of all weights that write it, where the recipe keeps them as a direction."""
-        if not self.recipe.spheres:
+        if not self.recipe.polar:
             return ()
         roles = [site.role for site in self.spec.sites]
         found: dict[int, list[Tensor]] = {}

@@ -21,8 +21,10 @@ from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-5"  # counted up whenever a saved field no longer fits
-BEFORE = {"align": True}  # how flows that are older than an option were fitted
+FORMAT = "geoflow-6"  # counted up whenever a saved field no longer fits
+OLDER = "geoflow-5"  # can be read: how its flows were fitted, and what was called geometric then
+BEFORE = {"align": True}
+RENAMED = {"geometric": "geometric_polar"}
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
 
 
@@ -151,10 +153,12 @@ class Flow:
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no flow at {path}. A run writes it as runs/<id>/flow.safetensors.")
         tensors, metadata = read_tensors(path)
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") not in (FORMAT, OLDER):
             raise ValueError(f"{path} is not a flow of this version ({FORMAT}): its format is {metadata.get('format')!r}.")
         spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
-        config = BEFORE | json.loads(metadata["config"])
+        config = json.loads(metadata["config"])
+        if metadata["format"] == OLDER:
+            config |= BEFORE | {"flow": RENAMED.get(config["flow"], config["flow"])}
         statistics = {role: tuple(pair) for role, pair in json.loads(metadata["statistics"]).items()}
         frame = Frame(under("axes.", tensors), under("moments.", tensors))
         flow = build_flow(Chart(spec, FLOWS[config["flow"]], statistics, frame), tensors["reference"], config)

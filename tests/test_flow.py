@@ -142,7 +142,7 @@ def test_sharpness_goes_on_from_the_gaussian_through_what_was_learned(prediction
 
 def test_every_unit_counts_the_same(spec, thetas, generator):
     """A network that predicts 0 has the same loss on each: what the Gaussian leaves open of its weights, whatever their number and size."""
-    flow, points = prepare(spec, thetas, CONFIG)
+    flow, points = prepare(spec, thetas, CONFIG | {"flow": "geometric_polar"})
     chart, t = flow.chart, torch.rand(len(points), generator=generator)
     _, weight = flow.predict(chart, points, t)
     rest = gaussian(points, t, chart)[2]
