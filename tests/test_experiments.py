@@ -346,7 +346,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("with flow=geometri", "Unknown flow 'geometri'. Known: euclidean, normalized, geometric."),
+        ("with flow=geometri", "Unknown flow 'geometri'. Known: euclidean, normalized, geometric, geometric_polar."),
         ("with task=minst", "Unknown task 'minst'. Known: breast_cancer, digits, iris, wine, mnist, fashion."),
         ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4."),
         ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp."),

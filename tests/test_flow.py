@@ -1,5 +1,6 @@
 """The flow from noise to networks: right velocities, right integration, right stops."""
 
+import json
 import math
 from copy import deepcopy
 from dataclasses import replace
@@ -282,6 +283,26 @@ def test_wrong_options_are_answered_with_the_right_ones(options, message, spec, 
         fit(spec, thetas, progress=False, **{"batch": 4, "iterations": 1} | options)
 
 
+def test_only_the_polar_flow_has_the_last_layer_on_a_sphere(spec, thetas):
+    """Its direction and log-norm give every logit back; elsewhere only rows that a symmetry rescales lie on spheres."""
+    charts = {name: prepare(spec, thetas, CONFIG | {"flow": name})[0].chart for name in FLOWS}
+    spheres = {name: [tuple(index.shape) for index in chart.manifold.spheres] for name, chart in charts.items()}
+    assert spheres == {"euclidean": [], "normalized": [], "geometric": [(4, 3)], "geometric_polar": [(4, 3), (1, 8)]}
+    assert {name: chart.graph.size - spec.weights for name, chart in charts.items()} == {**dict.fromkeys(FLOWS, 0), "geometric_polar": 1}
+
+
+def test_flows_of_the_older_format_are_read_by_what_they_are(spec, thetas, tmp_path):
+    flow, points = prepare(spec, thetas, CONFIG | {"flow": "geometric_polar"})
+    flow.save(tmp_path / "flow.safetensors")
+    tensors, metadata = read_tensors(tmp_path / "flow.safetensors")
+    config = {name: value for name, value in json.loads(metadata["config"]).items() if name != "align"}
+    older = {"format": "geoflow-5", "config": json.dumps(config | {"flow": "geometric"})}
+    write_tensors(tmp_path / "older.safetensors", tensors, metadata | older)
+    read = Flow.load(tmp_path / "older.safetensors")
+    assert read.config == flow.config
+    assert torch.equal(read.chart.theta(points), flow.chart.theta(points))
+
+
 @pytest.mark.parametrize("flow", FLOWS)
 def test_without_alignment_the_flow_sees_the_same_networks_in_their_own_order(flow, spec, thetas, generator):
     moved = apply_symmetry(spec, thetas, random_symmetry(spec, generator))
@@ -306,7 +327,7 @@ def test_wrong_zoos_are_named(spec, thetas):
     silent = thetas.clone()
     silent[2, graph_of(spec).blocks[1].index.flatten()] = 0
     with pytest.raises(ValueError, match=r"Network 2.*output layer"):
-        fit(spec, silent, batch=4, iterations=1, progress=False)
+        fit(spec, silent, flow="geometric_polar", batch=4, iterations=1, progress=False)
     states = [mlp(3, [4], 2).state_dict(), mlp(3, [5], 2).state_dict()]
     with pytest.raises(ValueError, match=r"Network 1.*0\.weight.*architecture"):
         pack(spec, states)
