@@ -83,8 +83,7 @@ def assess(
     Baselines and distances live in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances.
     `points` are the fitted zoo's coordinates, `paths` [times, nets, size] those of the sampler on its way.
     """
-    train = flow.chart.theta(points)
-    new, old = flow.canonical(thetas), flow.canonical(heldout.networks)
+    train, new, old = (flow.canonical(networks) for networks in (flow.chart.theta(points), thetas, heldout.networks))
     made = {name: baseline(name, train, len(thetas), generator) for name in BASELINES}
     scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
     some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.files import read_tensors, under, whole, write_tensors
-from geoflow.flow import Flow
+from geoflow.flow import Flow, today
 from geoflow.spec import NetworkSpec
 
 with warnings.catch_warnings():  # sacred imports pkg_resources, which complains of its age at every start
@@ -64,7 +64,9 @@ def read_samples(path: Path) -> Samples:
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != SAMPLES:
         raise ValueError(f"{path} holds no samples of this version ({SAMPLES}): its format is {metadata.get('format')!r}.")
-    return Samples(tensors["thetas"], NetworkSpec.from_json(metadata["spec"], under("rest.", tensors)), json.loads(metadata["config"]))
+    return Samples(
+        tensors["thetas"], NetworkSpec.from_json(metadata["spec"], under("rest.", tensors)), today(json.loads(metadata["config"]))
+    )
 
 
 def flow_file(checkpoint: str) -> Path:

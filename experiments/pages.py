@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from tables import (
     zoo_seed,
 )
 
+from geoflow.chart import FLOWS
 from geoflow.evaluation.comparisons import plot_curve, plot_summaries, plot_tradeoff
+from geoflow.flow import today
 
 SHOWN_BASELINES = ("mean_network", "interpolation", "noised")
 BEATEN = ("mean_network", "interpolation", "gaussian", "pca_gaussian")  # whose NLL generated digits networks must be below
@@ -41,7 +44,7 @@ def missed_of_the_main_job(metrics: Mapping) -> list[str]:
     """What issue 2 asks of breast cancer and digits."""
     zoo, new, digits = metrics["zoo"], metrics["generated"], metrics["task"] == "digits"
     least = 0.94 if digits else zoo["accuracy"]["mean"] - 0.01
-    most = 0.20 if digits else (1.2 if metrics["flow"].startswith("geometric") else 1.4) * zoo["nll"]["mean"]
+    most = 0.20 if digits else (1.2 if FLOWS[metrics["flow"]].spheres else 1.4) * zoo["nll"]["mean"]
     found = _short(new["accuracy"]["mean"], least, "accuracy") + _over(new["nll"]["mean"], most, "NLL")
     found += _outside(metrics["novelty"]["ratio"], 0.7, 1.5, "novelty")
     if digits:
@@ -89,6 +92,7 @@ PAGES: dict[str, Page] = {
 
 def name_of(config: Mapping) -> str:
     """The name of a run's folder: task, flow, a digest of its other settings, seed. A run made anew takes the place of the old one."""
+    config = today(config)
     as_before = {name for name, value in BEFORE.items() if config.get(name, value) == value}  # a new option names no old run anew
     settings = {name: config.get(name) for name in (*SETTINGS, "sizes", "zoo") if name not in as_before}
     if zoo_seed(config) == config["seed"]:  # seeds share a name but for their number
@@ -98,12 +102,15 @@ def name_of(config: Mapping) -> str:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The kept runs of a page."""
-    return [
-        {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("*.json"))}
-        for run in sorted(folder.iterdir())
-        if (run / "metrics.json").exists()
-    ]
+    """The kept runs of a page, in today's words."""
+    return [read_run(run) for run in sorted(folder.iterdir()) if (run / "metrics.json").exists()]
+
+
+def read_run(folder: Path) -> Run:
+    """What is kept of a run."""
+    run = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    config = today(run["config"])
+    return run | {"config": config, "metrics": run["metrics"] | {"flow": config["flow"]}}
 
 
 def page(name: str, runs: list[Run], pictures: Iterable[str]) -> str:
@@ -150,9 +157,9 @@ def figures(runs: list[Run]) -> dict[str, Figure]:
         title = f"{task}: mean of single networks ± standard deviation"
         pictures[f"quality-{task}"] = plot_summaries({label: _summaries(run["metrics"]) for label, run in labelled.items()}, title)
         if sharpened := {label: run for label, run in labelled.items() if "sharpness" in run}:
-            drawn = {label: by_distance(run) for label, run in sharpened.items()}
+            drawn = {re.sub(r", sharpness [^,]*", "", label): by_distance(run) for label, run in sharpened.items()}  # it varies here
             zoo = next(iter(sharpened.values()))["metrics"]["zoo"]
-            pictures[f"tradeoff-{task}"] = plot_tradeoff(drawn, zoo, f"{task}: quality against diversity, by sharpness")
+            pictures[f"tradeoff-{task}"] = plot_tradeoff(drawn, zoo, f"{task}: quality against diversity, from sharpness 0 (hollow) on")
     for run in runs:
         if "curve" in run:
             steps = {int(number): one for number, one in run["curve"]["steps"].items()}

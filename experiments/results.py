@@ -34,6 +34,8 @@ def keep(name: str, run: Path, flow: bool = False) -> Path:
     ran = {"cpu": host.get("cpu"), "gpus": host.get("gpus"), "python": host["python_version"], "os": host["os"]} | info
     ran |= {"commit": [source["commit"] for source in record["experiment"]["repositories"]][:1], "started": record["start_time"]}
     folder = RESULTS / name / name_of(config)
+    if folder.exists() and _read(folder / "ran.json")["started"] != ran["started"]:
+        shutil.rmtree(folder)  # what was found of the flow that this run takes the place of
     folder.mkdir(parents=True, exist_ok=True)
     for part, content in {"metrics": metrics, "config": config, "ran": ran}.items():
         (folder / f"{part}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -68,6 +70,7 @@ def rebuild() -> list[Path]:
             runs = read_runs(folder)
             pictures = figures(runs)
             (folder / "README.md").write_text(page(name, runs, pictures), encoding="utf-8")
+            shutil.rmtree(folder / "figures", ignore_errors=True)
             paths += [folder / "README.md", *save_figures(folder / "figures", pictures)]
     return paths
 

@@ -5,15 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from statistics import mean
 
-from geoflow.flow import BEFORE as FITTED_BEFORE
-from geoflow.flow import RENAMED
-
 # what sets runs of one task and flow apart, besides the seed
 SETTINGS = (
     "metric", "align", "velocity", "coupling", "prediction", "time", "runs", "iterations", "batch", "lr", "steps", "start", "sharpness",
 )  # fmt: skip
 SHOWN = (*SETTINGS, "snapshots")
-BEFORE = FITTED_BEFORE | {"start": 0.0}  # how runs that are older than an option were made
+BEFORE = {"start": 0.0, "align": True}  # how runs that are older than an option were made
 # what a kept run's folder holds: "metrics", "config", "ran", and where they were measured "curve" (over steps) and "sharpness"
 Run = Mapping
 
@@ -71,12 +68,6 @@ def diversity(metrics: Mapping, name: str) -> float:
     return found["generated"][name] / found["zoo"][name] if found and found["generated"][name] is not None else float("nan")
 
 
-def flow_of(run: Run) -> str:
-    """The name of a run's flow today; runs from before the renaming say nothing of alignment."""
-    flow = run["config"]["flow"]
-    return flow if "align" in run["config"] else RENAMED.get(flow, flow)
-
-
 def zoo_seed(config: Mapping) -> int:
     """The seed of a run's zoo: the run's own where none is named."""
     return config["zoo"].get("seed", config["seed"])
@@ -126,7 +117,7 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:
         settings = _settings(run)
         others = [f"{name} {settings.get(name, '-')}" for name, value in most[run["config"]["task"]].items() if settings.get(name) != value]
         others = [one for one in others if not (one.startswith("sizes.") and one.endswith(" -"))]  # another velocity has other sizes
-        found[run["metrics"]["task"], flow_of(run), ", ".join(others) or "-"].append(run)
+        found[run["metrics"]["task"], run["config"]["flow"], ", ".join(others) or "-"].append(run)
     return {key: sorted(found[key], key=lambda run: run["metrics"]["seed"]) for key in sorted(found)}
 
 

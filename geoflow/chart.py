@@ -110,7 +110,9 @@ class Chart:
         raw = self._raw(theta)
         if not (finite := raw.isfinite().reshape(-1, raw.shape[-1]).all(1)).all():
             first = finite.tolist().index(False)
-            raise ValueError(f"Network {first} has no coordinates: its output layer is all zero, or a running variance is negative.")
+            raise ValueError(
+                f"Network {first} has no coordinates: a running variance is negative, or (geometric_polar) its output layer is all zero."
+            )
         return self._standardised(raw)
 
     def theta(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch weights"]:

@@ -53,8 +53,8 @@ def equivariant_ot(
     return _in_order_of(spec, x_0[_assign(torch.cat(costs))], x_1)
 
 
-def _in_order_of(spec: NetworkSpec, noise: Float[Tensor, "n size"], data: Float[Tensor, "*n size"]) -> Float[Tensor, "n size"]:
-    """The noise samples, the neurons of each matched to those of its data sample, or of the one for all."""
+def _in_order_of(spec: NetworkSpec, noise: Float[Tensor, "n size"], data: Float[Tensor, "*nets size"]) -> Float[Tensor, "n size"]:
+    """The noise samples, the neurons of each matched to those of its data sample, or to those of one that all share."""
     weights = spec.weights
     return torch.cat([match(_without_signs(spec), noise[:, :weights], data[..., :weights]), noise[:, weights:]], 1)
 

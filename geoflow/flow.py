@@ -21,10 +21,8 @@ from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-6"  # counted up whenever a saved field no longer fits
-OLDER = "geoflow-5"  # can be read: how its flows were fitted, and what was called geometric then
-BEFORE = {"align": True}
-RENAMED = {"geometric": "geometric_polar"}
+FORMAT = "geoflow-6"  # counted up with every change of what is saved
+READABLE = ("geoflow-5", FORMAT)
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
 
 
@@ -153,18 +151,26 @@ class Flow:
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no flow at {path}. A run writes it as runs/<id>/flow.safetensors.")
         tensors, metadata = read_tensors(path)
-        if metadata.get("format") not in (FORMAT, OLDER):
-            raise ValueError(f"{path} is not a flow of this version ({FORMAT}): its format is {metadata.get('format')!r}.")
+        if metadata.get("format") not in READABLE:
+            raise ValueError(f"{path} is not a flow of this version ({' or '.join(READABLE)}): its format is {metadata.get('format')!r}.")
         spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
-        config = json.loads(metadata["config"])
-        if metadata["format"] == OLDER:
-            config |= BEFORE | {"flow": RENAMED.get(config["flow"], config["flow"])}
+        config = today(json.loads(metadata["config"]))
         statistics = {role: tuple(pair) for role, pair in json.loads(metadata["statistics"]).items()}
         frame = Frame(under("axes.", tensors), under("moments.", tensors))
         flow = build_flow(Chart(spec, FLOWS[config["flow"]], statistics, frame), tensors["reference"], config)
         flow.field.load_state_dict(under("field.", tensors))
         flow.losses.extend(tensors["losses"].tolist())
         return flow.to(device)
+
+
+def today(config: Mapping) -> dict:
+    """A configuration in today's words. Before there was `align` all networks were aligned, and geometric was what geometric_polar is now.
+
+    >>> today({"flow": "geometric"})
+    {'flow': 'geometric_polar', 'align': True}
+    """
+    polar = config["flow"] == "geometric" and "align" not in config
+    return {**config, "flow": "geometric_polar" if polar else config["flow"], "align": config.get("align", True)}
 
 
 def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mapping) -> Flow:

@@ -144,5 +144,9 @@ def sample(
 def _check_start(flow: Flow, chart: Chart, start: float) -> None:
     if not 0 <= start < 1:
         raise ValueError(f"{start=} must be a time from 0 to below 1.")
+    if start and not flow.config["align"]:
+        raise ValueError(
+            f"{start=} leads to the zoo's centre, and this flow saw networks whose units are in no common order (align=False)."
+        )
     if start and chart.spec.tensors != flow.spec.tensors:
         raise ValueError(f"{start=} leads to the zoo's centre, and another architecture has other units: for transfer leave start=0.")

@@ -62,12 +62,12 @@ def fit(
     `velocity`, `coupling`, `time` and `prediction` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES and PREDICTIONS; `sizes` are the
     velocity's own. The field and its samples are in torch's default precision, whatever the zoo's. With `inputs`, examples of what the
     networks read, rows of weights on them are measured by what they make of them (see `metric_frame`): networks that compute nearly the
-    same are then near each other. Without `align` the flow sees the units of every network in the order in which they came: all the same to
-    the transformer with independent pairs, which no order of units can tell apart.
+    same are then near each other. Without `align` the flow sees the units of every network in the order and with the signs in which they
+    came; where no signs are free it is all the same to the transformer with independent pairs, which cannot tell one order from another.
     With a `checkpoint` path the state is written there every `every` iterations, and training goes on from it: on the CPU the result is
     bit-identical to an uninterrupted one.
 
-    Raises ValueError for an unknown name, fewer than 2 networks or than `batch`, networks with NaN or (flow=geometric) dead units, and a
+    Raises ValueError for an unknown name, fewer than 2 networks or than `batch`, networks with NaN or, on spheres, dead units, and a
     checkpoint of another configuration; FloatingPointError where the loss is not finite.
 
     >>> import torch, geoflow

@@ -152,6 +152,14 @@ def test_other_flows_share_the_cached_zoo(finished, place, monkeypatch, options)
     assert metrics["flow"] == options["flow"] and metrics["zoo"] == first["zoo"]
 
 
+def test_without_alignment_the_yardsticks_are_the_same(finished, place):
+    """Baselines and distances of the zoo are those of aligned networks, whatever the flow saw."""
+    metrics, first = (read(folder, "metrics.json") for folder in (launch(place, align=False), finished))
+    assert metrics["baselines"]["mean_network"]["nll"]["mean"] == pytest.approx(first["baselines"]["mean_network"]["nll"]["mean"], rel=1e-3)
+    assert metrics["diversity"]["zoo"]["distance"] == pytest.approx(first["diversity"]["zoo"]["distance"], rel=1e-3)
+    assert metrics["novelty"]["zoo_leave_one_out"] == pytest.approx(first["novelty"]["zoo_leave_one_out"], rel=1e-3)
+
+
 def test_another_seed_is_another_split_and_zoo(finished, place):
     metrics, first = (read(folder, "metrics.json") for folder in (launch(place, seed=1, iterations=2), finished))
     assert metrics["seed"] == 1 and metrics["zoo"] != first["zoo"]

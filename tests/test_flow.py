@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, recording, sample, spec_of, task_guidance, unpack
+from geoflow.canonical import balance
 from geoflow.chart import fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.evaluation.metrics import evaluate
@@ -284,31 +285,39 @@ def test_wrong_options_are_answered_with_the_right_ones(options, message, spec, 
 
 
 def test_only_the_polar_flow_has_the_last_layer_on_a_sphere(spec, thetas):
-    """Its direction and log-norm give every logit back; elsewhere only rows that a symmetry rescales lie on spheres."""
+    """Elsewhere only rows that a symmetry rescales lie on spheres."""
     charts = {name: prepare(spec, thetas, CONFIG | {"flow": name})[0].chart for name in FLOWS}
     spheres = {name: [tuple(index.shape) for index in chart.manifold.spheres] for name, chart in charts.items()}
     assert spheres == {"euclidean": [], "normalized": [], "geometric": [(4, 3)], "geometric_polar": [(4, 3), (1, 8)]}
     assert {name: chart.graph.size - spec.weights for name, chart in charts.items()} == {**dict.fromkeys(FLOWS, 0), "geometric_polar": 1}
 
 
-def test_flows_of_the_older_format_are_read_by_what_they_are(spec, thetas, tmp_path):
-    flow, points = prepare(spec, thetas, CONFIG | {"flow": "geometric_polar"})
-    flow.save(tmp_path / "flow.safetensors")
+@pytest.mark.parametrize(("flow", "then"), [("geometric_polar", "geometric"), ("euclidean", "euclidean")])
+def test_flows_from_before_the_last_layer_was_flat_are_read_as_what_they_are(flow, then, spec, thetas, tmp_path):
+    made, points = prepare(spec, thetas, CONFIG | {"flow": flow})
+    made.save(tmp_path / "flow.safetensors")
+    assert Flow.load(tmp_path / "flow.safetensors").config == made.config
     tensors, metadata = read_tensors(tmp_path / "flow.safetensors")
     config = {name: value for name, value in json.loads(metadata["config"]).items() if name != "align"}
-    older = {"format": "geoflow-5", "config": json.dumps(config | {"flow": "geometric"})}
+    older = {"format": "geoflow-5", "config": json.dumps(config | {"flow": then})}
     write_tensors(tmp_path / "older.safetensors", tensors, metadata | older)
     read = Flow.load(tmp_path / "older.safetensors")
-    assert read.config == flow.config
-    assert torch.equal(read.chart.theta(points), flow.chart.theta(points))
+    assert read.config == made.config
+    assert torch.equal(read.chart.theta(points), made.chart.theta(points))
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-def test_without_alignment_the_flow_sees_the_same_networks_in_their_own_order(flow, spec, thetas, generator):
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_without_alignment_the_flow_sees_the_same_networks_as_they_came(flow, activation, thetas, generator):
+    spec = spec_of(mlp(3, [4], 2, activation), torch.zeros(1, 3))
     moved = apply_symmetry(spec, thetas, random_symmetry(spec, generator))
     (aligned, points), (other, own) = (prepare(spec, moved, CONFIG | {"flow": flow, "align": align}) for align in (True, False))
+    as_they_came = balance(spec, moved) if FLOWS[flow].balance else moved
+    assert torch.allclose(other.chart.theta(own), as_they_came, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(aligned.canonical(other.chart.theta(own)), aligned.chart.theta(points), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(points, own, atol=1e-2)
-    assert torch.allclose(aligned.canonical(other.chart.theta(own)), aligned.chart.theta(points), atol=1e-4)
+    with pytest.raises(ValueError, match="align=False"):
+        sample(other, 2, start=0.1)
 
 
 def test_wrong_zoos_are_named(spec, thetas):
@@ -511,7 +520,7 @@ def test_the_seed_decides_the_field(spec, thetas):
 @pytest.mark.parametrize(
     "name", ["cnn", "resnet", "cnn depthwise", "cnn grouped", "group norm", "swiglu", "attention", "tied", "lazy", "free", "repeated"]
 )
-@pytest.mark.parametrize("flow", ["euclidean", "geometric"])
+@pytest.mark.parametrize("flow", ["euclidean", "geometric", "geometric_polar"])
 def test_any_network_comes_out_whole(name, flow):
     """Twelve fresh networks in, state dicts out that load strictly and compute finite numbers."""
     make, example = NETWORKS[name]

@@ -36,11 +36,11 @@ def test_the_pages_are_those_that_the_kept_runs_make(results, pages):
         assert {path.name for path in folder.iterdir()} == {"README.md", "figures", *(pages.name_of(run["config"]) for run in runs)}
         for flow in folder.glob("*/flow.safetensors"):
             assert flow.stat().st_size <= results.LARGEST
-            assert geoflow.Flow.load(flow).config["align"] is True  # older ones do not say it
+            assert geoflow.Flow.load(flow).config["flow"] == pages.read_run(flow.parent)["config"]["flow"]
 
 
 def test_a_shortfall_is_named(results, pages):
-    row = results._read(next((results.RESULTS / "main_job").glob("digits-geometric-*")) / "metrics.json")
+    row = results._read(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "metrics.json")
     assert pages.missed_of_the_main_job(row) == []
     worse = deepcopy(row)
     worse["generated"]["nll"]["mean"] = 0.21
@@ -70,11 +70,18 @@ def test_mnist_is_held_against_its_own_demands(pages):
     [(["ot", "ot", "independent"], {"-", "coupling independent"}), (["ot", "independent"], {"coupling ot", "coupling independent"})],
 )
 def test_settings_are_named_where_they_are_not_as_in_most_runs(results, pages, couplings, named):
-    kept = next((results.RESULTS / "main_job").glob("digits-geometric-*"))
+    kept = next((results.RESULTS / "main_job").glob("digits-geometric*"))
     run = {name: results._read(kept / f"{name}.json") for name in ("metrics", "config", "ran")}
     runs = [run | {"config": run["config"] | {"coupling": coupling}} for coupling in couplings]
     assert {settings for _, _, settings in pages.groups(runs)} == named
     assert ("in most runs: digits (coupling ot)" if "-" in named else "in most runs.") in pages.page("main_job", runs, [])
+
+
+def test_a_run_from_before_the_last_layer_was_flat_is_another_than_one_of_today(results, pages):
+    config = results._read(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "config.json")
+    before = {name: value for name, value in config.items() if name != "align"} | {"flow": "geometric"}
+    assert pages.name_of(before) == pages.name_of(before | {"flow": "geometric_polar", "align": True})
+    assert pages.name_of(before) != pages.name_of(before | {"align": True})
 
 
 def test_a_run_of_another_task_is_refused(results, tmp_path):
@@ -120,6 +127,10 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
     (row,) = [line for line in page.splitlines() if line.startswith("| 0.5 | ")]
     assert "## By sharpness: digits-" in page and "(9 networks, 3 steps)" in page
     assert row.startswith(f"| 0.5 | {one['generated']['accuracy']['mean']:.4f} | ")
+    assert (tmp_path / "results" / "main_job" / "figures" / "tradeoff-digits.png").exists()
+    anew = results._read(tmp_path / "0" / "run.json") | {"start_time": "later"}
+    (tmp_path / "0" / "run.json").write_text(json.dumps(anew))
+    assert {path.name for path in results.keep("main_job", tmp_path / "0").iterdir()} == {"metrics.json", "config.json", "ran.json"}
     (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "elsewhere")}))
     with pytest.raises(SystemExit, match="whose flow drew the networks"):
         results.keep("main_job", curve)

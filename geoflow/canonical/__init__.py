@@ -56,7 +56,7 @@ def canonicalize(
 
 
 def unaligned(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], balance: bool, frame: Frame) -> Float[Tensor, "nets weights"]:
-    """Networks in the scale of their canonical form, their units in the order in which they came."""
+    """Networks in the scale of their canonical form, their units in the order and with the signs in which they came."""
     return frame.turn_back(graph_of(spec), _scaled(spec, theta, balance, frame))
 
 
