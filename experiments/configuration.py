@@ -97,9 +97,9 @@ def digits():
     sharpness = 0.1
 
 
-for images in ("mnist", "fashion"):  # 784-10-10, the networks of the thesis
+for images, own in (("mnist", {}), ("fashion", {"start": 0.03})):  # 784-10-10, the networks of the thesis
     large = {"sizes": {"node": 112, "components": 96}, "iterations": 12000, "batch": 128, "lr": 3e-3, "sharpness": 1.0}
-    ex.add_named_config(images, {"task": images, "hidden": [10], **large})
+    ex.add_named_config(images, {"task": images, "hidden": [10], **large, **own})
 
 
 @ex.named_config  # 784-32-32-10, the networks of DeepWeightFlow
