@@ -76,14 +76,14 @@ def spread_and_scores(exam: Exam, flow: Flow, thetas: Thetas) -> dict:
 
 
 def assess(
-    exam: Exam, flow: Flow, fitted: Zoo, heldout: Zoo, points: Tensor, thetas: Thetas, paths: Tensor, generator: torch.Generator
+    exam: Exam, flow: Flow, fitted: Zoo, heldout: Zoo, thetas: Thetas, paths: Tensor, generator: torch.Generator
 ) -> tuple[dict, Mapping[str, Figure]]:
     """Generated networks beside the zoo that the flow was fitted to and beside the baselines: what metrics.json says, and the figures.
 
     Baselines and distances live in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances.
-    `points` are the fitted zoo's coordinates, `paths` [times, nets, size] those of the sampler on its way.
+    `paths` [times, nets, size] are the points of the sampler on its way.
     """
-    train, new, old = (flow.canonical(networks) for networks in (flow.chart.theta(points), thetas, heldout.networks))
+    train, new, old = (flow.canonical(networks) for networks in (fitted.networks, thetas, heldout.networks))
     made = {name: baseline(name, train, len(thetas), generator) for name in BASELINES}
     scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
     some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]

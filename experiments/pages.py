@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +156,7 @@ def figures(runs: list[Run]) -> dict[str, Figure]:
         title = f"{task}: mean of single networks ± standard deviation"
         pictures[f"quality-{task}"] = plot_summaries({label: _summaries(run["metrics"]) for label, run in labelled.items()}, title)
         if sharpened := {label: run for label, run in labelled.items() if "sharpness" in run}:
-            drawn = {re.sub(r", sharpness [^,]*", "", label): by_distance(run) for label, run in sharpened.items()}  # it varies here
+            drawn = {label: by_distance(run) for label, run in sharpened.items()}
             zoo = next(iter(sharpened.values()))["metrics"]["zoo"]
             pictures[f"tradeoff-{task}"] = plot_tradeoff(drawn, zoo, f"{task}: quality against diversity, from sharpness 0 (hollow) on")
     for run in runs:

@@ -67,7 +67,7 @@ def main(_config, _run):
         save_samples(folder / "samples.safetensors", Samples(thetas, spec, settings | sampling_settings(_config)))
     with timed(seconds, "evaluate"):
         exam = Exam(network, spec, task, device)
-        metrics, figures = assess(exam, flow, fitted, heldout, points, thetas, paths, randomness(seed, "evaluate"))
+        metrics, figures = assess(exam, flow, fitted, heldout, thetas, paths, randomness(seed, "evaluate"))
         save_figures(folder / "figures", figures)
 
     metrics |= {"time": seconds, "flow": _config["flow"], "task": task.name, "seed": seed, "parameters": spec.weights}

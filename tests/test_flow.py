@@ -142,14 +142,15 @@ def test_sharpness_goes_on_from_the_gaussian_through_what_was_learned(prediction
     assert not torch.allclose(plain, sharp)
 
 
-def test_every_unit_counts_the_same(spec, thetas, generator):
+@pytest.mark.parametrize(("flow", "units"), [("geometric", 6), ("geometric_polar", 7)])  # 4 hidden, 2 outputs, their log-norm
+def test_every_unit_counts_the_same(flow, units, spec, thetas, generator):
     """A network that predicts 0 has the same loss on each: what the Gaussian leaves open of its weights, whatever their number and size."""
-    flow, points = prepare(spec, thetas, CONFIG | {"flow": "geometric_polar"})
+    flow, points = prepare(spec, thetas, CONFIG | {"flow": flow})
     chart, t = flow.chart, torch.rand(len(points), generator=generator)
     _, weight = flow.predict(chart, points, t)
     rest = gaussian(points, t, chart)[2]
-    shares = torch.zeros(len(points), 7).index_add_(1, chart.graph.unit_of, weight * rest**2)  # 4 hidden, 2 outputs, their log-norm
-    assert torch.allclose(shares, torch.tensor(chart.graph.size / 7).expand_as(shares), rtol=1e-4)
+    shares = torch.zeros(len(points), units).index_add_(1, chart.graph.unit_of, weight * rest**2)
+    assert torch.allclose(shares, torch.tensor(chart.graph.size / units).expand_as(shares), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("time", "mean"), [("uniform", 1 / 2), ("beta", 1 / 3)])
