@@ -25,7 +25,7 @@ from geoflow.zoo.train import train_zoo
 MNIST = (784, (10,), 10)
 EXACT = {"components": 784}  # every weight on its own, whatever the width of the input
 CONFIG = {
-    "flow": "geometric", "align": True, "velocity": "transformer", "coupling": "independent", "time": "uniform",
+    "flow": "geometric", "align": True, "velocity": "transformer", "coupling": "independent", "time": "uniform", "weighting": "balanced",
     "prediction": "preconditioned",
     "sizes": EXACT, "iterations": 1000, "lr": 2e-3, "weight_decay": 1e-3, "ema": 0.999, "seed": 0,
 }  # fmt: skip

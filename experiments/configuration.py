@@ -41,6 +41,7 @@ def config():
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint
+    weighting = "balanced"  # balanced or uniform: over t
     sizes = dict(SIZES)  # of the velocity: layers, node, edge, edge_hidden, heads, components; of mlp: width
     iterations = 1000
     batch = 32

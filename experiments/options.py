@@ -11,7 +11,7 @@ from sacred.utils import SacredError, SacredInterrupt
 from geoflow.chart import FLOWS
 from geoflow.choices import choose
 from geoflow.couplings import COUPLINGS
-from geoflow.flow import PREDICTIONS
+from geoflow.flow import PREDICTIONS, WEIGHTINGS
 from geoflow.sampling import SOLVERS
 from geoflow.training import TIMES, check_config
 from geoflow.velocity import VELOCITIES, complete_sizes
@@ -25,7 +25,8 @@ FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen")  # the commands
 NETWORK = ("task", "hidden", "activation")  # what says which network is made
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
 FITTED = (
-    "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "iterations", "batch", "lr", "weight_decay", "ema", "part",
+    "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
+    "ema", "part",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "seed")
@@ -41,6 +42,7 @@ CHOICES: dict[str, Mapping | tuple] = {
     "coupling": COUPLINGS,
     "time": TIMES,
     "prediction": PREDICTIONS,
+    "weighting": WEIGHTINGS,
     "solver": SOLVERS,
     "task": TASKS,
     "activation": ACTIVATIONS,

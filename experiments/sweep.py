@@ -29,6 +29,7 @@ ABLATIONS: tuple[Arguments, ...] = (
     ("metric=weights",),
     ("prediction=velocity",),
     ("prediction=endpoint",),
+    ("weighting=uniform",),
     ("time=beta",),
     ("coupling=ot",),
     ("coupling=equivariant_ot",),

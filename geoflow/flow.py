@@ -72,6 +72,8 @@ def endpoint(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> t
 
 # name: (raw output of the network, x_t, t, chart, what the Gaussian knows) -> (velocity, weight of its squared error at this t)
 PREDICTIONS: dict[str, Callable] = {"preconditioned": preconditioned, "velocity": velocity, "endpoint": endpoint}
+# name: that weight -> the weight in the loss: an error of what the network says counts the same at every t, or one of the velocity
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {"balanced": lambda weight: weight, "uniform": torch.ones_like}
 
 
 @dataclass(eq=False)
@@ -127,9 +129,9 @@ class Flow:
         return PREDICTIONS[self.config["prediction"]](raw, x, t, chart, known)
 
     def matching_loss(self, x_t: Float[Tensor, "nets size"], dx_t: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Tensor:
-        """The mean squared error of the velocity in units of a coordinate's own size, with the prediction's weight over t."""
+        """The mean squared error of the velocity in units of a coordinate's own size, weighted over t as the configuration says."""
         v, weight = self.predict(self.chart, x_t, t)
-        return (weight * ((v - dx_t) * beside(self.chart.scale, x_t)).square()).mean()
+        return (WEIGHTINGS[self.config["weighting"]](weight) * ((v - dx_t) * beside(self.chart.scale, x_t)).square()).mean()
 
     def to(self, device: str | torch.device) -> "Flow":
         self.field.to(device)
@@ -164,13 +166,14 @@ class Flow:
 
 
 def today(config: Mapping) -> dict:
-    """A configuration in today's words. Before there was `align` all networks were aligned, and geometric was what geometric_polar is now.
+    """A configuration in today's words. Before there was `align` all networks were aligned, and geometric was what geometric_polar is now;
+    before there was `weighting` all losses were balanced.
 
     >>> today({"flow": "geometric"})
-    {'flow': 'geometric_polar', 'align': True}
+    {'align': True, 'weighting': 'balanced', 'flow': 'geometric_polar'}
     """
     polar = config["flow"] == "geometric" and "align" not in config
-    return {**config, "flow": "geometric_polar" if polar else config["flow"], "align": config.get("align", True)}
+    return {"align": True, "weighting": "balanced", **config, "flow": "geometric_polar" if polar else config["flow"]}
 
 
 def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mapping) -> Flow:

@@ -15,7 +15,7 @@ from geoflow.chart import FLOWS, fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.choices import choose
 from geoflow.couplings import COUPLINGS
-from geoflow.flow import PREDICTIONS, Flow, build_flow
+from geoflow.flow import PREDICTIONS, WEIGHTINGS, Flow, build_flow
 from geoflow.frame import UNTURNED, metric_frame
 from geoflow.graph import graph_of
 from geoflow.sources import noise
@@ -43,6 +43,7 @@ def fit(
     coupling: str = "independent",
     time: str = "uniform",
     prediction: str = "preconditioned",
+    weighting: str = "balanced",
     sizes: Mapping | None = None,
     iterations: int = 1000,
     batch: int = 32,
@@ -58,14 +59,14 @@ def fit(
     """Fit a flow to trained networks of one architecture: make them canonical, choose coordinates, match velocities.
 
     The conditional flow matching loss E |v(x_t, t) - dx_t|^2 (Lipman et al. 2023; on manifolds Chen and Lipman 2024) is minimised by
-    Muon (matrices of hidden layers) and AdamW (all else) with cosine decay; the flow's weights are the exponential moving average. `flow`,
-    `velocity`, `coupling`, `time` and `prediction` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES and PREDICTIONS; `sizes` are the
-    velocity's own. The field and its samples are in torch's default precision, whatever the zoo's. With `inputs`, examples of what the
-    networks read, rows of weights on them are measured by what they make of them (see `metric_frame`): networks that compute nearly the
-    same are then near each other. Without `align` the flow sees the units of every network in the order and with the signs in which they
-    came; where no signs are free it is all the same to the transformer with independent pairs, which cannot tell one order from another.
-    With a `checkpoint` path the state is written there every `every` iterations, and training goes on from it: on the CPU the result is
-    bit-identical to an uninterrupted one.
+    Muon (matrices of hidden layers) and AdamW (all else) with cosine decay; the flow's weights are the exponential moving average.
+    `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES, PREDICTIONS
+    and WEIGHTINGS; `sizes` are the velocity's own. The field and its samples are in torch's default precision, whatever the zoo's. With
+    `inputs`, examples of what the networks read, rows of weights on them are measured by what they make of them (see `metric_frame`):
+    networks that compute nearly the same are then near each other. Without `align` the flow sees the units of every network in the
+    order and with the signs in which they came; where no signs are free it is all the same to the transformer with independent pairs,
+    which cannot tell one order from another. With a `checkpoint` path the state is written there every `every` iterations, and training
+    goes on from it: on the CPU the result is bit-identical to an uninterrupted one.
 
     Raises ValueError for an unknown name, fewer than 2 networks or than `batch`, networks with NaN or, on spheres, dead units, and a
     checkpoint of another configuration; FloatingPointError where the loss is not finite.
@@ -78,7 +79,7 @@ def fit(
     True
     """
     config = {"flow": flow, "align": align, "velocity": velocity, "coupling": coupling, "time": time, "prediction": prediction}
-    config |= {"sizes": dict(sizes or {}), "iterations": iterations, "batch": batch}
+    config |= {"weighting": weighting, "sizes": dict(sizes or {}), "iterations": iterations, "batch": batch}
     config |= {"lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
     untrained, points = prepare(spec, thetas, config, inputs)
     return train(untrained.to(device), points.to(device), checkpoint, every, progress)
@@ -146,7 +147,13 @@ def _learning_rate(lr: float, iteration: int, iterations: int) -> float:
 
 def check_config(config: Mapping) -> None:
     """Raise ValueError where the named arguments of `fit` hold an unknown name, or do not go together."""
-    for option, table in (("flow", FLOWS), ("coupling", COUPLINGS), ("time", TIMES), ("prediction", PREDICTIONS)):
+    for option, table in (
+        ("flow", FLOWS),
+        ("coupling", COUPLINGS),
+        ("time", TIMES),
+        ("prediction", PREDICTIONS),
+        ("weighting", WEIGHTINGS),
+    ):
         choose(option, config[option], table)
     complete_sizes(config["velocity"], config["sizes"])
     if not isinstance(config["align"], bool):

@@ -142,6 +142,7 @@ def test_samples_load_into_the_network(finished):
     [
         {"flow": "euclidean", "velocity": "mlp", "coupling": "ot", "time": "beta", "solver": "heun", "prediction": "velocity"},
         {"flow": "normalized", "coupling": "equivariant_ot", "solver": "midpoint", "prediction": "endpoint", "guidance": 0.1},
+        {"flow": "geometric", "weighting": "uniform"},
     ],
     ids=lambda options: options["flow"],
 )
@@ -363,6 +364,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         ("with time=normal", "Unknown time 'normal'. Known: uniform, beta."),
         ("with activation=sine", "Unknown activation 'sine'. Known: relu, tanh, gelu."),
         ("with prediction=noise", "Unknown prediction 'noise'. Known: preconditioned, velocity, endpoint."),
+        ("with weighting=cosine", "Unknown weighting 'cosine'. Known: balanced, uniform."),
         ("with device=gpu", "Unknown device 'gpu'. Known: auto, cpu, cuda."),
         ("with zoo.schedule=linear", "Unknown zoo.schedule 'linear'. Known: constant, cosine."),
         ("with hidden=[0]", "hidden=[0] must be a list of widths of at least 1"),

@@ -14,7 +14,7 @@ from geoflow.chart import fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.evaluation.metrics import evaluate
 from geoflow.files import read_tensors, write_tensors
-from geoflow.flow import PREDICTIONS, build_flow, gaussian
+from geoflow.flow import PREDICTIONS, WEIGHTINGS, build_flow, gaussian
 from geoflow.manifolds import Product
 from geoflow.muon import Muon
 from geoflow.paths import geodesic
@@ -31,6 +31,7 @@ from tests.networks import NETWORKS
 CONFIG = {"flow": "geometric", "velocity": "transformer", "coupling": "independent", "time": "uniform", "prediction": "preconditioned"}
 CONFIG |= {
     "align": True,
+    "weighting": "balanced",
     "sizes": {"layers": 1, "node": 16, "edge": 8, "edge_hidden": 8},
     "iterations": 6,
     "batch": 4,
@@ -115,9 +116,10 @@ def test_the_solvers_have_their_order(solver, order, spheres):
     assert slope == pytest.approx(order, abs=0.35)
 
 
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_every_prediction_is_a_tangent_velocity_with_a_finite_loss(prediction, spec, thetas, generator):
-    flow, points = prepare(spec, thetas, CONFIG | {"prediction": prediction})
+def test_every_prediction_is_a_tangent_velocity_with_a_finite_loss(prediction, weighting, spec, thetas):
+    flow, points = prepare(spec, thetas, CONFIG | {"prediction": prediction, "weighting": weighting})
     randomise(flow.field)
     for t in (0.0, 0.5, 1.0):
         v, weight = flow.predict(flow.chart, points, torch.full((len(points),), t))
@@ -125,6 +127,7 @@ def test_every_prediction_is_a_tangent_velocity_with_a_finite_loss(prediction, s
         assert torch.allclose(manifold.proju(points, v), v, atol=1e-4 * max(1, v.abs().max().item()))
         assert (weight >= 0).all()
         off = manifold.proju(points, torch.ones_like(points))
+        weight = weight if weighting == "balanced" else 1
         expected = (weight * (off * flow.chart.scale) ** 2).mean().item()  # of a velocity that is off by this much
         assert flow.matching_loss(points, v + off, torch.full((len(points),), t)).item() == pytest.approx(expected, rel=1e-4)
 
@@ -273,6 +276,7 @@ def test_corrupt_foreign_and_missing_flows_are_named(spec, thetas, tmp_path):
         ({"coupling": "none"}, "Known: independent, ot, equivariant_ot"),
         ({"time": "late"}, "Known: uniform, beta"),
         ({"prediction": "noise"}, "Known: preconditioned, velocity, endpoint"),
+        ({"weighting": "late"}, "Known: balanced, uniform"),
         ({"batch": 21}, "batch=21 is more than the 20 networks"),
         ({"batch": 0}, "batch=0 must be at least 1"),
         ({"iterations": 0}, "iterations=0 must be at least 1"),
@@ -299,7 +303,7 @@ def test_flows_from_before_the_last_layer_was_flat_are_read_as_what_they_are(flo
     made.save(tmp_path / "flow.safetensors")
     assert Flow.load(tmp_path / "flow.safetensors").config == made.config
     tensors, metadata = read_tensors(tmp_path / "flow.safetensors")
-    config = {name: value for name, value in json.loads(metadata["config"]).items() if name != "align"}
+    config = {name: value for name, value in json.loads(metadata["config"]).items() if name not in ("align", "weighting")}
     older = {"format": "geoflow-5", "config": json.dumps(config | {"flow": then})}
     write_tensors(tmp_path / "older.safetensors", tensors, metadata | older)
     read = Flow.load(tmp_path / "older.safetensors")

@@ -16,7 +16,8 @@ from geoflow.velocity import RelationalTransformer
 from geoflow.zoo.networks import mlp
 from tests.networks import NETWORKS
 
-CONFIG = {"align": True, "velocity": "transformer", "prediction": "preconditioned", "sizes": {"layers": 1, "node": 16}, "seed": 0}
+CONFIG = {"align": True, "velocity": "transformer", "prediction": "preconditioned", "weighting": "balanced"}
+CONFIG |= {"sizes": {"layers": 1, "node": 16}, "seed": 0}
 
 
 @pytest.fixture

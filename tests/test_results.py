@@ -82,6 +82,7 @@ def test_a_run_from_before_the_last_layer_was_flat_is_another_than_one_of_today(
     before = {name: value for name, value in config.items() if name != "align"} | {"flow": "geometric"}
     assert pages.name_of(before) == pages.name_of(before | {"flow": "geometric_polar", "align": True})
     assert pages.name_of(before) != pages.name_of(before | {"align": True})
+    assert pages.name_of(before) == pages.name_of(before | {"weighting": "balanced"}) != pages.name_of(before | {"weighting": "uniform"})
 
 
 def test_a_run_of_another_task_is_refused(results, tmp_path):
