@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from statistics import mean
 
+from geoflow.flow import BEFORE as FITTED_BEFORE
+
 # what sets runs of one task and flow apart, besides the seed
 SETTINGS = (
     "metric", "align", "velocity", "coupling", "prediction", "weighting", "time", "runs", "iterations", "batch", "lr", "steps", "start",
     "sharpness",
 )  # fmt: skip
 SHOWN = (*SETTINGS, "snapshots")
-BEFORE = {"start": 0.0, "align": True, "weighting": "balanced"}  # how runs that are older than an option were made
+BEFORE = {"start": 0.0, **FITTED_BEFORE}  # how runs that are older than an option were made
 # what a kept run's folder holds: "metrics", "config", "ran", and where they were measured "curve" (over steps) and "sharpness"
 Run = Mapping
 

@@ -23,6 +23,7 @@ from geoflow.velocity import build_field
 
 FORMAT = "geoflow-6"  # counted up with every change of what is saved
 READABLE = ("geoflow-5", FORMAT)
+BEFORE = {"align": True, "weighting": "balanced"}  # how flows that are older than an option were fitted
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
 
 
@@ -166,14 +167,13 @@ class Flow:
 
 
 def today(config: Mapping) -> dict:
-    """A configuration in today's words. Before there was `align` all networks were aligned, and geometric was what geometric_polar is now;
-    before there was `weighting` all losses were balanced.
+    """A configuration in today's words, with the options it is older than. Before there was `align`, geometric was what geometric_polar is now.
 
     >>> today({"flow": "geometric"})
     {'align': True, 'weighting': 'balanced', 'flow': 'geometric_polar'}
     """
     polar = config["flow"] == "geometric" and "align" not in config
-    return {"align": True, "weighting": "balanced", **config, "flow": "geometric_polar" if polar else config["flow"]}
+    return {**BEFORE, **config, "flow": "geometric_polar" if polar else config["flow"]}
 
 
 def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mapping) -> Flow:
