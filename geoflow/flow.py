@@ -167,7 +167,7 @@ class Flow:
 
 
 def today(config: Mapping) -> dict:
-    """A configuration in today's words, with the options it is older than. Before there was `align`, geometric was what geometric_polar is now.
+    """A configuration in today's words, with options that it is older than. Before `align`, geometric was what geometric_polar is now.
 
     >>> today({"flow": "geometric"})
     {'align': True, 'weighting': 'balanced', 'flow': 'geometric_polar'}
