@@ -1,4 +1,4 @@
-"""Keep finished runs in results/, and rebuild its pages from them.
+"""Keep finished runs in results/, and rebuild its pages and the table of the README from them.
 
 python experiments/results.py main_job runs/1 runs/2    keeps these runs for results/main_job, and rebuilds all pages
 python experiments/results.py mnist runs/5 --flow       keeps the trained flow too, so that anyone can sample at once
@@ -11,11 +11,13 @@ import json
 import shutil
 from pathlib import Path
 
+from headline import headline, inserted
 from pages import PAGES, figures, name_of, page, read_runs
 
 from geoflow.evaluation.plots import save_figures
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, README = ROOT / "results", ROOT / "README.md"
 FOUND = ("curve.json", "sharpness.json")  # what the commands curve and sharpen write
 LARGEST = 8 * 10**6  # bytes of a flow that is kept
 
@@ -63,15 +65,16 @@ def keep_beside(name: str, run: Path, found: str) -> Path:
 
 
 def rebuild() -> list[Path]:
-    """Write every page that has runs, and its figures."""
-    paths = []
-    for name in PAGES:
-        if (folder := RESULTS / name).is_dir():
-            runs = read_runs(folder)
-            pictures = figures(runs)
-            (folder / "README.md").write_text(page(name, runs, pictures), encoding="utf-8")
-            shutil.rmtree(folder / "figures", ignore_errors=True)
-            paths += [folder / "README.md", *save_figures(folder / "figures", pictures)]
+    """Write every page that has runs, and its figures; and the table of the README."""
+    kept = {name: read_runs(RESULTS / name) for name in PAGES if (RESULTS / name).is_dir()}
+    README.write_text(inserted(README.read_text(encoding="utf-8"), headline(kept)), encoding="utf-8")
+    paths = [README]
+    for name, runs in kept.items():
+        folder = RESULTS / name
+        pictures = figures(runs)
+        (folder / "README.md").write_text(page(name, runs, pictures), encoding="utf-8")
+        shutil.rmtree(folder / "figures", ignore_errors=True)
+        paths += [folder / "README.md", *save_figures(folder / "figures", pictures)]
     return paths
 
 

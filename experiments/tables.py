@@ -83,7 +83,7 @@ def quality_table(runs: Sequence[Run], missed: Callable[[Mapping], list[str]]) -
 
 def beside_table(runs: Sequence[Run]) -> str:
     """The same runs beside the baselines, how much their networks differ, and what they cost."""
-    return _table(runs, BESIDE, {"on": lambda run: _place(run["ran"]), "commit": lambda run: "".join(run["ran"]["commit"])[:7]})
+    return _table(runs, BESIDE, {"on": lambda run: place(run["ran"]), "commit": lambda run: "".join(run["ran"]["commit"])[:7]})
 
 
 def sharpness_table(name: str, run: Run) -> str:
@@ -98,7 +98,7 @@ def sharpness_table(name: str, run: Run) -> str:
     begun = f" from time {found['start']:g} on" if found["start"] else ""
     return f"""## By sharpness: {name} ({found["count"]} networks, {found["steps"]} steps{begun})
 
-{_markdown(lines)}
+{markdown(lines)}
 
 """
 
@@ -152,7 +152,7 @@ def _table(runs: Sequence[Run], columns: Columns, words: dict[str, Callable[[Run
         if len(group) > 1:
             means = [_number(mean(value(run["metrics"]) for run in group), form) for value, form in columns.values()]
             lines.append([*names, "mean", *means, *("" for _ in words)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def _settings(run: Run) -> dict[str, str]:
@@ -164,7 +164,7 @@ def _settings(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in settings.items() if value is not None}
 
 
-def _markdown(lines: list[list[str]]) -> str:
+def markdown(lines: list[list[str]]) -> str:
     head, *rows = lines
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
@@ -173,7 +173,7 @@ def _number(value: float, form: str) -> str:
     return "-" if isnan(value) else format(value, form)
 
 
-def _place(ran: Mapping) -> str:
+def place(ran: Mapping) -> str:
     """What computed a run: a GPU, or so many threads of a processor."""
-    device = ran.get("device", "cpu")
-    return f"{ran.get('threads', '?')} of a CPU" if device == "cpu" else device
+    device, threads = ran.get("device", "cpu"), ran.get("threads", "?")
+    return f"{threads} CPU thread{'s' * (threads != 1)}" if device == "cpu" else device

@@ -39,6 +39,30 @@ def test_the_pages_are_those_that_the_kept_runs_make(results, pages):
             assert geoflow.Flow.load(flow).config["flow"] == pages.read_run(flow.parent)["config"]["flow"]
 
 
+def test_the_readme_shows_what_the_kept_runs_make(results, pages):
+    import headline
+
+    kept = {name: pages.read_runs(results.RESULTS / name) for name in pages.PAGES if (results.RESULTS / name).is_dir()}
+    text = results.README.read_text(encoding="utf-8")
+    assert headline.inserted(text, headline.headline(kept)) == text
+    shown = [line.split(" | ")[0] for line in text.split(headline.BEGIN)[1].split(headline.END)[0].strip().splitlines()[2:]]
+    assert shown == [f"| {title}" for title in headline.ROWS]
+    with pytest.raises(ValueError, match="lost the marks"):
+        headline.inserted("# geoflow", headline.headline(kept))
+
+
+def test_the_readme_shows_the_flow_of_today_that_was_trained_most(pages, results):
+    import headline
+
+    folder = next((results.RESULTS / "main_job").glob("digits-geometric*"))
+    run = pages.read_run(folder)
+    changes = {"polar": {"flow": "geometric_polar", "iterations": 9000}, "short": {"iterations": 1000}, "long": {}, "again": {"seed": 7}}
+    runs = [run | {"config": run["config"] | {"flow": "geometric", "name": name} | change} for name, change in changes.items()]
+    assert [one["config"]["name"] for one in headline.most_trained(runs, "digits")] == ["long", "again"]
+    assert [one["config"]["name"] for one in headline.most_trained(runs[:1], "digits")] == ["polar"]
+    assert headline.most_trained(runs, "mnist") == ()
+
+
 def test_a_shortfall_is_named(results, pages):
     row = results._read(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "metrics.json")
     assert pages.missed_of_the_main_job(row) == []
@@ -99,6 +123,8 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
     kept = next(path for path in sorted((results.RESULTS / "main_job").iterdir()) if path.name.startswith("digits"))
     run = {name: results._read(kept / f"{name}.json") for name in ("metrics", "config", "ran")}
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text("<!-- This table is written by `make results`. -->\n<!-- The end of the table. -->\nmore\n")
     for number, change in enumerate([{"seed": 0}, {"seed": 1}, {"seed": 0, "coupling": "ot"}]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -121,6 +147,8 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
     (sharper / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "0")}))
     results.keep("main_job", sharper)
     results.rebuild()
+    readme = (tmp_path / "README.md").read_text()
+    assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
     page = (tmp_path / "results" / "main_job" / "README.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| digits")]
     assert [row.split(" | ")[2] for row in rows] == (["-"] * 3 + ["coupling ot"]) * 2 and "(coupling independent)" in page

@@ -1,0 +1,66 @@
+"""Lay out the README's table of results: for each size of network the flow that was trained most, beside its zoo and the baselines."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+from tables import Run, groups, markdown, place, small_ensemble
+
+FLOWS = ("geometric", "geometric_polar")  # a task's rows are of the first that its page has
+# what a row is called: the page that it is from, and the task
+ROWS = {
+    "digits, 64-10-10": ("main_job", "digits"),
+    "MNIST, 784-10-10": ("mnist", "mnist"),
+    "Fashion-MNIST, 784-10-10": ("fashion", "fashion"),
+    "MNIST, 784-32-32-10": ("mnist32", "mnist"),
+}
+BASELINES = {
+    "mean network": "mean_network",
+    "interpolation": "interpolation",
+    "Gaussian on principal components": "pca_gaussian",
+    "noised training network": "noised",
+}
+BEGIN, END = "<!-- This table is written by `make results`. -->\n", "<!-- The end of the table. -->"
+
+
+def headline(pages: Mapping[str, Sequence[Run]]) -> str:
+    """The table, in Markdown, from the kept runs of each page; a size of which there are none has no row."""
+    head = ["", "generated", "zoo", *BASELINES, "ensemble of 64, of the zoo's", "distance of two / zoo", "flow", "its training", "seeds"]
+    found = {title: most_trained(pages.get(page, ()), task) for title, (page, task) in ROWS.items()}
+    return markdown([head, *(_row(title, runs) for title, runs in found.items() if runs)])
+
+
+def most_trained(runs: Sequence[Run], task: str) -> Sequence[Run]:
+    """The runs, one a seed, of the flow that took the most examples in its training; then of the largest zoo, of the most seeds."""
+    of_task = [group for group in groups(runs).values() if group[0]["config"]["task"] == task]
+    found = ([group for group in of_task if group[0]["config"]["flow"] == flow] for flow in FLOWS)
+    return max(next(filter(None, found), ()), key=_training, default=())
+
+
+def inserted(text: str, table: str) -> str:
+    """A text whose table, between its two marks, is this one."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"The README has lost the marks of its table, {BEGIN!r} and {END!r}.")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{table}\n\n{END}{after}"
+
+
+def _training(group: Sequence[Run]) -> tuple[int, int, int]:
+    config = group[0]["config"]
+    return config["iterations"] * config["batch"], config["runs"], len(group)
+
+
+def _row(title: str, runs: Sequence[Run]) -> list[str]:
+    several = [run["metrics"] for run in runs]
+    scored = [[one["generated"] for one in several], [one["zoo"] for one in several]]
+    scored += [[one["baselines"][name] for one in several] for name in BASELINES.values()]
+    ensembles = (_short(mean(small_ensemble(one, whose)["accuracy"] for one in several)) for whose in ("generated", "zoo"))
+    apart = mean(one["diversity"]["generated"]["distance"] / one["diversity"]["zoo"]["distance"] for one in several)
+    trained = f"{mean(one['time']['train'] for one in several) / 60:.0f} min, {', '.join(sorted({place(run['ran']) for run in runs}))}"
+    cells = [f"{_short(mean(s['accuracy']['mean'] for s in kind))} / {_short(mean(s['nll']['mean'] for s in kind))}" for kind in scored]
+    seeds = ", ".join(str(one["seed"]) for one in several)
+    return [title, *cells, ", ".join(ensembles), f"{apart:.2f}", f"`{runs[0]['config']['flow']}`", trained, seeds]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
