@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from tables import Run, groups, markdown, place, small_ensemble
+from tables import Run, diversity, groups, markdown, place, small_ensemble
 
 FLOWS = ("geometric", "geometric_polar")  # a task's rows are of the first that its page has
 # what a row is called: the page that it is from, and the task
@@ -55,7 +55,7 @@ def _row(title: str, runs: Sequence[Run]) -> list[str]:
     scored = [[one["generated"] for one in several], [one["zoo"] for one in several]]
     scored += [[one["baselines"][name] for one in several] for name in BASELINES.values()]
     ensembles = (_short(mean(small_ensemble(one, whose)["accuracy"] for one in several)) for whose in ("generated", "zoo"))
-    apart = mean(one["diversity"]["generated"]["distance"] / one["diversity"]["zoo"]["distance"] for one in several)
+    apart = mean(diversity(one, "distance") for one in several)
     trained = f"{mean(one['time']['train'] for one in several) / 60:.0f} min, {', '.join(sorted({place(run['ran']) for run in runs}))}"
     cells = [f"{_short(mean(s['accuracy']['mean'] for s in kind))} / {_short(mean(s['nll']['mean'] for s in kind))}" for kind in scored]
     seeds = ", ".join(str(one["seed"]) for one in several)
