@@ -8,13 +8,10 @@ import torch
 from folder import described, sampled_with, samples_file
 from sacred.utils import SacredError, SacredInterrupt
 
-from geoflow.chart import FLOWS
+from geoflow import training
 from geoflow.choices import choose
-from geoflow.couplings import COUPLINGS
-from geoflow.flow import PREDICTIONS, WEIGHTINGS
 from geoflow.sampling import SOLVERS
-from geoflow.training import TIMES, check_config
-from geoflow.velocity import VELOCITIES, complete_sizes
+from geoflow.velocity import complete_sizes
 from geoflow.zoo.networks import ACTIVATIONS
 from geoflow.zoo.store import ZOO_DEFAULTS
 from geoflow.zoo.tasks import TASKS
@@ -36,13 +33,8 @@ STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
 SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0}
 
 CHOICES: dict[str, Mapping | tuple] = {
-    "flow": FLOWS,
+    **training.CHOICES,
     "metric": METRICS,
-    "velocity": VELOCITIES,
-    "coupling": COUPLINGS,
-    "time": TIMES,
-    "prediction": PREDICTIONS,
-    "weighting": WEIGHTINGS,
     "solver": SOLVERS,
     "task": TASKS,
     "activation": ACTIVATIONS,
@@ -136,7 +128,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     _check({**config, **own})
     settings = flow_settings({**config, **own})
-    check_config(settings)
+    training.check_config(settings)
     return own | {"sizes": complete_sizes(settings["velocity"], settings["sizes"])}
 
 

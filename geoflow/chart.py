@@ -175,13 +175,16 @@ class Chart:
         return {key: index[self.flat[index]] for key, index in joined.items() if self.flat[index].any()}
 
     def check(self) -> None:
-        """Raise ValueError where flat coordinates have a role that the statistics do not know."""
+        """Raise ValueError where the statistics do not serve: for a role that is flat and has none, or that is on spheres and has some."""
+        cure = " A geometric flow keeps rows that can be rescaled on spheres: for other activations or layers use flow=euclidean."
         if unseen := sorted(set(self.roles) - set(self.statistics)):
-            cure = " A geometric flow keeps rows that can be rescaled on spheres: for other activations or layers use flow=euclidean."
             raise ValueError(
                 f"The flow has never seen flat coordinates of the role {unseen[0]!r}; it knows {', '.join(sorted(self.statistics))}."
                 + cure * self.recipe.spheres
             )
+        parts = {part.key for part in (*self.graph.blocks, *self.graph.features)}
+        if curved := sorted(parts & set(self.statistics) - set(self.roles)):
+            raise ValueError(f"The flow knows the role {curved[0]!r} as flat coordinates, not on spheres." + cure)
 
     @cached_property
     def _mean(self) -> Tensor:

@@ -29,6 +29,15 @@ TIMES = {
     "beta": lambda share: 1 - (1 - share).sqrt(),
 }
 
+# arguments of `fit` that name a row of a table
+CHOICES: dict[str, Mapping] = {
+    "flow": FLOWS,
+    "velocity": VELOCITIES,
+    "coupling": COUPLINGS,
+    "time": TIMES,
+    "prediction": PREDICTIONS,
+    "weighting": WEIGHTINGS,
+}
 WARMUP = 100  # iterations
 
 
@@ -147,13 +156,7 @@ def _learning_rate(lr: float, iteration: int, iterations: int) -> float:
 
 def check_config(config: Mapping) -> None:
     """Raise ValueError where the named arguments of `fit` hold an unknown name, or do not go together."""
-    for option, table in (
-        ("flow", FLOWS),
-        ("coupling", COUPLINGS),
-        ("time", TIMES),
-        ("prediction", PREDICTIONS),
-        ("weighting", WEIGHTINGS),
-    ):
+    for option, table in CHOICES.items():
         choose(option, config[option], table)
     complete_sizes(config["velocity"], config["sizes"])
     if not isinstance(config["align"], bool):

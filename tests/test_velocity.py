@@ -1,5 +1,7 @@
 """The fields: equivariant, equal to their PyG twin, independent of width, depth and batch."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -125,6 +127,22 @@ def test_transfer_gives_networks_of_the_other_width(flow):
     thetas = torch.randn(20, spec.weights, generator=torch.Generator().manual_seed(0))
     trained = fit(spec, thetas, flow=flow, iterations=2, batch=8, progress=False)
     assert sample(trained, 3, spec=wide, steps=2).shape == (3, wide.weights)
+
+
+@pytest.mark.parametrize(
+    ("zoo", "other", "words"),
+    [
+        ("tanh", "relu", "knows the role 'weight:hidden<hidden:1' as flat coordinates, not on spheres.*use flow=euclidean"),
+        ("relu", "tanh", "never seen flat coordinates of the role 'weight:hidden<hidden:1'.*use flow=euclidean"),
+        ("tanh", "gelu", None),
+    ],
+)
+def test_spheres_serve_networks_whose_rows_can_be_rescaled_alike(zoo, other, words):
+    spec, target = (spec_of(mlp(5, [4, 4], 2, activation), torch.zeros(1, 5)) for activation in (zoo, other))
+    thetas = torch.randn(20, spec.weights, generator=torch.Generator().manual_seed(0))
+    trained = fit(spec, thetas, flow="geometric", iterations=2, batch=8, progress=False)
+    with pytest.raises(ValueError, match=words) if words else nullcontext():
+        assert sample(trained, 3, spec=target, steps=2).isfinite().all()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
