@@ -13,6 +13,7 @@ from tables import (
     Run,
     beside_table,
     by_distance,
+    by_size,
     groups,
     log_pool,
     quality_table,
@@ -23,7 +24,7 @@ from tables import (
 )
 
 from geoflow.chart import FLOWS
-from geoflow.evaluation.comparisons import plot_curve, plot_summaries, plot_tradeoff
+from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_summaries, plot_tradeoff
 from geoflow.flow import today
 
 SHOWN_BASELINES = ("mean_network", "interpolation", "noised")
@@ -144,8 +145,8 @@ whole run after the imports. Device: {", ".join(devices)}; machines: {"; ".join(
 
 
 def figures(runs: list[Run]) -> dict[str, Figure]:
-    """The pictures of a page, by name: generated networks of every run beside zoo and baselines; quality against diversity and quality
-    over steps where they were measured."""
+    """The pictures of a page, by name: generated networks of every run beside zoo and baselines; novelty over the size of the zoo where
+    several are compared, quality against diversity and over steps where these were measured."""
     by_task: dict[str, dict[str, Run]] = {}
     for (task, flow, settings), group in groups(runs).items():
         for run in group:
@@ -159,6 +160,8 @@ def figures(runs: list[Run]) -> dict[str, Figure]:
             drawn = {label: by_distance(run) for label, run in sharpened.items()}
             zoo = next(iter(sharpened.values()))["metrics"]["zoo"]
             pictures[f"tradeoff-{task}"] = plot_tradeoff(drawn, zoo, f"{task}: quality against diversity, from sharpness 0 (hollow) on")
+    for task, lines in by_size(runs).items():
+        pictures[f"sizes-{task}"] = plot_sizes(lines, f"{task}: how new and how good, over the size of the zoo")
     for run in runs:
         if "curve" in run:
             steps = {int(number): one for number, one in run["curve"]["steps"].items()}

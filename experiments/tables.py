@@ -13,6 +13,7 @@ SETTINGS = (
     "sharpness",
 )  # fmt: skip
 SHOWN = (*SETTINGS, "snapshots")
+LEAST_SIZES = 3  # of zoos, for a picture over them
 BEFORE = {"start": 0.0, **FITTED_BEFORE}  # how runs that are older than an option were made
 # what a kept run's folder holds: "metrics", "config", "ran", and where they were measured "curve" (over steps) and "sharpness"
 Run = Mapping
@@ -106,6 +107,22 @@ def sharpness_table(name: str, run: Run) -> str:
 def by_distance(run: Run) -> list[tuple[float, Mapping]]:
     """For each sharpness of a flow the distance of two of its networks, in units of the zoo, and their scores."""
     return [(diversity(_beside_the_zoo(run, one), "distance"), one["generated"]) for one in run["sharpness"]["sharpness"].values()]
+
+
+def by_size(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[int, float, Mapping, Mapping]]]]:
+    """By task and kind of training, over the number of training runs in the zoo: (that number, novelty ratio, scores of the generated,
+    scores of the zoo). Only of runs that differ in nothing but this, with three numbers or more, and in how long they trained."""
+    alike, lines = defaultdict(list), defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        others = {name: value for name, value in _settings(run).items() if name not in ("runs", "iterations", "ensembles of")}
+        alike[run["config"]["task"], run["config"]["flow"], run["metrics"]["seed"], *others.items()].append(run)
+    for (task, flow, seed, *_), group in alike.items():
+        if len({run["config"]["runs"] for run in group}) >= LEAST_SIZES:
+            for run in sorted(group, key=lambda run: (run["config"]["iterations"], run["config"]["runs"])):
+                m, config = run["metrics"], run["config"]
+                point = (config["runs"], m["novelty"]["ratio"], m["generated"], m["zoo"])
+                lines[task][f"{flow}, {config['iterations']} iterations, seed {seed}"].append(point)
+    return lines
 
 
 def _beside_the_zoo(run: Run, one: Mapping) -> dict:

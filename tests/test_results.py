@@ -101,6 +101,19 @@ def test_settings_are_named_where_they_are_not_as_in_most_runs(results, pages, c
     assert ("in most runs: digits (coupling ot)" if "-" in named else "in most runs.") in pages.page("main_job", runs, [])
 
 
+def test_zoos_of_three_sizes_make_a_line_for_each_training(results, pages):
+    run = pages.read_run(next((results.RESULTS / "main_job").glob("digits-geometric*-0")))
+    changes = [{"runs": runs} for runs in (512, 32, 128)] + [{"runs": 32, "iterations": 8000}, {"runs": 64, "coupling": "ot"}]
+    runs = [run | {"config": run["config"] | {"iterations": 1000} | change} for change in changes]
+    lines = pages.by_size(runs)["digits"]
+    flow = run["config"]["flow"]
+    assert {name: [point[0] for point in points] for name, points in lines.items()} == {
+        f"{flow}, 1000 iterations, seed 0": [32, 128, 512],
+        f"{flow}, 8000 iterations, seed 0": [32],
+    }
+    assert set(pages.figures(runs)) >= {"sizes-digits"} and not pages.by_size(runs[1:])
+
+
 def test_a_run_from_before_the_last_layer_was_flat_is_another_than_one_of_today(results, pages):
     config = results._read(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "config.json")
     before = {name: value for name, value in config.items() if name != "align"} | {"flow": "geometric"}

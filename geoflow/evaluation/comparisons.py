@@ -85,6 +85,43 @@ def plot_tradeoff(
     return figure
 
 
+def plot_sizes(
+    flows: Mapping[str, Sequence[tuple[int, float, Summary, Summary]]],
+    title: str = "Novelty and accuracy over the size of the zoo",
+) -> Figure:
+    """Novelty ratio and mean accuracy of generated networks against how many training runs the zoo has, a line for each kind of training.
+
+    A point is (runs, novelty ratio, scores of the generated, scores of the zoo's networks). A ratio near 0 means copies of the training
+    networks, one near 1 networks as new as another training run. The zoos' accuracy is the dashed line.
+
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}}
+    >>> len(plot_sizes({"geometric": [(32, 0.8, one, one), (128, 1.0, one, one)]}).axes)
+    2
+    """
+    figure = Figure(figsize=(8, 3.6 + 0.22 * len(flows)), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    left.axhline(1, color=BLACK, linestyle="--", linewidth=1)
+    zoos = {}
+    for number, (name, points) in enumerate(flows.items()):
+        style = {"color": (BLUE, ORANGE, VERMILION, GREY)[number % 4], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+        runs = [point[0] for point in points]
+        left.plot(runs, [point[1] for point in points], label=name, **style)
+        right.plot(runs, [point[2]["accuracy"]["mean"] for point in points], **style)
+        zoos |= {point[0]: point[3]["accuracy"]["mean"] for point in points}
+    right.plot(*zip(*sorted(zoos.items()), strict=True), color=BLACK, linestyle="--", linewidth=1, label="zoo")
+    left.set(ylabel="novelty ratio", ylim=(0, 1.1 * max(1, *(point[1] for points in flows.values() for point in points))))
+    right.set(ylabel="accuracy")
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="training runs in the zoo")
+        axes.set_xticks(sorted(zoos), list(map(str, sorted(zoos))))
+        axes.minorticks_off()
+        _finish(axes, "accuracy", "y")
+    handles, labels = (a + b for a, b in zip(left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True))
+    figure.legend(handles, labels, loc="outside lower center", ncols=1 + (len(labels) > 3), frameon=False)
+    return figure
+
+
 def _finish(axes: Axes, field: str, along: str) -> None:
     """A grid, and a readable logarithmic axis where it shows likelihoods."""
     axes.spines[["top", "right"]].set_visible(False)
