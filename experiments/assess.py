@@ -45,9 +45,8 @@ class Exam:
 
     def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float | None]:
         """How far two networks are from each other in canonical weights, and how often they predict different classes; None of one."""
-        if len(thetas) < 2:
-            return {"distance": None, "disagreement": None}
-        return {"distance": spread(canonical), "disagreement": disagreement(self.network, self.spec, thetas.to(self.device), self.x)}
+        different = disagreement(self.network, self.spec, thetas.to(self.device), self.x) if len(thetas) > 1 else None
+        return {"distance": _distance(canonical), "disagreement": different}
 
     def _ensemble(self, thetas: Thetas) -> dict:
         found = pooled_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
@@ -76,21 +75,25 @@ def spread_and_scores(exam: Exam, flow: Flow, thetas: Thetas) -> dict:
 
 
 def assess(
-    exam: Exam, flow: Flow, fitted: Zoo, heldout: Zoo, thetas: Thetas, paths: Tensor, generator: torch.Generator
+    exam: Exam, flow: Flow, fitted: Zoo, heldout: Zoo, thetas: Thetas, paths: Tensor | None, generator: torch.Generator
 ) -> tuple[dict, Mapping[str, Figure]]:
     """Generated networks beside the zoo that the flow was fitted to and beside the baselines: what metrics.json says, and the figures.
 
     Baselines and distances live in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances.
-    `paths` [times, nets, size] are the points of the sampler on its way.
+    `paths` [times, nets, size] are the points of the sampler on its way; without them there is no figure of the weights.
     """
     train, new, old = (flow.canonical(networks) for networks in (fitted.networks, thetas, heldout.networks))
-    made = {name: baseline(name, train, len(thetas), generator) for name in BASELINES}
+    made = {name: baseline(name, flow, train, len(thetas), generator) for name in BASELINES}
     scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
     some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]
+    places = {name: flow.canonical(one) for name, one in made.items()}
     metrics = {
         "zoo": summary(scores["zoo"]),
         "generated": summary(scores["generated"]),
-        "baselines": {name: summary(scores[name]) for name in BASELINES},
+        "baselines": {
+            name: summary(scores[name]) | {"novelty": novelty(one, train, old, fitted.run_of)["ratio"], "distance": _distance(one)}
+            for name, one in places.items()
+        },
         "ensemble": exam.ensembles("generated", thetas) | exam.ensembles("zoo", some),
         "novelty": novelty(new, train, old, fitted.run_of),
         "diversity": {
@@ -100,10 +103,15 @@ def assess(
     figures = {
         "scores": plot_scores(scores),
         "loss": plot_loss(flow.losses),
-        "weights": plot_weights(train, new, _in_the_order_of_their_end(flow, paths)),
         "distances": plot_distances(neighbour_distances(new, train, old, fitted.run_of)),
     }
+    if paths is not None:
+        figures["weights"] = plot_weights(train, new, _in_the_order_of_their_end(flow, paths))
     return metrics, figures
+
+
+def _distance(canonical: Thetas) -> float | None:
+    return spread(canonical) if len(canonical) > 1 else None
 
 
 def _in_the_order_of_their_end(flow: Flow, paths: Float[Tensor, "times nets size"]) -> Float[Tensor, "times nets weights"]:

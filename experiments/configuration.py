@@ -4,16 +4,15 @@
 
 import shutil
 from dataclasses import fields
-from pathlib import Path
 
-from folder import RunFolder, probe
+from collect import cache_of
+from folder import ROOT, RunFolder, probe
 from options import FURTHER, check_keys, complete, plainly
 from sacred import SETTINGS, Experiment
 from sacred.utils import apply_backspaces_and_linefeeds
 
 from geoflow.velocity import VELOCITIES
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = dict.fromkeys(part.name for velocity in VELOCITIES.values() for part in fields(velocity.Sizes))  # all that any velocity has
 
 SETTINGS.CAPTURE_MODE = "sys"  # the default captures by file descriptors, which hides the terminal from the progress bars
@@ -136,5 +135,5 @@ def checked(config, command_name, logger):
         completed = complete(config, command_name, DEFAULTS)
         if command_name in ("main", *FURTHER):
             probe(ex.observers[0].basedir, "Choose another folder for the runs: python experiments/run.py -F /a/folder with ...")
-            probe(ROOT / Path(config["cache"]).expanduser(), "Choose another: cache=/a/folder.")
+            probe(cache_of(config), "Choose another: cache=/a/folder.")
     return completed

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from collect import network_for, task_for
 from folder import flow_file
 from options import SAMPLING, device_of
 from torch import Tensor, nn
@@ -14,8 +15,7 @@ from geoflow.randomness import randomness
 from geoflow.sampling import sample
 from geoflow.spec import NetworkSpec
 from geoflow.wiring import spec_of
-from geoflow.zoo.networks import mlp
-from geoflow.zoo.tasks import Task, load_task, validation_task
+from geoflow.zoo.tasks import Task
 
 GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
 
@@ -47,16 +47,6 @@ def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
     network = network_for(task, config)
     spec = spec_of(network, task.x_train[:2])
     return flow, network, spec, task
-
-
-def task_for(name: str, seed: int, part: str) -> Task:
-    """The data, split by the seed; its test part is what the networks are scored on."""
-    task = load_task(name, seed)
-    return validation_task(task, seed=seed) if part == "validation" else task
-
-
-def network_for(task: Task, config: Mapping) -> nn.Module:
-    return mlp(task.features, list(config["hidden"]), task.classes, config["activation"])
 
 
 def sampling_settings(config: Mapping) -> dict:

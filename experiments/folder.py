@@ -18,6 +18,7 @@ with warnings.catch_warnings():  # sacred imports pkg_resources, which complains
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")
     from sacred.observers import FileStorageObserver
 
+ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = "geoflow-samples-1"
 
 

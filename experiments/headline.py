@@ -1,9 +1,10 @@
 """Lay out the README's table of results: for each size of network the flow that was trained most, beside its zoo and the baselines."""
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from statistics import mean
 
-from tables import Run, diversity, groups, markdown, place, small_ensemble
+from tables import Run, baseline_novelty, diversity, groups, markdown, place, small_ensemble
 
 FLOWS = ("geometric", "geometric_polar")  # a task's rows are of the first that its page has
 # what a row is called: the page that it is from, and the task
@@ -13,11 +14,12 @@ ROWS = {
     "Fashion-MNIST, 784-10-10": ("fashion", "fashion"),
     "MNIST, 784-32-32-10": ("mnist32", "mnist"),
 }
+# the kinds of a baseline, of which the one with the least NLL is shown
 BASELINES = {
-    "mean network": "mean_network",
-    "interpolation": "interpolation",
-    "Gaussian on principal components": "pca_gaussian",
-    "noised training network": "noised",
+    "mean network": ("mean_network", "rescaled_mean"),
+    "interpolation": ("interpolation",),
+    "Gaussian on principal components": ("pca_gaussian",),
+    "noised training network": ("noised",),
 }
 BEGIN, END = "<!-- This table is written by `make results`. -->\n", "<!-- The end of the table. -->"
 
@@ -52,14 +54,24 @@ def _training(group: Sequence[Run]) -> tuple[int, int, int]:
 
 def _row(title: str, runs: Sequence[Run]) -> list[str]:
     several = [run["metrics"] for run in runs]
-    scored = [[one["generated"] for one in several], [one["zoo"] for one in several]]
-    scored += [[one["baselines"][name] for one in several] for name in BASELINES.values()]
+    cells = [_cell([one["generated"] for one in several], mean(one["novelty"]["ratio"] for one in several))]
+    cells += [_cell([one["zoo"] for one in several])]
+    for kinds in BASELINES.values():
+        known = [name for name in kinds if all(name in one["baselines"] for one in several)]
+        name = min(known, key=lambda name: mean(one["baselines"][name]["nll"]["mean"] for one in several))
+        novelty = mean(baseline_novelty(one, name) for one in several)
+        cells += [_cell([one["baselines"][name] for one in several], None if isnan(novelty) else novelty)]
     ensembles = (_short(mean(small_ensemble(one, whose)["accuracy"] for one in several)) for whose in ("generated", "zoo"))
     apart = mean(diversity(one, "distance") for one in several)
     trained = f"{mean(one['time']['train'] for one in several) / 60:.0f} min, {', '.join(sorted({place(run['ran']) for run in runs}))}"
-    cells = [f"{_short(mean(s['accuracy']['mean'] for s in kind))} / {_short(mean(s['nll']['mean'] for s in kind))}" for kind in scored]
     seeds = ", ".join(str(one["seed"]) for one in several)
     return [title, *cells, ", ".join(ensembles), f"{apart:.2f}", f"`{runs[0]['config']['flow']}`", trained, seeds]
+
+
+def _cell(kind: Sequence[Mapping], novelty: float | None = None) -> str:
+    """Accuracy / NLL (novelty), the means over seeds."""
+    scores = " / ".join(_short(mean(one[score]["mean"] for one in kind)) for score in ("accuracy", "nll"))
+    return scores if novelty is None else f"{scores} ({novelty:.2f})"
 
 
 def _short(value: float) -> str:

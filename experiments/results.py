@@ -9,8 +9,10 @@ python experiments/results.py                           rebuilds all pages
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from filelock import FileLock
 from headline import headline, inserted
 from pages import PAGES, figures, name_of, page, read_runs
 
@@ -18,6 +20,7 @@ from geoflow.evaluation.plots import save_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
+LOCK = FileLock(ROOT / ".results.lock")  # several sweeps keep their runs one after the other
 FOUND = ("curve.json", "sharpness.json")  # what the commands curve and sharpen write
 LARGEST = 8 * 10**6  # bytes of a flow that is kept
 
@@ -31,7 +34,7 @@ def keep(name: str, run: Path, flow: bool = False) -> Path:
         raise SystemExit(f"{run} holds no finished run: a run of the main job writes metrics.json, others {' or '.join(FOUND)}.")
     metrics, config, record = (_read(run / part) for part in ("metrics.json", "config.json", "run.json"))
     info = _read(run / "info.json") if (run / "info.json").exists() else {}
-    _check_task(name, run, metrics["task"])
+    _check(name, run, config)
     host = record["host"]
     ran = {"cpu": host.get("cpu"), "gpus": host.get("gpus"), "python": host["python_version"], "os": host["os"]} | info
     ran |= {"commit": [source["commit"] for source in record["experiment"]["repositories"]][:1], "started": record["start_time"]}
@@ -39,7 +42,7 @@ def keep(name: str, run: Path, flow: bool = False) -> Path:
     if folder.exists() and _read(folder / "ran.json")["started"] != ran["started"]:
         shutil.rmtree(folder)  # what was found of the flow that this run takes the place of
     folder.mkdir(parents=True, exist_ok=True)
-    for part, content in {"metrics": metrics, "config": config, "ran": ran}.items():
+    for part, content in {"config": config, "ran": ran, "metrics": metrics}.items():  # a page reads a folder once it has metrics
         (folder / f"{part}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if flow:
         trained = run / "flow.safetensors"
@@ -52,11 +55,11 @@ def keep(name: str, run: Path, flow: bool = False) -> Path:
 def keep_beside(name: str, run: Path, found: str) -> Path:
     """Copy what was found of a flow beside the kept run that it comes from."""
     config = _read(run / "config.json")
-    _check_task(name, run, _read(run / found)["task"])
     source = Path(config["checkpoint"])
     made = (source if source.is_dir() else source.parent) / "config.json"
     if not made.exists():
         raise SystemExit(f"{made} is missing: whose flow drew the networks of {run}?")
+    _check(name, run, _read(made))
     folder = RESULTS / name / name_of(_read(made))
     if not folder.exists():
         raise SystemExit(f"Keep {made.parent} first, the run whose flow drew the networks of {run}.")
@@ -78,9 +81,15 @@ def rebuild() -> list[Path]:
     return paths
 
 
-def _check_task(name: str, run: Path, task: str) -> None:
-    if task not in PAGES[name].tasks:
-        raise SystemExit(f"{run} is a run of {task}; the page {name} is for {', '.join(PAGES[name].tasks)}.")
+def _check(name: str, run: Path, config: Mapping) -> None:
+    """Raise SystemExit for a run that is not of the page's networks, scored on the test part."""
+    tasks = PAGES[name].tasks
+    if config["task"] not in tasks:
+        raise SystemExit(f"{run} is a run of {config['task']}; the page {name} is for {', '.join(tasks)}.")
+    if list(config["hidden"]) != tasks[config["task"]]:
+        raise SystemExit(f"{run} has the hidden layers {config['hidden']}; the page {name} is for {tasks[config['task']]}.")
+    if config["part"] != "test":
+        raise SystemExit(f"{run} was scored on the {config['part']} part; results/ is for the test part.")
 
 
 def _read(path: Path) -> dict:
@@ -93,10 +102,11 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="run folders")
     parser.add_argument("--flow", action="store_true", help="keep the trained flows as well")
     options = parser.parse_args()
-    for run in options.runs:
-        print("kept", keep(options.name, run, options.flow))
-    for path in rebuild():
-        print("written", path)
+    with LOCK:
+        for run in options.runs:
+            print("kept", keep(options.name, run, options.flow))
+        for path in rebuild():
+            print("written", path)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,16 @@ python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import torch
 from assess import Exam, assess, score, spread_and_scores
-from configuration import ROOT, ex
-from draw import generate, load_flow, network_for, reopen, sampling_settings, task_for
+from collect import cache_of, collect, network_for, task_for
+from configuration import ex
+from draw import generate, load_flow, reopen, sampling_settings
 from folder import RunFolder, Samples, read_samples, samples_file, save_samples, write_json
-from options import NETWORK, InputError, device_name, device_of, flow_settings, plainly, zoo_settings
+from options import NETWORK, InputError, device_name, device_of, flow_settings, plainly
 from sacred.run import Run
 
 from geoflow.evaluation.comparisons import plot_curve
@@ -30,8 +30,7 @@ from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import diversity_table, metrics_table, scores_table, write_report
 from geoflow.randomness import randomness
 from geoflow.training import prepare, train
-from geoflow.wiring import spec_of
-from geoflow.zoo.store import digest, load_zoo, split_runs
+from geoflow.zoo.store import digest
 
 POWERS = [2**n for n in range(12)]
 SHARPER = [0.0, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0]
@@ -43,21 +42,18 @@ ex.doc = __doc__
 @plainly()
 def main(_config, _run):
     """Train a zoo, fit a flow to it, make new networks, and say how good and how new they are."""
-    folder, cache, seconds = folder_of(_run), ROOT / Path(_config["cache"]).expanduser(), {}
+    folder, seconds = folder_of(_run), {}
     device, seed, settings = device_of(_config["device"]), _config["seed"], flow_settings(_config)
     _run.info |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
     with timed(seconds, "collect"):
-        task = task_for(_config["task"], seed, _config["part"])
-        network = network_for(task, settings)
-        spec = spec_of(network, task.x_train[:2])
-        zoo = load_zoo(cache, partial(network_for, task, settings), spec, task, zoo_settings(_config), _config["zoo"]["seed"], device)
-        fitted, heldout = split_runs(zoo, _config["heldout"], randomness(seed, "split"))
+        found = collect(_config, device)
+        task, network, spec, fitted = found.task, found.network, found.spec, found.fitted
     with timed(seconds, "prepare"):
         untrained, points = prepare(spec, fitted.networks, settings, task.x_train if _config["metric"] == "inputs" else None)
     with timed(seconds, "train"):
-        training = digest({"zoo": zoo.configuration, "heldout": _config["heldout"], "flow": settings})
-        checkpoint = cache / f"flow-{task.name}-{training[:16]}.safetensors"
+        training = digest({"zoo": fitted.configuration, "heldout": _config["heldout"], "flow": settings})
+        checkpoint = cache_of(_config) / f"flow-{task.name}-{training[:16]}.safetensors"
         if checkpoint.exists():
             print(f"Going on with the interrupted training of {checkpoint}.")
         flow = train(untrained.to(device), points.to(device), checkpoint, _config["every"])
@@ -67,7 +63,7 @@ def main(_config, _run):
         save_samples(folder / "samples.safetensors", Samples(thetas, spec, settings | sampling_settings(_config)))
     with timed(seconds, "evaluate"):
         exam = Exam(network, spec, task, device)
-        metrics, figures = assess(exam, flow, fitted, heldout, thetas, paths, randomness(seed, "evaluate"))
+        metrics, figures = assess(exam, flow, fitted, found.heldout, thetas, paths, randomness(seed, "evaluate"))
         save_figures(folder / "figures", figures)
 
     metrics |= {"time": seconds, "flow": _config["flow"], "task": task.name, "seed": seed, "parameters": spec.weights}

@@ -7,16 +7,22 @@ python experiments/sweep.py couplings --list   the commands and their numbers
 """
 
 import argparse
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from itertools import product
 from pathlib import Path
 
 from pages import PAGES
+from run import ex
+from sacred.arg_parser import get_config_updates
 
-from results import keep, rebuild
+from geoflow.flow import today
+from results import LOCK, keep, rebuild
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs"
@@ -116,8 +122,10 @@ def main() -> None:
         made = {number: pool.submit(make, options.page, arguments, options.workers > 1) for number, arguments in asked.items()}
         for number, arguments in asked.items():
             print(f"{number} of {len(sweep)}: run.py with", *arguments, flush=True)
-            print("kept", keep(options.page, made[number].result(), flow=options.page in LARGE and arguments[-1] == "seed=0"))
-            rebuild()
+            run = made[number].result()
+            with LOCK:
+                print("kept", keep(options.page, run, flow=options.page in LARGE and arguments[-1] == "seed=0"))
+                rebuild()
     finally:  # after a failure none begins any more
         pool.shutdown(cancel_futures=True)
 
@@ -125,13 +133,33 @@ def main() -> None:
 def make(page: str, arguments: Arguments, aside: bool) -> Path:
     """The folder of the run, made if it is not there yet; its output stays `aside`, beside it, where several run at once."""
     folder = folder_of(page, arguments)
-    if not list(folder.glob("*/metrics.json")):
+    if finished(folder, arguments) is None:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "output.log").open("w") if aside else nullcontext() as log:
             failed = subprocess.run(command_of(page, arguments), cwd=ROOT, stdout=log, stderr=log).returncode
         if failed:
             raise SystemExit(f"The run {folder} did not end well, see {log.name if log else 'above'}. The same command goes on with it.")
-    return max((path.parent for path in folder.glob("*/metrics.json")), key=lambda path: int(path.name))
+    return finished(folder, arguments)
+
+
+def finished(folder: Path, arguments: Arguments) -> Path | None:
+    """The latest finished run of a folder that is what its arguments mean today: named configurations and defaults may have changed."""
+    runs = sorted((path.parent for path in folder.glob("*/metrics.json")), key=lambda path: int(path.name))
+    meant = _of_the_result(resolved(arguments))
+    same = (run for run in reversed(runs) if meant == _of_the_result(today(json.loads((run / "config.json").read_text()))))
+    return next(same, None)
+
+
+def resolved(arguments: Arguments) -> Mapping:
+    """The whole configuration of `run.py with` these arguments, checked as that of a real run."""
+    updates, named = get_config_updates(arguments)
+    with redirect_stdout(StringIO()):
+        return ex.run("print_config", config_updates=updates, named_configs=named, options={"--loglevel": "ERROR"}).config
+
+
+def _of_the_result(config: Mapping) -> dict:
+    """What a configuration says of the result, as JSON has it."""
+    return json.loads(json.dumps({name: value for name, value in config.items() if name not in ("cache", "device", "every")}))
 
 
 if __name__ == "__main__":

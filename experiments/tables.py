@@ -18,6 +18,7 @@ BEFORE = {"start": 0.0, **FITTED_BEFORE}  # how runs that are older than an opti
 # what a kept run's folder holds: "metrics", "config", "ran", and where they were measured "curve" (over steps) and "sharpness"
 Run = Mapping
 
+UNKNOWN = {"nll": {"mean": float("nan")}}  # of a run older than a baseline
 # title: (its value in metrics.json, format)
 Columns = dict[str, tuple[Callable[[dict], float], str]]
 QUALITY: Columns = {
@@ -35,17 +36,21 @@ QUALITY: Columns = {
     "zoo log pool": (lambda m: log_pool(m, "zoo")["accuracy"], ".4f"),
     "log pool ECE": (lambda m: log_pool(m, "generated")["ece"], ".3f"),
     "novelty": (lambda m: m["novelty"]["ratio"], ".3f"),
+    "near": (lambda m: m["novelty"].get("near", float("nan")), ".3f"),
 }
 BESIDE: Columns = {
     "NLL": QUALITY["NLL"],
     "mean network NLL": (lambda m: m["baselines"]["mean_network"]["nll"]["mean"], ".3f"),
+    "rescaled mean NLL": (lambda m: m["baselines"].get("rescaled_mean", UNKNOWN)["nll"]["mean"], ".3f"),
     "interpolation NLL": (lambda m: m["baselines"]["interpolation"]["nll"]["mean"], ".3f"),
     "Gaussian NLL": (lambda m: m["baselines"]["gaussian"]["nll"]["mean"], ".3f"),
     "components NLL": (lambda m: m["baselines"]["pca_gaussian"]["nll"]["mean"], ".3f"),
     "noised NLL": (lambda m: m["baselines"]["noised"]["nll"]["mean"], ".3f"),
+    "interpolation novelty": (lambda m: baseline_novelty(m, "interpolation"), ".2f"),
+    "noised novelty": (lambda m: baseline_novelty(m, "noised"), ".2f"),
     "distance / zoo": (lambda m: diversity(m, "distance"), ".3f"),
     "disagreement / zoo": (lambda m: diversity(m, "disagreement"), ".3f"),
-    "minutes": (lambda m: sum(m["time"].values()) / 60, ".1f"),
+    "minutes": (lambda m: (m["time"]["train"] + m["time"]["sample"]) / 60, ".1f"),
 }
 BY_SHARPNESS = {
     title: (QUALITY | BESIDE)[title]
@@ -70,6 +75,11 @@ def diversity(metrics: Mapping, name: str) -> float:
     """How much two generated networks differ, in units of two of the zoo; NaN for a run older than that figure, or of one network."""
     found = metrics.get("diversity")
     return found["generated"][name] / found["zoo"][name] if found and found["generated"][name] is not None else float("nan")
+
+
+def baseline_novelty(metrics: Mapping, name: str) -> float:
+    """The novelty ratio of a baseline; NaN for a run older than that figure, whose pairs were interpolated as the zoo has them."""
+    return metrics["baselines"][name].get("novelty", float("nan"))
 
 
 def zoo_seed(config: Mapping) -> int:

@@ -125,12 +125,23 @@ class Chart:
             variances = (weights[..., self._variances].exp() - TINY_VARIANCE).clamp_min(0)
             weights = weights.index_copy(-1, self._variances.to(x.device), variances)
         if self.recipe.balance and not self.recipe.spheres:
-            for index in incoming(self.spec).values():
-                rows = weights[..., index]
-                norm = rows.norm(dim=-1, keepdim=True)
-                rows = torch.where(norm > DEAD, rows / norm.clamp_min(DEAD), rows)
-                weights = weights.index_copy(-1, index.flatten().to(x.device), rows.flatten(-2))
+            weights = self._with_rows_of_norm_one(weights)
         return self.frame.turn_back(self.graph, weights)
+
+    def nearest(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch weights"]:
+        """Weight vectors that left the canonical scale, as means of networks do, brought back to it: rows to norm 1 where they have it."""
+        if not self.recipe.balance:
+            return theta
+        return self.frame.turn_back(self.graph, self._with_rows_of_norm_one(self.frame.turn(self.graph, theta)))
+
+    def _with_rows_of_norm_one(self, weights: Tensor) -> Tensor:
+        """Dead units stay as they are."""
+        for index in incoming(self.spec).values():
+            rows = weights[..., index]
+            norm = rows.norm(dim=-1, keepdim=True)
+            rows = torch.where(norm > DEAD, rows / norm.clamp_min(DEAD), rows)
+            weights = weights.index_copy(-1, index.flatten().to(weights.device), rows.flatten(-2))
+        return weights
 
     def _raw(self, theta: Tensor) -> Tensor:
         """Directions, log-norms and log-variances, weights times root fan-in; not yet standardised."""

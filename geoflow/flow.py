@@ -95,9 +95,15 @@ class Flow:
     def spec(self) -> NetworkSpec:
         return self.chart.spec
 
-    def canonical(self, thetas: Float[Tensor, "nets weights"]) -> Float[Tensor, "nets weights"]:
-        """Networks of the flow's own architecture in the form in which it saw its zoo: `chart.point` takes them. They compute the same."""
-        return canonicalize(self.spec, thetas, self.reference, self.chart.recipe.balance, self.chart.frame).theta
+    def canonical(
+        self, thetas: Float[Tensor, "nets weights"], reference: Float[Tensor, "nets weights"] | None = None
+    ) -> Float[Tensor, "nets weights"]:
+        """Networks of the flow's own architecture in the form in which it saw its zoo: `chart.point` takes them. They compute the same.
+
+        With a `reference` for each, their units come in the order that is nearest to it, in place of the zoo's centre.
+        """
+        reference = self.reference if reference is None else reference
+        return canonicalize(self.spec, thetas, reference, self.chart.recipe.balance, self.chart.frame).theta
 
     def on(self, spec: NetworkSpec | None) -> Chart:
         """The flow's chart on another architecture for the same task; None: its own. Raises ValueError for one that it cannot serve."""

@@ -108,7 +108,7 @@ def prepare(
     _check_count(len(thetas), config["batch"])
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
     recipe = FLOWS[config["flow"]]
-    config |= {"zoo": _digest(thetas), "inputs": None if inputs is None else _digest(inputs)}
+    config |= {"zoo": fingerprint(thetas), "inputs": None if inputs is None else fingerprint(inputs)}
     base = UNTURNED if inputs is None else metric_frame(graph_of(spec), inputs)
     canonical = canonicalize(spec, thetas, balance=recipe.balance, frame=base)
     chart = fit_chart(spec, recipe, canonical.theta, base)
@@ -174,7 +174,8 @@ def check_config(config: Mapping) -> None:
         )
 
 
-def _digest(tensor: Tensor) -> str:
+def fingerprint(tensor: Tensor) -> str:
+    """The sha256 of its numbers."""
     return sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 

@@ -12,12 +12,15 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 import geoflow
+from geoflow import fit, spec_of
+from geoflow.canonical.scaling import incoming
 from geoflow.evaluation import comparisons, plots
 from geoflow.evaluation import metrics as metrics_module
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
 from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, scores, summary
 from geoflow.evaluation.novelty import nearest, neighbour_distances, novelty, spread
 from geoflow.evaluation.report import metrics_table, write_report
+from geoflow.symmetry import permute
 from geoflow.zoo.networks import mlp
 
 
@@ -190,13 +193,20 @@ def zoo():
     return torch.arange(5.0, dtype=torch.float64) + torch.randn(300, 5, generator=seeded(2), dtype=torch.float64) @ mix
 
 
+@pytest.fixture
+def flow(zoo):
+    """A flow on networks whose units have no order and whose weights have no scale."""
+    return fit(spec_of(nn.Linear(4, 1), torch.zeros(1, 4)), zoo, flow="euclidean", iterations=1, batch=8, progress=False)
+
+
+MEANS = {"mean_network", "rescaled_mean"}  # there is one of each
 COUNT = 40_000  # a covariance entry of size c is then estimated to about c * sqrt(2 / COUNT) < .01 c; tolerances are five times that
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_baselines_keep_the_mean_and_the_type(zoo, name):
-    made = baseline(name, zoo, COUNT, seeded())
-    assert made.dtype == zoo.dtype and made.shape == (1 if name == "mean_network" else COUNT, 5)
+def test_baselines_keep_the_mean_and_the_type(flow, zoo, name):
+    made = baseline(name, flow, zoo, COUNT, seeded())
+    assert made.dtype == zoo.dtype and made.shape == (1 if name in MEANS else COUNT, 5)
     torch.testing.assert_close(made.mean(0), zoo.mean(0), atol=5 * zoo.std(0).max().item() / COUNT**0.5, rtol=0)
 
 
@@ -213,46 +223,76 @@ def covariances(zoo):
     }
 
 
-@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"mean_network"}))
-def test_baselines_have_their_covariance(zoo, name):
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - MEANS))
+def test_baselines_have_their_covariance(flow, zoo, name):
     expected = covariances(zoo)[name]
-    torch.testing.assert_close(baseline(name, zoo, COUNT, seeded()).T.cov(), expected, atol=0.05 * expected.max().item(), rtol=0)
+    torch.testing.assert_close(baseline(name, flow, zoo, COUNT, seeded()).T.cov(), expected, atol=0.05 * expected.max().item(), rtol=0)
 
 
 def test_gaussian_per_coordinate_misses_the_correlation(zoo):
     assert (covariances(zoo)["gaussian"] - covariances(zoo)["pca_gaussian"]).abs().max() > 0.2
 
 
-def test_retrieval_copies_and_noised_does_not(zoo):
-    assert nearest(baseline("retrieval", zoo, 50, seeded()), zoo).max() == 0
-    assert nearest(baseline("noised", zoo, 50, seeded()), zoo).min() > 0
+def test_retrieval_copies_and_noised_does_not(flow, zoo):
+    assert nearest(baseline("retrieval", flow, zoo, 50, seeded()), zoo).max() == 0
+    assert nearest(baseline("noised", flow, zoo, 50, seeded()), zoo).min() > 0
 
 
-def test_interpolation_lies_between_two_different_networks():
-    pair = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
-    made = baseline("interpolation", pair, 200, seeded())
+def test_interpolation_lies_between_two_different_networks(flow):
+    pair = torch.tensor([[0.0] * 5, [1.0, 2.0, 0.0, 0.0, 0.0]])
+    made = baseline("interpolation", flow, pair, 200, seeded())
     torch.testing.assert_close(made[:, 1], 2 * made[:, 0])
-    assert made.min() >= 0 and made[:, 0].max() <= 1
+    assert made.min() >= -1e-6 and made[:, 0].max() <= 1 + 1e-6  # roundings of the frame
     assert len(made[:, 0].unique()) == 200  # never a network with itself
 
 
 def test_pca_gaussian_stays_in_the_span():
+    spec = spec_of(nn.Linear(9, 1), torch.zeros(1, 9))
     few = torch.randn(4, 10, generator=seeded(), dtype=torch.float64)
-    made = baseline("pca_gaussian", few, 100, seeded())
+    made = baseline("pca_gaussian", fit(spec, few, flow="euclidean", iterations=1, batch=2, progress=False), few, 100, seeded())
     assert torch.linalg.matrix_rank(made - few.mean(0)) == 3
 
 
+@pytest.fixture
+def relu_flow():
+    spec = spec_of(mlp(3, [4], 2), torch.zeros(1, 3))
+    thetas = torch.randn(20, spec.weights, generator=seeded(), dtype=torch.float64)
+    return fit(spec, thetas, flow="geometric", iterations=1, batch=8, progress=False), thetas
+
+
+def test_interpolation_aligns_its_pairs(relu_flow):
+    """Between a network and itself in another order lies nothing but itself, whatever the centre that both were aligned to."""
+    flow, thetas = relu_flow
+    one = flow.canonical(thetas[:1])
+    pair = torch.cat([one, permute(flow.spec, one, {0: torch.tensor([2, 0, 3, 1])})])
+    made = baseline("interpolation", flow, pair, 50, seeded())
+    assert max(min((network - end).abs().max() for end in pair) for network in made) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["rescaled_mean", "interpolation"])
+def test_baselines_keep_the_scale_that_the_flow_knows(relu_flow, name):
+    """Their rows have norm 1, as those of a mean of networks have not; the last layer is the mean of the zoo's."""
+    flow, thetas = relu_flow
+    zoo = flow.canonical(thetas)
+    made = baseline(name, flow, zoo, 12, seeded())
+    (rows,) = incoming(flow.spec).values()
+    norms = flow.chart.frame.turn(flow.chart.graph, made)[:, rows].norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+    if name == "rescaled_mean":
+        torch.testing.assert_close(made[0, -10:], zoo.mean(0)[-10:])
+
+
 @pytest.mark.parametrize("name", BASELINES)
-def test_baselines_repeat_with_the_generator(zoo, name):
-    assert torch.equal(baseline(name, zoo, 8, seeded()), baseline(name, zoo, 8, seeded()))
+def test_baselines_repeat_with_the_generator(flow, zoo, name):
+    assert torch.equal(baseline(name, flow, zoo, 8, seeded()), baseline(name, flow, zoo, 8, seeded()))
 
 
-def test_bad_baselines_are_refused(zoo):
-    with pytest.raises(ValueError, match=r"Unknown baseline 'magic'\. Known: mean_network, interpolation"):
-        baseline("magic", zoo, 3, seeded())
+def test_bad_baselines_are_refused(flow, zoo):
+    with pytest.raises(ValueError, match=r"Unknown baseline 'magic'\. Known: mean_network, rescaled_mean, interpolation"):
+        baseline("magic", flow, zoo, 3, seeded())
     for nets in (0, 1):
         with pytest.raises(ValueError, match=f"A zoo of {nets} networks has no spread"):
-            baseline("gaussian", zoo[:nets], 3, seeded())
+            baseline("gaussian", flow, zoo[:nets], 3, seeded())
 
 
 # Novelty
@@ -265,6 +305,14 @@ def test_copies_have_ratio_zero_and_fresh_draws_one():
     result = novelty(fresh, train, heldout, runs)
     assert result["ratio"] == pytest.approx(1, abs=0.05)
     assert result["heldout_to_train"] == pytest.approx(result["zoo_leave_one_out"], rel=0.05)
+
+
+def test_a_few_copies_among_new_networks_are_seen():
+    train, heldout, fresh = (torch.randn(400, 30, generator=seeded(s)) for s in range(3))
+    mixed = torch.cat([fresh[:300], train[:100]])
+    new, found = (novelty(one, train, heldout, torch.arange(400)) for one in (fresh, mixed))
+    assert new["near"] < 0.03 and found["near"] == pytest.approx(0.25 + 0.75 * new["near"], abs=0.01)
+    assert found["ratio"] > 0.9  # which the median does not tell
 
 
 def test_snapshots_of_one_run_do_not_count_as_neighbours():
@@ -373,7 +421,7 @@ def metrics():
         "baselines": dict.fromkeys(BASELINES, one),
         "ensemble": {"generated": ensemble, "zoo": ensemble},
         "diversity": {"zoo": {"distance": 2.0, "disagreement": 0.1}, "generated": {"distance": 1.5, "disagreement": 0.05}},
-        "novelty": {"generated_to_train": 1.0, "heldout_to_train": 1.1, "zoo_leave_one_out": 1.2, "ratio": 0.83},
+        "novelty": {"generated_to_train": 1.0, "heldout_to_train": 1.1, "zoo_leave_one_out": 1.2, "ratio": 0.83, "near": 0.02},
         "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), 1.5),
         "flow": "geometric",
         "task": "iris",
@@ -400,6 +448,7 @@ def test_report_tells_the_run_and_shows_only_figures_that_exist(metrics, tmp_pat
         "# geometric flow on iris, seed 0",
         "1,234 parameters",
         "| ratio | 0.83 |",
+        "| near | 0.02 |",
         "| train | 1.5 |",
         "(figures/loss.png)",
         '"hidden"',

@@ -35,15 +35,17 @@ FILES = {
 FIGURES = {"scores", "loss", "weights", "distances"}
 STATISTICS = {"mean": float, "std": float}
 SCORES = {"accuracy": STATISTICS, "nll": STATISTICS, "ece": STATISTICS}
+PLACED = {**SCORES, "novelty": float, "distance": float}
 POOLED = {"accuracy": float, "nll": float, "ece": float}
 ENSEMBLE = {"n": int, **POOLED, "log_pool": POOLED}
 SCHEMA = {
     "zoo": SCORES,
     "generated": SCORES,
-    "baselines": {name: SCORES for name in ("mean_network", "interpolation", "gaussian", "pca_gaussian", "noised", "retrieval")},
+    "baselines": {name: PLACED for name in ("interpolation", "gaussian", "pca_gaussian", "noised", "retrieval")}
+    | {name: {**PLACED, "distance": type(None)} for name in ("mean_network", "rescaled_mean")},
     "ensemble": {"generated": ENSEMBLE, "zoo": ENSEMBLE},
     "diversity": dict.fromkeys(("zoo", "generated"), dict.fromkeys(("distance", "disagreement"), float)),
-    "novelty": dict.fromkeys(("generated_to_train", "heldout_to_train", "zoo_leave_one_out", "ratio"), float),
+    "novelty": dict.fromkeys(("generated_to_train", "heldout_to_train", "zoo_leave_one_out", "ratio", "near"), float),
     "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), float),
     "flow": str,
     "task": str,
@@ -243,7 +245,7 @@ def test_sample_draws_more_networks(finished, place):
 def test_a_flow_is_sampled_as_its_run_did_and_without_data(finished, place, monkeypatch):
     from folder import read_samples
 
-    monkeypatch.setattr("draw.load_task", None)
+    monkeypatch.setattr("collect.load_task", None)
     drawn = read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=8) / "samples.safetensors")
     assert torch.equal(drawn.thetas, read_samples(finished / "samples.safetensors").thetas)  # five steps, as smoke says
     plain = launch(place, "sample", named=(), checkpoint=str(finished / "flow.safetensors"), count=2, sharpness=0.5)

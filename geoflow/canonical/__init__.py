@@ -20,21 +20,21 @@ class Canonical:
     """Networks in canonical form, and the reference that they are aligned to."""
 
     theta: Float[Tensor, "nets weights"]
-    reference: Float[Tensor, " weights"]
+    reference: Float[Tensor, "*#nets weights"]
 
 
 def canonicalize(
     spec: NetworkSpec,
     theta: Float[Tensor, "nets weights"],
-    reference: Float[Tensor, " weights"] | None = None,
+    reference: Float[Tensor, "*#nets weights"] | None = None,
     balance: bool = True,
     frame: Frame = UNTURNED,
 ) -> Canonical:
     """Balance every network, then align it to the reference; every network computes the same function as before.
 
     Without a reference it is the common centre of these networks, found from the first of them. Further networks, such as held-out ones,
-    are brought to the same form by passing the reference of the first ones, which is taken as it is. Lengths and inner products of the
-    weights on an input are those that they have in `frame`.
+    are brought to the same form by passing the reference of the first ones, which is taken as it is, or one for each of them. Lengths
+    and inner products of the weights on an input are those that they have in `frame`.
 
     Raises ValueError for an empty zoo, for NaN or Inf with the network and the tensor, and for a single network without a reference.
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from geoflow.choices import choose
+from geoflow.flow import Flow
 
 NOISE = 0.3
 
@@ -14,24 +15,33 @@ Thetas = Float[Tensor, "nets weights"]
 Made = Float[Tensor, "made weights"]
 
 
-def mean_network(thetas: Thetas, count: int, generator: Generator) -> Made:
+def mean_network(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """The average of all networks, [1, weights] whatever the count: there is only one."""
     return thetas.mean(0, keepdim=True)
 
 
-def interpolation(thetas: Thetas, count: int, generator: Generator) -> Made:
-    """(1 - a) theta_i + a theta_j of two different networks drawn at random, a uniform on [0, 1]."""
+def rescaled_mean(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
+    """The average in the flow's canonical scale: rows that averaging has shortened have norm 1 again, where the zoo's have."""
+    return flow.chart.nearest(thetas.mean(0, keepdim=True))
+
+
+def interpolation(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
+    """(1 - a) theta_i + a theta_j, rescaled, of two different networks drawn at random, the second aligned to the first; a uniform.
+
+    Source: Ainsworth et al., Git Re-Basin, 2023.
+    """
     first = _draw(len(thetas), count, generator)
     second = (first + 1 + _draw(len(thetas) - 1, count, generator)) % len(thetas)
-    return torch.lerp(thetas[first], thetas[second], torch.rand(count, 1, generator=generator).to(thetas))
+    aligned = flow.canonical(thetas[second], thetas[first])
+    return flow.chart.nearest(torch.lerp(thetas[first], aligned, torch.rand(count, 1, generator=generator).to(thetas)))
 
 
-def gaussian(thetas: Thetas, count: int, generator: Generator) -> Made:
+def gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """A Gaussian with the mean and the variance of each coordinate, coordinates independent."""
     return thetas.mean(0) + thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
 
 
-def pca_gaussian(thetas: Thetas, count: int, generator: Generator) -> Made:
+def pca_gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """The Gaussian with the networks' mean and their full sample covariance, of rank min(nets - 1, weights).
 
     With the centred networks C [nets, weights], z C / sqrt(nets - 1) for z ~ N(0, I) of length `nets` has the covariance
@@ -42,18 +52,19 @@ def pca_gaussian(thetas: Thetas, count: int, generator: Generator) -> Made:
     return mean + z @ (thetas - mean)
 
 
-def noised(thetas: Thetas, count: int, generator: Generator) -> Made:
+def noised(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """Networks drawn at random, with Gaussian noise of NOISE times each coordinate's standard deviation."""
-    return retrieval(thetas, count, generator) + NOISE * thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
+    return retrieval(flow, thetas, count, generator) + NOISE * thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
 
 
-def retrieval(thetas: Thetas, count: int, generator: Generator) -> Made:
+def retrieval(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """Networks drawn at random, with replacement: what a flow that memorised its data would give."""
     return thetas[_draw(len(thetas), count, generator)]
 
 
-BASELINES: dict[str, Callable[[Thetas, int, Generator], Made]] = {
+BASELINES: dict[str, Callable[[Flow, Thetas, int, Generator], Made]] = {
     "mean_network": mean_network,
+    "rescaled_mean": rescaled_mean,
     "interpolation": interpolation,
     "gaussian": gaussian,
     "pca_gaussian": pca_gaussian,
@@ -62,18 +73,23 @@ BASELINES: dict[str, Callable[[Thetas, int, Generator], Made]] = {
 }
 
 
-def baseline(name: str, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """`count` weight vectors (one for mean_network) from the baseline `name` of BASELINES, given canonical training networks.
+def baseline(name: str, flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
+    """`count` weight vectors (one where there is only one mean) from the baseline `name` of BASELINES, given training networks in the
+    flow's canonical form.
 
     Raises ValueError for an unknown name, an empty zoo, and a zoo of one network, which has no spread.
 
-    >>> baseline("mean_network", torch.tensor([[0.0, 2.0], [2.0, 4.0]]), 5, torch.Generator())
-    tensor([[1., 3.]])
+    >>> import torch, geoflow
+    >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
+    >>> thetas = torch.tensor([[0.0, 2.0, 1.0], [2.0, 4.0, 1.0]])
+    >>> flow = geoflow.fit(spec, thetas, flow="euclidean", iterations=1, batch=2, progress=False)
+    >>> baseline("mean_network", flow, thetas, 5, torch.Generator())
+    tensor([[1., 3., 1.]])
     """
     make = choose("baseline", name, BASELINES)
     if len(thetas) < 2:
         raise ValueError(f"A zoo of {len(thetas)} networks has no spread: baselines need at least 2. Train more runs.")
-    return make(thetas, count, generator)
+    return make(flow, thetas, count, generator)
 
 
 def _draw(high: int, count: int, generator: Generator) -> Tensor:

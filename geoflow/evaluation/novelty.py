@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK = 512
+NEAR = 0.01  # of the training networks are as near to another run as what counts as near
 
 
 def novelty(
@@ -20,17 +21,21 @@ def novelty(
     zoo_leave_one_out: near 0 for copies, 1 for networks as far from the zoo as an independent run. The search among n - 1 runs in place
     of n lengthens the last distance by a relative 1/(n d) at most, in d effective dimensions: nothing for zoos of a hundred runs.
 
+    A median does not see a few copies among many new networks: `near` is the share of the generated that are nearer to a training network
+    than 99 of 100 training networks are to one of another run. Of networks as new as those it is .01.
+
     Raises ValueError if the training networks come from fewer than two runs or are copies of each other, or if a set is empty.
 
     >>> train = torch.tensor([[0.0], [1.0], [3.0]])
     >>> novelty(train, train, torch.tensor([[4.0]]), torch.arange(3))
-    {'generated_to_train': 0.0, 'heldout_to_train': 1.0, 'zoo_leave_one_out': 1.0, 'ratio': 0.0}
+    {'generated_to_train': 0.0, 'heldout_to_train': 1.0, 'zoo_leave_one_out': 1.0, 'ratio': 0.0, 'near': 1.0}
     """
     distances = neighbour_distances(generated, train, heldout, run_of_train)
     medians = {name: values.median().item() for name, values in distances.items()}
     if medians["zoo_leave_one_out"] == 0:
         raise ValueError("Half of the training networks are copies of a network of another run: there is no distance to compare with.")
-    return medians | {"ratio": medians["generated_to_train"] / medians["zoo_leave_one_out"]}
+    near = distances["generated_to_train"] < distances["zoo_leave_one_out"].quantile(NEAR)
+    return medians | {"ratio": medians["generated_to_train"] / medians["zoo_leave_one_out"], "near": near.double().mean().item()}
 
 
 def spread(thetas: Float[Tensor, "nets weights"]) -> float:

@@ -76,7 +76,8 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         f"Networks of {metrics['parameters']:,} parameters. Scores on the {part}: mean ± standard deviation over single networks.",
         _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
         "## Novelty\n\nMedians of the distances to the nearest neighbour in canonical weights. The ratio is generated to train over "
-        "zoo leave one out: near 0 for copies of training networks, near 1 for networks as new as another training run.",
+        "zoo leave one out: near 0 for copies of training networks, near 1 for networks as new as another training run. The share *near* "
+        "of the generated networks is nearer to a training network than 99 of 100 training networks are to one of another run.",
         _markdown(["distance", "median"], novelty),
         "## Diversity\n\nTwo different networks: the root mean square of their distance in canonical weights, and how often they predict "
         "different classes.",

@@ -1,0 +1,52 @@
+"""Fetch what a run begins with: its data, a network, and the zoo."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from folder import ROOT
+from options import zoo_settings
+from torch import nn
+
+from geoflow.randomness import randomness
+from geoflow.spec import NetworkSpec
+from geoflow.wiring import spec_of
+from geoflow.zoo.networks import mlp
+from geoflow.zoo.store import Zoo, load_zoo, split_runs
+from geoflow.zoo.tasks import Task, load_task, validation_task
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a run begins with; of the zoo's runs `fitted` are what the flow sees, `heldout` the others."""
+
+    task: Task
+    network: nn.Module
+    spec: NetworkSpec
+    fitted: Zoo
+    heldout: Zoo
+
+
+def collect(config: Mapping, device: str) -> Collected:
+    """The data, the network and the zoo of a completed configuration; a zoo that is not in the cache is trained."""
+    task = task_for(config["task"], config["seed"], config["part"])
+    network = network_for(task, config)
+    spec, build = spec_of(network, task.x_train[:2]), partial(network_for, task, config)
+    zoo = load_zoo(cache_of(config), build, spec, task, zoo_settings(config), config["zoo"]["seed"], device)
+    return Collected(task, network, spec, *split_runs(zoo, config["heldout"], randomness(config["seed"], "split")))
+
+
+def cache_of(config: Mapping) -> Path:
+    """The folder of zoos and of trainings under way."""
+    return ROOT / Path(config["cache"]).expanduser()
+
+
+def task_for(name: str, seed: int, part: str) -> Task:
+    """The data, split by the seed; its test part is what the networks are scored on."""
+    task = load_task(name, seed)
+    return validation_task(task, seed=seed) if part == "validation" else task
+
+
+def network_for(task: Task, config: Mapping) -> nn.Module:
+    return mlp(task.features, list(config["hidden"]), task.classes, config["activation"])

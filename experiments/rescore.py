@@ -1,0 +1,54 @@
+"""Score finished runs of the main job again, beside their zoo and the baselines as they are measured today.
+
+python experiments/rescore.py runs/3 runs/4     writes their metrics.json, report.md and figures anew; the networks and times stay
+
+Figures that only the sampling itself can draw are left as they are.
+"""
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from assess import Exam, assess
+from collect import collect
+from folder import flow_file, read_samples, samples_file, write_json
+from options import device_of
+
+from geoflow.evaluation.plots import save_figures
+from geoflow.evaluation.report import metrics_table, write_report
+from geoflow.flow import Flow, today
+from geoflow.randomness import randomness
+from geoflow.training import fingerprint
+
+
+def rescore(run: Path, device: str) -> dict:
+    """Write what `assess` says today of the networks of a run folder; returns it."""
+    old, config = (json.loads((run / name).read_text(encoding="utf-8")) for name in ("metrics.json", "config.json"))
+    config = today(config)
+    flow, samples = Flow.load(flow_file(str(run)), device), read_samples(samples_file(str(run)))
+    found = collect(config, device)
+    if flow.config["zoo"] != fingerprint(found.fitted.networks):
+        raise ValueError(f"{run}: the zoo of its configuration is not the one that its flow was fitted to.")
+    exam = Exam(found.network, found.spec, found.task, device)
+    metrics, figures = assess(exam, flow, found.fitted, found.heldout, samples.thetas, None, randomness(config["seed"], "evaluate"))
+    metrics |= {name: value for name, value in old.items() if name not in metrics} | {"flow": config["flow"]}
+    metrics |= {"rescored": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_json(run / "metrics.json", metrics)
+    save_figures(run / "figures", figures)
+    write_report(run, metrics, config)
+    return metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    options = parser.parse_args()
+    for run in options.runs:
+        if not all((run / name).exists() for name in ("metrics.json", "flow.safetensors", "samples.safetensors")):
+            parser.error(f"{run} is no finished run of the main job: it lacks metrics.json, flow.safetensors or samples.safetensors.")
+        print(run, metrics_table(rescore(run, device_of("auto"))), sep="\n\n", end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
