@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from geoflow.canonical import align
 from geoflow.evaluation.baselines import BASELINES, baseline
 from geoflow.evaluation.metrics import Scores, disagreement, evaluate, pooled_scores, summary
-from geoflow.evaluation.novelty import neighbour_distances, novelty, spread
+from geoflow.evaluation.novelty import nearest, neighbour_distances, novelty, spread
 from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights
 from geoflow.flow import Flow
 from geoflow.spec import NetworkSpec
@@ -86,16 +86,13 @@ def assess(
     made = {name: baseline(name, flow, train, len(thetas), generator) for name in BASELINES}
     scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
     some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]
-    places = {name: flow.canonical(one) for name, one in made.items()}
+    found = novelty(new, train, old, fitted.run_of)
     metrics = {
         "zoo": summary(scores["zoo"]),
         "generated": summary(scores["generated"]),
-        "baselines": {
-            name: summary(scores[name]) | {"novelty": novelty(one, train, old, fitted.run_of)["ratio"], "distance": _distance(one)}
-            for name, one in places.items()
-        },
+        "baselines": {name: summary(scores[name]) | _placed(flow.canonical(one), train, found) for name, one in made.items()},
         "ensemble": exam.ensembles("generated", thetas) | exam.ensembles("zoo", some),
-        "novelty": novelty(new, train, old, fitted.run_of),
+        "novelty": found,
         "diversity": {
             name: exam.diversity(canonical, networks) for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
         },
@@ -108,6 +105,11 @@ def assess(
     if paths is not None:
         figures["weights"] = plot_weights(train, new, _in_the_order_of_their_end(flow, paths))
     return metrics, figures
+
+
+def _placed(canonical: Thetas, train: Thetas, found: Mapping[str, float]) -> dict[str, float | None]:
+    """The novelty ratio of a baseline, and how far two of its networks are from each other."""
+    return {"novelty": nearest(canonical, train).median().item() / found["zoo_leave_one_out"], "distance": _distance(canonical)}
 
 
 def _distance(canonical: Thetas) -> float | None:

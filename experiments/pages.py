@@ -11,6 +11,7 @@ from tables import (
     BEFORE,
     SETTINGS,
     Run,
+    ahead_table,
     beside_table,
     by_distance,
     by_size,
@@ -24,6 +25,7 @@ from tables import (
 )
 
 from geoflow.chart import FLOWS
+from geoflow.evaluation.baselines import NOISE
 from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_summaries, plot_tradeoff
 from geoflow.flow import today
 from geoflow.zoo.store import ZOO_DEFAULTS
@@ -173,6 +175,11 @@ and how often in what they predict); minutes of training the flow and drawing fr
 Device: {", ".join(devices)}; machines: {"; ".join(machines)}.
 
 {beside_table(runs)}
+
+In how many runs the generated networks have a lower NLL than the zoo, and than each baseline (*retrieval* draws networks of the zoo as they
+are, *noised* adds {NOISE:g} standard deviations of noise to them):
+
+{ahead_table(runs)}
 
 {"".join(sharpness_table(name_of(run["config"]), run) for run in runs if "sharpness" in run)}{shown}
 """

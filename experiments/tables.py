@@ -97,6 +97,26 @@ def beside_table(runs: Sequence[Run]) -> str:
     return _table(runs, BESIDE, {"on": lambda run: place(run["ran"]), "commit": lambda run: "".join(run["ran"]["commit"])[:7]})
 
 
+def ahead_table(runs: Sequence[Run]) -> str:
+    """For each flow in how many runs its networks have a lower mean NLL than the zoo, and than each baseline."""
+    names = list(dict.fromkeys(name for run in runs for name in run["metrics"]["baselines"]))
+    lines = [["task", "flow", "runs", "zoo", *(name.replace("_", " ") for name in names)]]
+    by_flow = defaultdict(list)
+    for run in runs:
+        by_flow[run["config"]["task"], run["config"]["flow"]].append(run["metrics"])
+    for (task, flow), several in sorted(by_flow.items()):
+        cells = [_ahead(several, [m["zoo"] for m in several])]
+        cells += [_ahead(several, [m["baselines"].get(name, UNKNOWN) for m in several]) for name in names]
+        lines.append([task, flow, str(len(several)), *cells])
+    return markdown(lines)
+
+
+def _ahead(several: Sequence[Mapping], others: Sequence[Mapping]) -> str:
+    known = [(m["generated"]["nll"]["mean"], one["nll"]["mean"]) for m, one in zip(several, others, strict=True) if one is not UNKNOWN]
+    count = sum(new < other for new, other in known)
+    return f"{count}" if len(known) == len(several) else f"{count} of {len(known)}"
+
+
 def sharpness_table(name: str, run: Run) -> str:
     """What a flow's networks gain by sharpness, and how alike they become; the zoo beside them."""
     m, found = run["metrics"], BEFORE | run["sharpness"]
