@@ -20,6 +20,7 @@ from tables import (
     quality_table,
     sharpness_table,
     small_ensemble,
+    transfer_table,
     usual,
     zoo_seed,
 )
@@ -181,6 +182,7 @@ are, *noised* adds {NOISE:g} standard deviations of noise to them):
 
 {ahead_table(runs)}
 
+{"".join(transfer_table(name_of(run["config"]), run) for run in runs)}\
 {"".join(sharpness_table(name_of(run["config"]), run) for run in runs if "sharpness" in run)}{shown}
 """
 

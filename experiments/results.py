@@ -2,7 +2,7 @@
 
 python experiments/results.py main_job runs/1 runs/2    keeps these runs for results/main_job, and rebuilds all pages
 python experiments/results.py mnist runs/5 --flow       keeps the trained flow too, so that anyone can sample at once
-python experiments/results.py mnist runs/6              what a run of `curve` or `sharpen` found, beside the run of its flow
+python experiments/results.py mnist runs/6              what `curve`, `sharpen` or `transfer` found, beside the run of their flow
 python experiments/results.py                           rebuilds all pages
 """
 
@@ -26,12 +26,12 @@ LARGEST = 8 * 10**6  # bytes of a flow that is kept
 
 
 def keep(name: str, run: Path, flow: bool = False) -> Path:
-    """Copy what a page needs of a run folder: metrics, configuration, where it ran; or what a run of `curve` or `sharpen` found."""
-    for found in FOUND:
-        if (run / found).exists():
-            return keep_beside(name, run, found)
-    if not (run / "metrics.json").exists():
+    """Copy what a page needs of a run folder: metrics, configuration, where it ran; or what was found of a flow."""
+    found = next((found for found in FOUND if (run / found).exists()), None)
+    if found is None and not (run / "metrics.json").exists():
         raise SystemExit(f"{run} holds no finished run: a run of the main job writes metrics.json, others {' or '.join(FOUND)}.")
+    if found or _read(run / "config.json").get("checkpoint"):
+        return keep_beside(name, run, found)
     metrics, config, record = (_read(run / part) for part in ("metrics.json", "config.json", "run.json"))
     info = _read(run / "info.json") if (run / "info.json").exists() else {}
     _check(name, run, config)
@@ -52,8 +52,8 @@ def keep(name: str, run: Path, flow: bool = False) -> Path:
     return folder
 
 
-def keep_beside(name: str, run: Path, found: str) -> Path:
-    """Copy what was found of a flow beside the kept run that it comes from."""
+def keep_beside(name: str, run: Path, found: str | None) -> Path:
+    """Copy what was found of a flow beside the kept run that it comes from: a file of FOUND, or the scores of a transfer."""
     config = _read(run / "config.json")
     source = Path(config["checkpoint"])
     made = (source if source.is_dir() else source.parent) / "config.json"
@@ -63,7 +63,12 @@ def keep_beside(name: str, run: Path, found: str) -> Path:
     folder = RESULTS / name / name_of(_read(made))
     if not folder.exists():
         raise SystemExit(f"Keep {made.parent} first, the run whose flow drew the networks of {run}.")
-    shutil.copy(run / found, folder)
+    if found:
+        shutil.copy(run / found, folder)
+    else:
+        how = {option: config[option] for option in ("hidden", "count", "solver", "steps", "start", "sharpness", "guidance", "seed")}
+        file = folder / f"transfer-{config['task']}-{'-'.join(map(str, config['hidden']))}.json"
+        file.write_text(json.dumps(_read(run / "metrics.json") | how, indent=1) + "\n", encoding="utf-8")
     return folder
 
 

@@ -134,6 +134,17 @@ def sharpness_table(name: str, run: Run) -> str:
 """
 
 
+def transfer_table(name: str, run: Run) -> str:
+    """What a flow makes of networks that it never saw: other widths, or another task; nothing where none was kept."""
+    found = [one for file, one in run.items() if file.startswith("transfer-")]
+    columns = {title: BY_SHARPNESS[title] for title in BY_SHARPNESS if "/ zoo" not in title}
+    lines = [["task", "hidden layers", "parameters", "networks", "steps", "sharpness", *columns]]
+    for one in sorted(found, key=lambda one: (one["task"], one["parameters"])):
+        how = [one["task"], "-".join(map(str, one["hidden"])), *(str(one[key]) for key in ("parameters", "count", "steps", "sharpness"))]
+        lines.append([*how, *(_number(value(one), form) for value, form in columns.values())])
+    return f"## Transfer, without training: networks that the flow of {name} never saw\n\n{markdown(lines)}\n\n" if found else ""
+
+
 def by_distance(run: Run) -> list[tuple[float, Mapping]]:
     """For each sharpness of a flow the distance of two of its networks, in units of the zoo, and their scores."""
     return [(diversity(_beside_the_zoo(run, one), "distance"), one["generated"]) for one in run["sharpness"]["sharpness"].values()]

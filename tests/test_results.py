@@ -161,15 +161,25 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
     (sharper / "sharpness.json").write_text(json.dumps(found))
     (sharper / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "0")}))
     results.keep("main_job", sharper)
+    wider = tmp_path / "wider"
+    wider.mkdir()
+    scored = {name: run["metrics"][name] for name in ("generated", "ensemble", "task")} | {"parameters": 2410}
+    how = {"hidden": [32], "count": 8, "solver": "euler", "steps": 32, "start": 0.0, "sharpness": 0.1, "guidance": 0.0, "seed": 0}
+    (wider / "metrics.json").write_text(json.dumps(scored))
+    (wider / "config.json").write_text(json.dumps(how | {"task": "digits", "checkpoint": str(tmp_path / "0")}))
+    assert (results.keep("main_job", wider) / "transfer-digits-32.json").exists()
     results.rebuild()
     readme = (tmp_path / "README.md").read_text()
     assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
     page = (tmp_path / "results" / "main_job" / "README.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| digits")]
+    rows = [line for line in page.splitlines() if line.startswith("| digits | geometric") and line.count("|") > 14]
+    assert f"| digits | {pages.today(run['config'])['flow']} | 3 | 0 | " in page  # ahead of the zoo in none of three
     assert [row.split(" | ")[2] for row in rows] == (["-"] * 3 + ["coupling ot"]) * 2 and "(coupling independent)" in page
     assert len(list((tmp_path / "results" / "main_job" / "figures").glob("curve-digits-*-0.png"))) == 1
     (row,) = [line for line in page.splitlines() if line.startswith("| 0.5 | ")]
     assert "## By sharpness: digits-" in page and "(9 networks, 3 steps)" in page
+    (_,) = [line for line in page.splitlines() if line.startswith("| digits | 32 | 2410 | 8 | 32 | 0.1 | ")]
+    assert "## Transfer, without training: networks that the flow of digits-" in page
     assert row.startswith(f"| 0.5 | {one['generated']['accuracy']['mean']:.4f} | ")
     assert (tmp_path / "results" / "main_job" / "figures" / "tradeoff-digits.png").exists()
     anew = results._read(tmp_path / "0" / "run.json") | {"start_time": "later"}
