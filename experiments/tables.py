@@ -150,18 +150,19 @@ def by_distance(run: Run) -> list[tuple[float, Mapping]]:
     return [(diversity(_beside_the_zoo(run, one), "distance"), one["generated"]) for one in run["sharpness"]["sharpness"].values()]
 
 
-def by_size(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[int, float, Mapping, Mapping]]]]:
-    """By task and kind of training, over the number of training runs in the zoo: (that number, novelty ratio, scores of the generated,
-    scores of the zoo). Only of runs that differ in nothing but this, with three numbers or more, and in how long they trained."""
+def by_size(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[int, Mapping, Mapping, Mapping]]]]:
+    """By task and kind of training, over the number of training runs in the zoo: (that number, novelty, scores of the generated, scores
+    of the zoo). Only of runs that differ in nothing but this, with three numbers or more, and in how long they trained; not of those
+    older than `near`."""
     alike, lines = defaultdict(list), defaultdict(lambda: defaultdict(list))
-    for run in runs:
+    for run in (run for run in runs if "near" in run["metrics"]["novelty"]):
         others = {name: value for name, value in _settings(run).items() if name not in ("runs", "iterations", "ensembles of")}
         alike[run["config"]["task"], run["config"]["flow"], run["metrics"]["seed"], *others.items()].append(run)
     for (task, flow, seed, *_), group in alike.items():
         if len({run["config"]["runs"] for run in group}) >= LEAST_SIZES:
             for run in sorted(group, key=lambda run: (run["config"]["iterations"], run["config"]["runs"])):
                 m, config = run["metrics"], run["config"]
-                point = (config["runs"], m["novelty"]["ratio"], m["generated"], m["zoo"])
+                point = (config["runs"], m["novelty"], m["generated"], m["zoo"])
                 lines[task][f"{flow}, {config['iterations']} iterations, seed {seed}"].append(point)
     return lines
 

@@ -6,6 +6,7 @@ from textwrap import fill
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from geoflow.evaluation.novelty import NEAR
 from geoflow.evaluation.plots import BLACK, BLUE, COLOURS, GREY, ORANGE, SCORED, VERMILION, plain_ticks
 
 LABEL = 44  # characters of a line of a run's name
@@ -86,39 +87,37 @@ def plot_tradeoff(
 
 
 def plot_sizes(
-    flows: Mapping[str, Sequence[tuple[int, float, Summary, Summary]]],
+    flows: Mapping[str, Sequence[tuple[int, Mapping[str, float], Summary, Summary]]],
     title: str = "Novelty and accuracy over the size of the zoo",
 ) -> Figure:
-    """Novelty ratio and mean accuracy of generated networks against how many training runs the zoo has, a line for each kind of training.
+    """How new and how accurate generated networks are against how many training runs the zoo has, a line for each kind of training.
 
-    A point is (runs, novelty ratio, scores of the generated, scores of the zoo's networks). A ratio near 0 means copies of the training
-    networks, one near 1 networks as new as another training run. The zoos' accuracy is the dashed line.
+    A point is (runs, what `novelty` gives, scores of the generated, scores of the zoo's networks). A ratio near 0 means copies of the
+    training networks, one near 1 networks as new as another training run; the dashed lines are the zoo's own.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}}
-    >>> len(plot_sizes({"geometric": [(32, 0.8, one, one), (128, 1.0, one, one)]}).axes)
-    2
+    >>> len(plot_sizes({"geometric": [(32, {"ratio": 0.8, "near": 0.5}, one, one), (128, {"ratio": 1.0, "near": 0.01}, one, one)]}).axes)
+    3
     """
-    figure = Figure(figsize=(8, 3.6 + 0.22 * len(flows)), layout="constrained")
+    figure = Figure(figsize=(10, 3.4 + 0.22 * len(flows)), layout="constrained")
     figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
-    left.axhline(1, color=BLACK, linestyle="--", linewidth=1)
-    zoos = {}
+    panels = figure.subplots(1, 3)
+    zoos = dict(sorted((runs, (1, NEAR, zoo["accuracy"]["mean"])) for points in flows.values() for runs, _, _, zoo in points))
     for number, (name, points) in enumerate(flows.items()):
         style = {"color": (BLUE, ORANGE, VERMILION, GREY)[number % 4], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
-        runs = [point[0] for point in points]
-        left.plot(runs, [point[1] for point in points], label=name, **style)
-        right.plot(runs, [point[2]["accuracy"]["mean"] for point in points], **style)
-        zoos |= {point[0]: point[3]["accuracy"]["mean"] for point in points}
-    right.plot(*zip(*sorted(zoos.items()), strict=True), color=BLACK, linestyle="--", linewidth=1, label="zoo")
-    left.set(ylabel="novelty ratio", ylim=(0, 1.1 * max(1, *(point[1] for points in flows.values() for point in points))))
-    right.set(ylabel="accuracy")
-    for axes in (left, right):
-        axes.set(xscale="log", xlabel="training runs in the zoo")
-        axes.set_xticks(sorted(zoos), list(map(str, sorted(zoos))))
+        lines = [[(found["ratio"], found["near"], new["accuracy"]["mean"])[panel] for _, found, new, _ in points] for panel in range(3)]
+        for axes, line in zip(panels, lines, strict=True):
+            axes.plot([point[0] for point in points], line, label=name, **style)
+    labels = ("novelty ratio", "share nearer than 1 % of the zoo", "accuracy")
+    for axes, label, own in zip(panels, labels, zip(*zoos.values(), strict=True), strict=True):
+        axes.plot(list(zoos), own, color=BLACK, linestyle="--", linewidth=1, label="zoo")
+        axes.set(xscale="log", xlabel="training runs in the zoo", ylabel=label)
+        axes.set_xticks(list(zoos), list(map(str, zoos)))
         axes.minorticks_off()
         _finish(axes, "accuracy", "y")
-    handles, labels = (a + b for a, b in zip(left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True))
-    figure.legend(handles, labels, loc="outside lower center", ncols=1 + (len(labels) > 3), frameon=False)
+        if axes is not panels[-1]:
+            axes.set_ylim(0, 1.1 * max(1, axes.get_ylim()[1] / 1.1))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=1 + (len(flows) > 2), frameon=False)
     return figure
 
 
