@@ -114,6 +114,17 @@ def test_the_planted_symmetry_is_found(name, generator):
     assert symmetry.factors == {}
 
 
+@pytest.mark.parametrize("name", ["cnn two tanh", "learned gain"])
+def test_signs_are_told_apart_where_units_have_several(name, generator):
+    _, spec, _, _ = case(name)
+    assert len(spec.groups("sign")) > len(spec.groups("permutation"))
+    theta, reference = normal(40, spec.weights), normal(spec.weights, seed=1)
+    others = moved(spec, theta, generator, scaling=False)
+    assert torch.equal(align(spec, others, theta)[0], theta)
+    assert torch.equal(align(spec, others, reference)[0], align(spec, theta, reference)[0])
+    assert torch.equal(match(spec, others, reference), match(spec, theta, reference))
+
+
 @networks
 def test_rows_are_balanced(name, generator):
     _, spec, _, theta = case(name)

@@ -38,6 +38,8 @@ GROUPS = {
     "cnn unflatten": ([3], [3], []),
     "cnn grouped": ([4, 4, 4, 2, 2, 4, 2, 2, 2], [4, 4, 4, 2, 2, 4, 2, 2, 2], []),  # a cut at 4 and 8 of the middle 12, by 6 rows
     "cnn depthwise": ([4, 3], [4, 4], [3]),  # a multiplier of 2 moves in pairs; one factor for each pair
+    "cnn two tanh": ([6, 6], [], [6, 6, 6]),  # before and after the depthwise convolution: one order, two signs
+    "learned gain": ([6, 6], [6], [6, 6, 6]),
     "cnn layer norm": ([4], [4], []),
     "resnet": ([4, 4, 6, 6], [4, 4, 6, 6], []),
     "group norm": ([2, 2, 2, 4, 4], [2, 2, 2, 4, 4], [4]),
