@@ -171,6 +171,13 @@ def test_a_dead_unit_is_left_as_it_is_and_named():
     assert dead_units(spec, theta[0]) == []
 
 
+def test_a_single_entry_of_zero_is_no_dead_unit():
+    spec = spec_of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 4))
+    ((units, entries),) = {index.shape for index in incoming(spec).values()}
+    assert (units, entries) == (3, 1) and sphere_rows(spec) == ()
+    assert dead_units(spec, torch.zeros(2, spec.weights)) == []
+
+
 @pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh])
 @pytest.mark.parametrize("widths", [(3, 4, 2), (2, 1, 2)])
 def test_one_hidden_layer_is_matched_as_by_brute_force(widths, activation):

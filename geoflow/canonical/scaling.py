@@ -18,7 +18,7 @@ def balance(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> Float[
     """Rescale every unit of every scaling group so that its incoming entries have joint norm 1; the function stays as it was.
 
     What counts as incoming is said by `incoming`. Groups are taken in the order of the wiring, so one sweep is exact. Biases
-    follow their unit. A dead unit, whose incoming entries are all zero, keeps its scale (see `dead_units`).
+    follow their unit. A unit whose incoming entries are all zero keeps its scale (see `dead_units`).
 
     Source: Erdogan, Geometric flow models over neural network weights, arXiv 2504.03710.
 
@@ -43,19 +43,26 @@ def sphere_rows(spec: NetworkSpec) -> tuple[Int[Tensor, "_units _dim"], ...]:
     Rows of a single entry (a gain, an only input) are +-1 after `balance` and form no sphere; they are left out.
     """
     stacks: dict[int, list[Tensor]] = {}
-    for index in incoming(spec).values():
+    for index in _with_directions(spec).values():
         stacks.setdefault(index.shape[1], []).append(index)
-    return tuple(torch.cat(stack) for dim, stack in stacks.items() if dim > 1)
+    return tuple(torch.cat(stack) for stack in stacks.values())
 
 
 def dead_units(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> list[tuple[int, str, int]]:
-    """The units whose incoming entries are all zero, as (network, site, unit); the networks of a batch are counted in one row."""
+    """The units of `sphere_rows` whose incoming entries are all zero, as (network, site, unit); a single entry of zero is no dead unit.
+
+    The networks of a batch are counted in one row.
+    """
     names = {group: next(site.name for site in spec.sites if site.scaling == group) for group in spec.groups("scaling")}
     return [
         (network, names[group], unit)
-        for group, index in incoming(spec).items()
+        for group, index in _with_directions(spec).items()
         for network, unit in (~_alive(_norms(theta, index))).reshape(-1, len(index)).nonzero().tolist()
     ]
+
+
+def _with_directions(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]:
+    return {group: index for group, index in incoming(spec).items() if index.shape[1] > 1}
 
 
 def incoming(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]:
