@@ -139,6 +139,30 @@ def test_rows_are_balanced(name, generator):
     assert torch.allclose(balance(spec, apply_symmetry(spec, theta, element)), balanced, rtol=1e-9, atol=1e-12)
 
 
+class GainAlongTwoAxes(nn.Module):
+    """A gain [tokens, features]: two tokens have a scale of their own, and so has every feature; the last token is read as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.mix, self.gain = nn.Linear(5, 6, bias=False), nn.Linear(4, 3, bias=False), nn.Parameter(torch.randn(3, 6))
+        self.join, self.out = nn.Linear(2, 1, bias=False), nn.Linear(6, 2)
+
+    def forward(self, x):
+        tokens = torch.relu(torch.relu(self.mix(torch.relu(self.enter(x)).mT)).mT * self.gain)
+        return self.out(tokens[:, 2] + self.join(tokens[:, :2].mT)[..., 0])
+
+
+def test_a_gain_scaled_along_two_axes_is_balanced(generator):
+    spec = spec_of(GainAlongTwoAxes().double(), normal(2, 4, 5))
+    assert {index.shape for index in incoming(spec).values()} >= {(2, 6), (6, 1)}  # rows of the two tokens, features of the last
+    theta = normal(3, spec.weights)
+    balanced = balance(spec, theta)
+    for index in incoming(spec).values():
+        assert torch.allclose(balanced[:, index].norm(dim=-1), torch.ones((), dtype=torch.float64))
+    element = Symmetry(factors=random_symmetry(spec, generator).factors)
+    assert torch.allclose(balance(spec, apply_symmetry(spec, theta, element)), balanced, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("gain", [0.1, 1.0, 30.0])
 def test_residual_groups_are_balanced_at_any_gain(gain):
     """All rows that close no cycle; counting those that do, rows of norm 1 need not exist (see `incoming`)."""

@@ -104,12 +104,19 @@ def _candidates(spec: NetworkSpec) -> list[tuple[TensorSpec, int]]:
 
 
 def _entries(spec: NetworkSpec, tensor: TensorSpec, first: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each entry the scaled unit that it writes, those it reads along each axis (-1: none), and whether it reads any site."""
+    """For each entry the scaled unit that it belongs to, those whose scale it meets besides (-1: none), and whether it reads any site.
+
+    An entry belongs to the unit of its first axis that writes. It meets those that it reads and, where it reads, those that further axes
+    write: their scale comes first.
+    """
     axes = [_axis_units(spec, axis, first) for axis in tensor.axes]
     grids = [np.broadcast_arrays(*np.ix_(*(axis[row] for axis in axes))) for row in range(3)]
     writes, reads, edge = (np.stack([grid.ravel() for grid in grids[row]]) for row in range(3))
-    owner = (writes >= 0).argmax(0)  # an entry belongs to one unit: the one of its first axis that writes
-    return np.take_along_axis(writes, owner[None], 0)[0], reads, edge.any(0)
+    first_writing, edge = (writes >= 0).argmax(0)[None], edge.any(0)
+    owner = np.take_along_axis(writes, first_writing, 0)[0]
+    further = np.where(edge & (np.arange(len(writes))[:, None] != first_writing), writes, -1)
+    met = np.concatenate([reads, further])
+    return owner, met[(met >= 0).any(1)], edge
 
 
 def _axis_units(spec: NetworkSpec, axis: tuple[Piece, ...], first: dict[int, int]) -> tuple[np.ndarray, ...]:
