@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -54,9 +55,10 @@ def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], sy
 def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutations: Groups) -> Float[Tensor, "*batch weights"]:
     """Reorder units group by group: place i of group g receives the old unit `permutations[g][i]`.
 
-    Raises ValueError for a group that the spec does not declare, or one of another size.
+    Raises ValueError for a group that the spec does not declare, one of another size, and an order that lacks a unit.
     """
     _check_groups(spec, permutations, "permutation")
+    _check_orders(permutations)
     batch = torch.broadcast_shapes(theta.shape[:-1], *(order.shape[:-1] for order in permutations.values()))
     nets = theta.expand(*batch, spec.weights).reshape(-1, spec.weights)
     moved = nets.new_empty(nets.shape)
@@ -104,8 +106,14 @@ def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: 
 
 
 def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Groups) -> Float[Tensor, "*batch weights"]:
-    """Multiply every unit's activation by +-1, and what reads it by the same sign. Raises ValueError as `permute` does."""
+    """Multiply every unit's activation by +-1, and what reads it by the same sign.
+
+    Raises ValueError for a group that the spec does not declare, one of another size, and a sign that is not +-1.
+    """
     _check_groups(spec, signs, "sign")
+    for group, sign in signs.items():
+        if not (is_sign := sign.abs() == 1).all():
+            raise ValueError(f"Signs must be +1 or -1; sign group {group} has {sign[~is_sign][0].item():.3g}.")
     return theta if not signs else theta * _factor(spec, signs, "sign", theta)
 
 
@@ -114,6 +122,16 @@ def _check_groups(spec: NetworkSpec, groups: Groups, symmetry: str) -> None:
     for group, values in groups.items():
         if values.shape[-1] != declared.get(group):
             raise ValueError(f"There is no {symmetry} group {group} of {values.shape[-1]} units; declared (group: units): {declared}.")
+
+
+def _check_orders(permutations: Groups) -> None:
+    for group, order in permutations.items():
+        units = np.arange(order.shape[-1])
+        found = np.sort(order.cpu().numpy(), -1)  # several times as fast as torch's
+        wrong = (found != units).any(-1)
+        if wrong.any():
+            lost = np.setdiff1d(units, found[wrong][0])[0]
+            raise ValueError(f"An order of permutation group {group} names each of its {len(units)} units once; unit {lost} is missing.")
 
 
 def _axis_index(spec: NetworkSpec, axis: tuple[Piece, ...], permutations: Groups) -> Tensor:

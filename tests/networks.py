@@ -302,6 +302,23 @@ def depthwise() -> nn.Module:
     return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 2))
 
 
+def two_tanh() -> nn.Module:
+    """Channels with one order and two signs: before a depthwise convolution without bias, and after it."""
+    layers = [nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.Tanh(), nn.Conv2d(6, 6, 1), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Conv2d(6, 2, 1))
+
+
+class LearnedGain(nn.Module):
+    """Units with one order and two signs: before a learned gain, and after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.gain, self.inner, self.out = nn.Linear(5, 6), nn.Parameter(torch.randn(6)), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.inner(torch.tanh(self.enter(x)) * self.gain)))
+
+
 def row(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.zeros(shape)
 
@@ -354,6 +371,8 @@ NETWORKS: dict[str, Case] = {
     ),
     "cnn grouped": (grouped, row(2, 2, 8, 8)),
     "cnn depthwise": (depthwise, row(2, 1, 8, 8)),
+    "cnn two tanh": (two_tanh, row(2, 1, 7, 7)),
+    "learned gain": (LearnedGain, row(3, 5)),
     "cnn instance norm": (
         lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ReLU(), nn.Conv2d(4, 2, 3)),
         row(2, 1, 8, 8),

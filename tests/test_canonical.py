@@ -114,6 +114,17 @@ def test_the_planted_symmetry_is_found(name, generator):
     assert symmetry.factors == {}
 
 
+@pytest.mark.parametrize("name", ["cnn two tanh", "learned gain"])
+def test_signs_are_told_apart_where_units_have_several(name, generator):
+    _, spec, _, _ = case(name)
+    assert len(spec.groups("sign")) > len(spec.groups("permutation"))
+    theta, reference = normal(40, spec.weights), normal(spec.weights, seed=1)
+    others = moved(spec, theta, generator, scaling=False)
+    assert torch.equal(align(spec, others, theta)[0], theta)
+    assert torch.equal(align(spec, others, reference)[0], align(spec, theta, reference)[0])
+    assert torch.equal(match(spec, others, reference), match(spec, theta, reference))
+
+
 @networks
 def test_rows_are_balanced(name, generator):
     _, spec, _, theta = case(name)
@@ -124,6 +135,30 @@ def test_rows_are_balanced(name, generator):
     manifold = Product(spec.weights, sphere_rows(spec))
     manifold.assert_check_point_on_manifold(balanced)
     assert torch.allclose(balance(spec, balanced), balanced, rtol=1e-12, atol=1e-12)
+    element = Symmetry(factors=random_symmetry(spec, generator).factors)
+    assert torch.allclose(balance(spec, apply_symmetry(spec, theta, element)), balanced, rtol=1e-9, atol=1e-12)
+
+
+class GainAlongTwoAxes(nn.Module):
+    """A gain [tokens, features]: two tokens have a scale of their own, and so has every feature; the last token is read as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.mix, self.gain = nn.Linear(5, 6, bias=False), nn.Linear(4, 3, bias=False), nn.Parameter(torch.randn(3, 6))
+        self.join, self.out = nn.Linear(2, 1, bias=False), nn.Linear(6, 2)
+
+    def forward(self, x):
+        tokens = torch.relu(torch.relu(self.mix(torch.relu(self.enter(x)).mT)).mT * self.gain)
+        return self.out(tokens[:, 2] + self.join(tokens[:, :2].mT)[..., 0])
+
+
+def test_a_gain_scaled_along_two_axes_is_balanced(generator):
+    spec = spec_of(GainAlongTwoAxes().double(), normal(2, 4, 5))
+    assert {index.shape for index in incoming(spec).values()} >= {(2, 6), (6, 1)}  # rows of the two tokens, features of the last
+    theta = normal(3, spec.weights)
+    balanced = balance(spec, theta)
+    for index in incoming(spec).values():
+        assert torch.allclose(balanced[:, index].norm(dim=-1), torch.ones((), dtype=torch.float64))
     element = Symmetry(factors=random_symmetry(spec, generator).factors)
     assert torch.allclose(balance(spec, apply_symmetry(spec, theta, element)), balanced, rtol=1e-9, atol=1e-12)
 
@@ -158,6 +193,13 @@ def test_a_dead_unit_is_left_as_it_is_and_named():
     ((network, site, unit),) = dead_units(spec, theta)
     assert (network, unit) == (1, 2) and site in {s.name for s in spec.sites}
     assert dead_units(spec, theta[0]) == []
+
+
+def test_a_single_entry_of_zero_is_no_dead_unit():
+    spec = spec_of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 4))
+    ((units, entries),) = {index.shape for index in incoming(spec).values()}
+    assert (units, entries) == (3, 1) and sphere_rows(spec) == ()
+    assert dead_units(spec, torch.zeros(2, spec.weights)) == []
 
 
 @pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh])

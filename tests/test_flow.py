@@ -349,6 +349,19 @@ def test_wrong_zoos_are_named(spec, thetas):
         pack(spec, [])
 
 
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_gain_of_zero_is_served_for_it_lies_on_no_sphere(flow, generator):
+    layers = torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.ReLU(), torch.nn.Linear(3, 2)
+    spec = spec_of(torch.nn.Sequential(*layers), torch.zeros(2, 4))
+    thetas = torch.rand(20, spec.weights, generator=generator) + 0.5
+    (gain,) = (start for tensor, start in zip(spec.tensors, spec.offsets, strict=True) if tensor.kind == "gain")
+    thetas[5, gain + 2] = 0
+    fitted = fit(spec, thetas, flow=flow, batch=4, iterations=1, progress=False)
+    canonical = fitted.canonical(thetas)
+    assert (canonical[5, gain : gain + 3] == 0).sum() == 1
+    assert torch.allclose(fitted.chart.theta(fitted.chart.point(canonical)), canonical, atol=1e-5)
+
+
 def test_a_zoo_in_double_precision_is_served(spec, thetas):
     trained = fit(spec, thetas.double(), iterations=2, batch=4, progress=False)
     assert sample(trained, 2, steps=2).dtype == torch.float32

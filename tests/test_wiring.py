@@ -11,7 +11,7 @@ from torch import nn
 
 import geoflow
 from geoflow.spec import KINDS, SYMMETRIES, NetworkSpec
-from geoflow.symmetry import Symmetry, flip, permute, random_symmetry, rescale
+from geoflow.symmetry import Symmetry, apply_symmetry, flip, permute, random_symmetry, rescale
 from geoflow.vector import check_state, pack, unpack
 from geoflow.wiring import check_spec, spec_of
 from geoflow.wiring.check import draw_like, jitter, outputs_of
@@ -38,6 +38,8 @@ GROUPS = {
     "cnn unflatten": ([3], [3], []),
     "cnn grouped": ([4, 4, 4, 2, 2, 4, 2, 2, 2], [4, 4, 4, 2, 2, 4, 2, 2, 2], []),  # a cut at 4 and 8 of the middle 12, by 6 rows
     "cnn depthwise": ([4, 3], [4, 4], [3]),  # a multiplier of 2 moves in pairs; one factor for each pair
+    "cnn two tanh": ([6, 6], [], [6, 6, 6]),  # before and after the depthwise convolution: one order, two signs
+    "learned gain": ([6, 6], [6], [6, 6, 6]),
     "cnn layer norm": ([4], [4], []),
     "resnet": ([4, 4, 6, 6], [4, 4, 6, 6], []),
     "group norm": ([2, 2, 2, 4, 4], [2, 2, 2, 4, 4], [4]),
@@ -69,6 +71,7 @@ ACTIONS = {
     "scaling": lambda spec, theta, g: rescale(spec, theta, g.factors),
     "sign": lambda spec, theta, g: flip(spec, theta, g.signs),
 }
+PARTS = {"permutation": "permutations", "scaling": "factors", "sign": "signs"}
 
 
 @cache
@@ -137,6 +140,26 @@ def test_declared_groups_move_the_weights(name):
         assert not torch.equal(rescale(spec, theta, {group: torch.full((size,), 2.0)}), theta)
     for group, size in n["sign"].items():
         assert not torch.equal(flip(spec, theta, {group: -torch.ones(size)}), theta)
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "values", "message"),
+    [
+        ("permutation", [0, 0, 2, 3], "permutation group 0 .* unit 1 is missing"),
+        ("permutation", [0, 1, 3, 4], "permutation group 0 .* unit 2 is missing"),
+        ("permutation", [[3, 2, 1, 0], [0, -1, 2, 1]], "permutation group 0 .* unit 3 is missing"),
+        ("scaling", [1.0, 1.0, 0.0, 1.0], "scaling group 0 has 0"),
+        ("sign", [1.0, 0.5, -1.0, 1.0], "sign group 0 has 0.5"),
+        ("sign", [1.0, float("nan"), -1.0, 1.0], "sign group 0 has nan"),
+        ("sign", [[1, 1, -1, 1], [1, 1, 0, 1]], "sign group 0 has 0"),
+    ],
+)
+def test_what_is_no_symmetry_is_refused(symmetry, values, message):
+    _, spec, _ = traced("mlp linear")
+    element = Symmetry(**{PARTS[symmetry]: {0: torch.tensor(values)}})
+    for act in (ACTIONS[symmetry], apply_symmetry):
+        with pytest.raises(ValueError, match=message):
+            act(spec, weights_of("mlp linear"), element)
 
 
 @every_network

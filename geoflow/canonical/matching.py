@@ -167,7 +167,7 @@ def _settled(nodes: list[Node], steps: list[tuple[Node, list[tuple[Place, Window
     def whole(node: Node, views: list[tuple[Place, Window]]) -> bool:
         return len(views) == sum(place.learned for place in node.places) and not any(window for _, window in views)
 
-    return {nodes.index(node) for node, views in steps if not node.quadratic and whole(node, views)}
+    return {nodes.index(node) for node, views in steps if node in nodes and not node.quadratic and whole(node, views)}
 
 
 def _is_wide(shape: tuple[int, ...], axis: int) -> bool:

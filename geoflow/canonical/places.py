@@ -52,6 +52,10 @@ class Node:
         axes = {(place.tensor, place.axis) for place in learned}
         return len({tensor for tensor, _ in axes}) < len(axes) or any(len(place.signs & self.signs) > 1 for place in learned)
 
+    def signs_alone(self, signs: frozenset[int]) -> "Node":
+        """Some signs of these units, in the order as it is."""
+        return replace(self, permutation=None, signs=signs, places=tuple(place for place in self.places if place.signs & signs))
+
     def without_axes(self, lone: Mapping[int, int]) -> "Node":
         return replace(self, places=tuple(place.without_axes(lone) for place in self.places))
 
@@ -103,6 +107,7 @@ def outwards(nodes: list[Node], places: Iterable[Place]) -> Iterator[tuple[Node,
     """The nodes from the best known to the least known, each with the places whose other axes are pinned or known by then.
 
     What is known of a unit is counted in entries, which the spec says and no weight changes: nodes next to the inputs come first.
+    Units may have several signs, as before and after a learned gain: those that no place has told by then come later, without the order.
     """
     axes: dict[tuple[int, int], list[Place]] = {}
     for place in places:
@@ -113,10 +118,12 @@ def outwards(nodes: list[Node], places: Iterable[Place]) -> Iterator[tuple[Node,
         views = [[(p, w) for p in found if (w := _window(p, axes, known, signs)) is not None] for found in open_places]
         counts = [sum(_entries(place, window, axes) for place, window in view) for view in views]
         best = counts.index(max(counts))
-        yield left[best], views[best]
-        known |= {left[best].permutation}
-        signs |= left[best].signs
-        del left[best]
+        node, view = left[best], views[best]
+        yield node, view
+        told = node.signs & frozenset().union(*(place.signs for place, _ in view)) if view else node.signs  # nothing will ever tell
+        known |= {node.permutation}
+        signs |= told
+        left[best : best + 1] = [node.signs_alone(node.signs - told)] if told < node.signs else []
 
 
 def _window(place: Place, axes: dict, known: set, signs: set) -> Window | None:

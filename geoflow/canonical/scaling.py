@@ -18,7 +18,7 @@ def balance(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> Float[
     """Rescale every unit of every scaling group so that its incoming entries have joint norm 1; the function stays as it was.
 
     What counts as incoming is said by `incoming`. Groups are taken in the order of the wiring, so one sweep is exact. Biases
-    follow their unit. A dead unit, whose incoming entries are all zero, keeps its scale (see `dead_units`).
+    follow their unit. A unit whose incoming entries are all zero keeps its scale (see `dead_units`).
 
     Source: Erdogan, Geometric flow models over neural network weights, arXiv 2504.03710.
 
@@ -43,19 +43,26 @@ def sphere_rows(spec: NetworkSpec) -> tuple[Int[Tensor, "_units _dim"], ...]:
     Rows of a single entry (a gain, an only input) are +-1 after `balance` and form no sphere; they are left out.
     """
     stacks: dict[int, list[Tensor]] = {}
-    for index in incoming(spec).values():
+    for index in _with_directions(spec).values():
         stacks.setdefault(index.shape[1], []).append(index)
-    return tuple(torch.cat(stack) for dim, stack in stacks.items() if dim > 1)
+    return tuple(torch.cat(stack) for stack in stacks.values())
 
 
 def dead_units(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> list[tuple[int, str, int]]:
-    """The units whose incoming entries are all zero, as (network, site, unit); the networks of a batch are counted in one row."""
+    """The units of `sphere_rows` whose incoming entries are all zero, as (network, site, unit); a single entry of zero is no dead unit.
+
+    The networks of a batch are counted in one row.
+    """
     names = {group: next(site.name for site in spec.sites if site.scaling == group) for group in spec.groups("scaling")}
     return [
         (network, names[group], unit)
-        for group, index in incoming(spec).items()
+        for group, index in _with_directions(spec).items()
         for network, unit in (~_alive(_norms(theta, index))).reshape(-1, len(index)).nonzero().tolist()
     ]
+
+
+def _with_directions(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]:
+    return {group: index for group, index in incoming(spec).items() if index.shape[1] > 1}
 
 
 def incoming(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]:
@@ -97,12 +104,19 @@ def _candidates(spec: NetworkSpec) -> list[tuple[TensorSpec, int]]:
 
 
 def _entries(spec: NetworkSpec, tensor: TensorSpec, first: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each entry the scaled unit that it writes, those it reads along each axis (-1: none), and whether it reads any site."""
+    """For each entry the scaled unit that it belongs to, those whose scale it meets besides (-1: none), and whether it reads any site.
+
+    An entry belongs to the unit of its first axis that writes. It meets those that it reads and, where it reads, those that further axes
+    write: their scale comes first.
+    """
     axes = [_axis_units(spec, axis, first) for axis in tensor.axes]
     grids = [np.broadcast_arrays(*np.ix_(*(axis[row] for axis in axes))) for row in range(3)]
     writes, reads, edge = (np.stack([grid.ravel() for grid in grids[row]]) for row in range(3))
-    owner = (writes >= 0).argmax(0)  # an entry belongs to one unit: the one of its first axis that writes
-    return np.take_along_axis(writes, owner[None], 0)[0], reads, edge.any(0)
+    first_writing, edge = (writes >= 0).argmax(0)[None], edge.any(0)
+    owner = np.take_along_axis(writes, first_writing, 0)[0]
+    further = np.where(edge & (np.arange(len(writes))[:, None] != first_writing), writes, -1)
+    met = np.concatenate([reads, further])
+    return owner, met[(met >= 0).any(1)], edge
 
 
 def _axis_units(spec: NetworkSpec, axis: tuple[Piece, ...], first: dict[int, int]) -> tuple[np.ndarray, ...]:
