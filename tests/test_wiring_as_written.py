@@ -95,6 +95,40 @@ def recurrent(kind, *starts, layers=2):
     return lambda: Written(forward, layer=kind(3, 4, layers, batch_first=True), o=Linear(4, 2), **parts)
 
 
+def alike(function, part):
+    """One vector of units at four positions, something between, and learned places, which tell the positions apart."""
+
+    def forward(s, x):
+        return s.o((function(s, s.a(x).unsqueeze(1).expand(-1, 4, -1)) + s.p).relu().mean(1))
+
+    return lambda: Written(forward, a=Linear(5, 6), n=part(), p=learned(4, 6), o=Linear(6, 2))
+
+
+def context(join, width):
+    """Every position with what is the same at all of them."""
+
+    def forward(s, x):
+        h = s.a(x).relu()
+        return s.o((s.b(join(h, h.mean(1, keepdim=True).expand(-1, 4, -1))) + s.p).relu().mean(1))
+
+    return lambda: Written(forward, a=Linear(5, 6), b=Linear(width, 3), p=learned(4, 3), o=Linear(3, 2))
+
+
+def asked_by_one(s, x):
+    """One learned query at every position; it is the mask that tells them apart."""
+    mask = torch.ones(4, 4).tril().bool()
+    return s.o((scaled_dot_product_attention(s.q.expand(len(x), 4, -1), s.k(x), s.v(x), attn_mask=mask) + s.p).relu().mean(1))
+
+
+def decoder(s, x):
+    """One vector of units at every pixel, which the padding of a convolution and learned places tell apart."""
+    return s.o((s.c(s.a(x)[:, :, None, None].expand(-1, -1, 4, 4)).relu() + s.p).relu()).mean((2, 3))
+
+
+def beside_places(s, x):
+    return s.o(torch.cat([s.a(x)[:, :, None, None].expand(-1, -1, 4, 4), s.p.expand(len(x), -1, -1, -1)], 1)).mean((2, 3))
+
+
 # name: (network, inputs, sizes of the groups of (permutation, scaling, sign), derived by hand)
 CASES = {
     "relu as max with zeros": (between(lambda h: torch.max(h, torch.zeros_like(h))), row(3, 5), ([6], [6], [])),
@@ -193,6 +227,29 @@ CASES = {
         lambda: Written(lambda s, x: s.a(x).relu() @ s.w, a=Linear(5, 6), w=learned(6)), row(3, 5), ([6], [6], []),
     ),
     "parts under autocast": (lambda: Written(cast, a=Linear(5, 12), b=Linear(6, 4), o=Linear(4, 2)), row(3, 5), ([4, 6], [4, 6], [])),
+    "one vector along a GRU": (alike(lambda s, h: s.n(h)[0], lambda: nn.GRU(6, 6, batch_first=True)), row(2, 5), ([6, 6], [6], [6])),
+    "one vector repeated along an LSTM": (
+        alike(lambda s, h: s.n(h[:, :1].repeat(1, 4, 1))[0], lambda: nn.LSTM(6, 6, batch_first=True)), row(2, 5), ([6, 6], [6], [6]),
+    ),
+    "one vector with a gain per position": (alike(lambda s, h: h * s.n, lambda: learned(4, 1)), row(2, 5), ([6], [6], [])),
+    "one vector with gains of its own": (alike(lambda s, h: h * s.n, lambda: learned(4, 6)), row(2, 5), ([6], [6, 6], [6])),
+    "one vector with places twice": (alike(lambda s, h: h + s.n, lambda: learned(4, 6)), row(2, 5), ([4, 6], [6], [])),
+    "one vector normalised by position": (alike(lambda s, h: s.n(h), lambda: nn.BatchNorm1d(4)), row(2, 5), ([6], [], [])),
+    "one vector normalised with all": (alike(lambda s, h: s.n(h), lambda: nn.LayerNorm([4, 6])), row(2, 5), ([6], [6], [])),
+    "one vector with slopes per position": (alike(lambda s, h: s.n(h), lambda: nn.PReLU(4)), row(2, 5), ([6], [6], [])),
+    "one query, masked": (
+        lambda: Written(asked_by_one, q=learned(1, 1, 6), k=Linear(5, 6), v=Linear(5, 6), p=learned(4, 6), o=Linear(6, 2)),
+        row(2, 4, 5), ([6, 6], [6], [6]),
+    ),
+    "context beside every position": (context(lambda h, c: torch.cat([h, c], -1), 12), row(2, 4, 5), ([3, 6], [3, 6], [])),
+    "context stacked on every position": (context(lambda h, c: torch.stack([h, c], -1).sum(-1), 6), row(2, 4, 5), ([3, 6], [3, 6], [])),
+    "one vector beside places": (
+        lambda: Written(beside_places, a=Linear(5, 6), p=learned(1, 2, 4, 4), o=Conv2d(8, 2, 1)), row(2, 5), None,
+    ),
+    "one vector at every pixel": (
+        lambda: Written(decoder, a=Linear(5, 6), c=Conv2d(6, 3, 3, padding=1), p=learned(1, 3, 4, 4), o=Conv2d(3, 2, 1)),
+        row(2, 5), ([3, 6], [3, 6], [6]),
+    ),
     "frozen part": (lambda: Written(frozen, a=Linear(5, 6), o=Linear(6, 2)), row(3, 5), ([6], [6], [])),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 from inspect import signature
 
 import torch
@@ -14,6 +15,7 @@ from geoflow.spec import NetworkSpec
 from geoflow.wiring.entries import activation
 from geoflow.wiring.labels import Parameter, Value, length
 from geoflow.wiring.ledger import Layout, Ledger, Restart, operation
+from geoflow.wiring.pointwise import PINS
 from geoflow.wiring.rules import RULES, NoRule
 from geoflow.wiring.table import table_of
 
@@ -135,7 +137,8 @@ def _call(ledger: Ledger, node: Node, found: dict[Node, object]) -> object:
     try:
         if name not in RULES:
             raise NoRule("")
-        return _fitted(ledger, _apply(name, ledger, *args, **{key: value for key, value in kwargs.items() if value is not None}))
+        result = _apply(name, ledger, *args, **{key: value for key, value in kwargs.items() if value is not None})
+        return tree_map(partial(_told_apart, ledger), _fitted(ledger, result))
     except NoRule as gap:
         raise ValueError(_gap(ledger, str(gap))) from None
 
@@ -161,6 +164,13 @@ def _fitted(ledger: Ledger, result: object) -> object:
     if tuple(map(length, labels)) != ledger.shape:
         raise NoRule(f"its rule gives the shape {result.shape} instead of {ledger.shape}")
     return Value(tuple(labels))
+
+
+def _told_apart(ledger: Ledger, result: object) -> object:
+    """Equal entries along an axis are so no longer after an operation, but for those of ALIKE."""
+    if ledger.operation in ALIKE or not isinstance(result, Value):
+        return result
+    return Value(tuple(ledger.position(length(label)) if ledger.is_uniform(label) else label for label in result.labels))
 
 
 def _constant(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> object:
@@ -191,6 +201,8 @@ VIEWS = frozenset(
         *("alias", "detach", "contiguous", "to", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     ]
 )
+# Where entries along an axis were equal they stay so; sums and quotients take them back to one entry by themselves.
+ALIKE = VIEWS | {"add", "sub", "rsub", "div", "repeat", "tile"} | {name for names in PINS for name in names}
 
 
 def _overwrite(node: Node, found: dict[Node, object]) -> None:
