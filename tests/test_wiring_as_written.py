@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 import geoflow
+from geoflow.frame import metric_frame
 from geoflow.wiring import check_spec, spec_of
 
 Conv1d, Conv2d, Linear, Sequential = nn.Conv1d, nn.Conv2d, nn.Linear, nn.Sequential
@@ -199,6 +200,14 @@ CASES = {
         lambda: Written(lambda s, x: s.o((s.a(x) + s.pos[:, : x.shape[1]]).relu()), a=Linear(5, 6), pos=learned(1, 9, 6), o=Linear(6, 2)),
         row(2, 4, 5), ([6], [6], []),
     ),
+    "rows of a table of positions": (
+        lambda: Written(lambda s, x: s.o((s.a(x) + s.pos[: x.shape[1]]).relu()), a=Linear(5, 6), pos=learned(9, 6), o=Linear(6, 2)),
+        row(2, 4, 5), ([6], [6], []),
+    ),
+    "rows of a table without its first": (
+        lambda: Written(lambda s, x: s.o((s.a(x) + s.pos[1 : x.shape[1] + 1]).relu()), a=Linear(5, 6), pos=learned(10, 6), o=Linear(6, 2)),
+        row(2, 4, 5), ([6], [6], []),
+    ),
     "positions of channels": (
         lambda: Written(lambda s, x: s.o((s.c(x) + s.pos).relu().mean((2, 3))), c=Conv2d(1, 4, 3), pos=learned(1, 4, 4, 4), o=Linear(4, 2)),
         row(2, 1, 6, 6), ([4], [4], []),
@@ -275,10 +284,11 @@ def test_what_is_declared_is_true_and_nothing_plain_is_missed(name):
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in geoflow.unpack(spec, theta).items())
 
 
-def test_positions_that_the_example_did_not_reach_stay_as_they_are():
+@pytest.mark.parametrize("name", ["table of positions", "rows of a table of positions", "rows of a table without its first"])
+def test_positions_that_the_example_did_not_reach_stay_as_they_are(name):
     """check_spec sees the length of the example only; the canonical form must serve the longest."""
-    network, spec, _ = traced("table of positions")
-    other = traced("table of positions")[0]
+    network, spec, _ = traced(name)
+    other = traced(name)[0]
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1), dtype=parameter.dtype))
@@ -287,6 +297,11 @@ def test_positions_that_the_example_did_not_reach_stay_as_they_are():
     moved = torch.func.functional_call(network, geoflow.unpack(spec, canonical), longest)
     assert not torch.equal(canonical, geoflow.pack(spec, network.state_dict()))
     torch.testing.assert_close(moved, network(longest), rtol=0, atol=1e-12)
+
+
+def test_rows_that_nothing_uses_do_not_keep_the_inputs_from_being_turned():
+    spec = spec_of(Written(lambda s, x: s.o(linear(x, s.w[:4]).relu()), w=learned(7, 5), o=Linear(4, 2)), torch.zeros(1, 5))
+    assert metric_frame(geoflow.graph_of(spec), torch.eye(5)).axes  # it raises where there is no such input
 
 
 def test_a_parameter_that_is_returned_is_a_weight_like_all_others():
