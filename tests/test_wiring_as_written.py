@@ -1,9 +1,11 @@
 """Hold the tracing against networks as people write them: what is declared is true, and what is plain to see is declared."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import linear, normalize, scaled_dot_product_attention
+from torch.nn.functional import batch_norm, conv2d, layer_norm, linear, normalize, scaled_dot_product_attention
 
 import geoflow
 from geoflow.frame import metric_frame
@@ -130,6 +132,10 @@ def beside_places(s, x):
     return s.o(torch.cat([s.a(x)[:, :, None, None].expand(-1, -1, 4, 4), s.p.expand(len(x), -1, -1, -1)], 1)).mean((2, 3))
 
 
+def causal(s, x):
+    return s.o((s.q(x) @ s.k(x).mT).masked_fill(s.mask == 0, -torch.inf).softmax(-1) @ s.v(x))
+
+
 # name: (network, inputs, sizes of the groups of (permutation, scaling, sign), derived by hand)
 CASES = {
     "relu as max with zeros": (between(lambda h: torch.max(h, torch.zeros_like(h))), row(3, 5), ([6], [6], [])),
@@ -236,6 +242,36 @@ CASES = {
         lambda: Written(lambda s, x: s.a(x).relu() @ s.w, a=Linear(5, 6), w=learned(6)), row(3, 5), ([6], [6], []),
     ),
     "parts under autocast": (lambda: Written(cast, a=Linear(5, 12), b=Linear(6, 4), o=Linear(4, 2)), row(3, 5), ([4, 6], [4, 6], [])),
+    "mask of units": (
+        lambda: Written(lambda s, x: s.o(s.a(x).relu() * s.mask), a=Linear(5, 6), mask=torch.tensor([1.0, 1, 1, 0, 0, 0]), o=Linear(6, 2)),
+        row(3, 5), ([], [6], []),
+    ),
+    "mask in the state": (
+        lambda: Written(causal, q=Linear(5, 4), k=Linear(5, 4), v=Linear(5, 3), mask=torch.ones(4, 4).tril(), o=Linear(3, 2)),
+        row(2, 4, 5), ([3, 4], [3], [3, 4]),
+    ),
+    "fixed table of positions": (
+        lambda: Written(lambda s, x: s.o((s.a(x) + s.pe[:, :4]).relu()), a=Linear(5, 6), pe=torch.randn(1, 9, 6), o=Linear(6, 2)),
+        row(2, 4, 5), ([], [], []),
+    ),
+    "fixed features": (
+        lambda: Written(lambda s, x: s.o(s.a(linear(x, s.w).cos()).relu()), w=torch.randn(7, 5), a=Linear(7, 6), o=Linear(6, 2)),
+        row(3, 5), ([6], [6], []),
+    ),
+    "fixed kernel": (
+        lambda: Written(
+            lambda s, x: s.b(conv2d(s.a(x).relu(), s.w.expand(4, 1, 3, 3), groups=4)).mean((2, 3)),
+            a=Conv2d(1, 4, 3), w=torch.rand(1, 1, 3, 3), b=Conv2d(4, 2, 1),
+        ),
+        row(2, 1, 8, 8), ([4], [], []),  # a blur of every channel alike
+    ),
+    "norm with fixed zeros for a bias": (
+        lambda: Written(
+            lambda s, x: s.o(layer_norm(s.a(x), (6,), s.g, s.b).relu()),
+            a=Linear(5, 6), g=learned(6), b=torch.zeros(6), o=Linear(6, 2),
+        ),
+        row(3, 5), ([6], [6], []),
+    ),
     "one vector along a GRU": (alike(lambda s, h: s.n(h)[0], lambda: nn.GRU(6, 6, batch_first=True)), row(2, 5), ([6, 6], [6], [6])),
     "one vector repeated along an LSTM": (
         alike(lambda s, h: s.n(h[:, :1].repeat(1, 4, 1))[0], lambda: nn.LSTM(6, 6, batch_first=True)), row(2, 5), ([6, 6], [6], [6]),
@@ -311,6 +347,52 @@ def test_a_parameter_that_is_returned_is_a_weight_like_all_others():
     first, second = policy(), policy()
     spec = spec_of(first, torch.zeros(1, 5))
     assert torch.equal(geoflow.unpack(spec, geoflow.pack(spec, second.state_dict()))["spread"], second.spread)
+
+
+CONSTANTS = {"mask of units": "mask", "mask in the state": "mask", "fixed table of positions": "pe", "fixed features": "w"}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_of_the_state_are_what_they_were_in_every_network(name):
+    network, spec, x = traced(name)
+    constant = CONSTANTS[name]
+    assert spec.constants == (constant,) and constant not in {tensor.name for tensor in spec.tensors}
+    theta = geoflow.pack(spec, network.state_dict()) + torch.randn(5, spec.weights, generator=torch.Generator().manual_seed(0)).double()
+    states = geoflow.unpack(spec, geoflow.canonicalize(spec, theta).theta)
+    assert torch.equal(states[constant], spec.rest[constant].expand_as(states[constant]))
+    geoflow.pack(spec, states)
+    rounded = spec_of(copy.deepcopy(network).float(), x.float())
+    check_spec(network, rounded, x, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("change", [lambda mask: mask.flip(0), lambda mask: mask[:3]])
+def test_a_zoo_whose_constants_differ_is_refused(change, stacked):
+    network, spec, _ = traced("mask of units")
+    mask = change(network.mask)
+    other = network.state_dict() | {"mask": mask}
+    zoo = [network.state_dict() if mask.shape == network.mask.shape else other, other]
+    states = {name: torch.stack([state[name] for state in zoo]) for name in other} if stacked else zoo
+    with pytest.raises(ValueError, match="'mask' is a constant of the forward pass"):
+        geoflow.pack(spec, states)
+
+
+def test_statistics_of_a_normalisation_are_no_constants_wherever_it_stands():
+    def forward(s, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+            h = s.n(s.a(x))
+        return s.o(batch_norm(h, s.mean[:6], s.variance[:6]).relu())
+
+    statistics = {"mean": torch.zeros(8), "variance": torch.ones(8)}
+    spec = spec_of(Written(forward, a=Linear(5, 6), n=nn.BatchNorm1d(6), o=Linear(6, 2), **statistics), torch.zeros(2, 5))
+    assert spec.constants == () and set(spec.rest) == {"n.num_batches_tracked"}
+
+
+def test_a_constant_without_values_is_refused():
+    with torch.device("meta"):
+        network = Written(lambda s, x: s.a(x) * s.mask, a=Linear(5, 6), mask=torch.ones(6))
+    with pytest.raises(ValueError, match="'mask' is a constant of the network, and on the meta device"):
+        spec_of(network, torch.zeros(1, 5, device="meta"))
 
 
 def test_the_weight_of_a_recurrence_reads_the_units_that_it_writes():

@@ -28,7 +28,8 @@ def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor],
     known = packed | {name for name, _ in tied}
     rest = {name: value.detach().clone() for name, value in state.items() if name not in known}
     links = tuple((number[a], number[b]) for a, b in ledger.links if a in number and b in number)
-    return NetworkSpec(tuple(sites), tensors, links, tied, rest)
+    constants = tuple(name for name in rest if dict(aliases).get(name, name) in ledger.constants)
+    return NetworkSpec(tuple(sites), tensors, links, tied, constants, rest)
 
 
 def _used(ledger: Ledger) -> set[int]:
