@@ -428,6 +428,21 @@ def test_what_cannot_be_traced_says_why():
         spec_of(Noted(3, 2), torch.zeros(1, 3))
 
 
+def test_a_learned_complex_parameter_is_refused():
+    """Its values would stay those of the traced network in every other."""
+    network = Written(
+        lambda s, x: s.o((s.a(x) * s.w).abs()), a=Linear(5, 6), w=nn.Parameter(torch.randn(6, dtype=torch.cfloat)), o=Linear(6, 2)
+    )
+    with pytest.raises(ValueError, match=r"'w' is learned and of torch\.complex64"):
+        spec_of(network, torch.zeros(1, 5))
+
+
+def test_whole_numbers_are_constants_although_they_are_parameters():
+    order = nn.Parameter(torch.arange(6).flip(0), requires_grad=False)
+    network = Written(lambda s, x: s.o(s.a(x).relu()[:, s.i]), a=Linear(5, 6), i=order, o=Linear(6, 2))
+    assert spec_of(network, torch.zeros(1, 5)).constants == ("i",)
+
+
 def test_a_network_without_finite_outputs_cannot_be_checked():
     network = Written(lambda s, x: s.a(x).relu().log() * float("nan"), a=Linear(5, 6))
     spec = spec_of(network, torch.zeros(3, 5))

@@ -61,6 +61,7 @@ def _statistics(module: GraphModule, names: dict[Node, str]) -> set[str]:
 
 
 def placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, entries: Entries) -> object:
+    """What the walk begins with: positions of an input, an entry with coordinates in the weight vector, or a constant's value."""
     if spec.kind is InputKind.USER_INPUT:
         value = ledger.node.meta.get("val")
         return ledger.positions(value.shape) if isinstance(value, Tensor) else value
@@ -68,6 +69,9 @@ def placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, ent
     if name is None:
         return _lifted(spec, program)
     value = entries.state[name]
+    if isinstance(value, nn.Parameter) and value.is_complex() and ledger.node.users:
+        cure = "Keep its real and imaginary parts as two parameters, or write the NetworkSpec by hand."
+        raise ValueError(f"{name!r} is learned and of {value.dtype}, and a weight vector holds real numbers. {cure}")
     learned = isinstance(value, nn.Parameter) and value.is_floating_point()
     if learned or name in entries.statistics:
         shape = tuple(value.shape)
@@ -75,9 +79,7 @@ def placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, ent
     if ledger.node.users:
         ledger.constants.add(name)
         if value.is_meta:
-            raise ValueError(
-                f"{name!r} is a constant of the network, and on the meta device it has no values. Build the network elsewhere."
-            )
+            raise ValueError(f"{name!r} is a constant of the network, and on the meta device it has no values. Build it elsewhere.")
     return value.detach()
 
 
