@@ -1,6 +1,7 @@
 """Hold the tracing against networks as people write them: what is declared is true, and what is plain to see is declared."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch.nn.functional import batch_norm, conv2d, layer_norm, linear, normaliz
 
 import geoflow
 from geoflow.frame import metric_frame
+from geoflow.spec import Piece
 from geoflow.wiring import check_spec, spec_of
+from geoflow.wiring.check import RoundedTo
 
 Conv1d, Conv2d, Linear, Sequential = nn.Conv1d, nn.Conv2d, nn.Linear, nn.Sequential
 
@@ -441,6 +444,53 @@ def test_whole_numbers_are_constants_although_they_are_parameters():
     order = nn.Parameter(torch.arange(6).flip(0), requires_grad=False)
     network = Written(lambda s, x: s.o(s.a(x).relu()[:, s.i]), a=Linear(5, 6), i=order, o=Linear(6, 2))
     assert spec_of(network, torch.zeros(1, 5)).constants == ("i",)
+
+
+def rounded_inside():
+    """A norm as language models have it, in float32 whatever it is given."""
+
+    def norm(s, h):
+        wide = h.float()
+        return (wide * (wide.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()).type_as(h) * s.g
+
+    def forward(s, x):
+        return s.o(norm(s, s.a(x)).relu())
+
+    return Written(forward, a=Linear(4, 5), g=learned(5), o=Linear(5, 3))
+
+
+def test_a_right_table_of_a_network_that_rounds_inside_is_not_refused():
+    network = rounded_inside()
+    spec = spec_of(network, torch.zeros(1, 4))
+    changes = [check_spec(network, spec, torch.zeros(3, 4), torch.Generator().manual_seed(seed)) for seed in range(8)]
+    assert max(changes) > 1e-8  # more than float64 would do
+    assert max(changes) < 1e-6
+
+
+def test_a_wrong_table_of_a_network_that_rounds_inside_is_refused():
+    network = rounded_inside()
+    spec = spec_of(network, torch.zeros(1, 4))
+    for index, tensor in enumerate(spec.tensors[:3]):  # what writes the units of the norm, and its gain
+        blind = replace(tensor, axes=((Piece(tensor.shape[0]),), *tensor.axes[1:]))
+        wrong = replace(spec, tensors=(*spec.tensors[:index], blind, *spec.tensors[index + 1 :]))
+        for seed in range(4):
+            with pytest.raises(ValueError, match="a declared symmetry changes its output by"):
+                check_spec(network, wrong, torch.zeros(3, 4), torch.Generator().manual_seed(seed))
+
+
+def test_a_precision_that_hides_a_wrong_table_is_named():
+    network = between(lambda h: h.bfloat16().relu().to(h.dtype))()
+    spec = spec_of(network, torch.zeros(1, 5))
+    with pytest.raises(ValueError, match=r"rounds to torch\.bfloat16, which may be all"):
+        check_spec(network, spec, torch.zeros(3, 5), torch.Generator().manual_seed(0))
+
+
+def test_constants_of_a_coarser_precision_round_nothing():
+    """They are what they are, and the check stays as sharp."""
+    network = between(lambda h: h.relu() * torch.full((6,), 1 / 3))().double()
+    with RoundedTo() as rounded:
+        network(row(3, 5))
+    assert rounded.dtype == torch.float64
 
 
 def test_a_network_without_finite_outputs_cannot_be_checked():
