@@ -1,6 +1,7 @@
 """Laws of the traced table, on every network of the list, and their negatives."""
 
 import copy
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -193,6 +194,13 @@ def test_the_table_is_consistent(name):
 def test_json_round_trip(name):
     _, spec, _ = traced(name)
     assert NetworkSpec.from_json(spec.to_json(), spec.rest) == spec
+
+
+def test_a_table_written_before_there_were_constants_is_read():
+    _, spec, _ = traced("mlp")
+    table = json.loads(spec.to_json())
+    assert table.pop("constants") == []
+    assert NetworkSpec.from_json(json.dumps(table), spec.rest) == spec
 
 
 @every_network
