@@ -456,13 +456,15 @@ def rounded_inside():
     def forward(s, x):
         return s.o(norm(s, s.a(x)).relu())
 
-    return Written(forward, a=Linear(4, 5), g=learned(5), o=Linear(5, 3))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Written(forward, a=Linear(4, 5), g=learned(5), o=Linear(5, 3))
 
 
 def test_a_right_table_of_a_network_that_rounds_inside_is_not_refused():
     network = rounded_inside()
     spec = spec_of(network, torch.zeros(1, 4))
-    changes = [check_spec(network, spec, torch.zeros(3, 4), torch.Generator().manual_seed(seed)) for seed in range(8)]
+    changes = [check_spec(network, spec, torch.zeros(3, 4), torch.Generator().manual_seed(seed)) for seed in range(20)]
     assert max(changes) > 1e-8  # more than float64 would do
     assert max(changes) < 1e-6
 
