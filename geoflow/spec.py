@@ -57,7 +57,7 @@ class TensorSpec:
     """Rows `start` to `start + shape[0]` of the entry `name` of the state dict, axis by axis.
 
     An entry scales with prod(written sites) ** degree / prod(read sites): degree 1 for weights, biases and running means,
-    2 for running variances, 0 for slopes of PReLU. `kind` is one of KINDS; `learned` is False for buffers.
+    2 for running variances, 0 for slopes of PReLU. `kind` is one of KINDS; `learned` is False for running statistics.
     """
 
     name: str
@@ -79,7 +79,8 @@ KINDS = ("weight", "bias", "gain", "running_mean", "running_var", "slope", "para
 @dataclass(frozen=True)
 class NetworkSpec:
     """The table of a network. `links` are pairs (from, to) of sites joined by an addition; `rest` are the state's entries
-    outside the weight vector (integer counters, entries that the forward pass never touches), kept as they were traced.
+    outside the weight vector (counters, masks, tables of positions, entries that the forward pass never touches), kept as they were
+    traced. `constants` are those of them that the forward pass uses: all networks of a zoo share them.
     `aliases` are pairs (other name, packed name) of tied entries: one tensor under two names of the state dict.
     """
 
@@ -87,6 +88,7 @@ class NetworkSpec:
     tensors: tuple[TensorSpec, ...]
     links: tuple[tuple[int, int], ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    constants: tuple[str, ...] = ()
     rest: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -110,7 +112,7 @@ class NetworkSpec:
 
     def to_json(self) -> str:
         """The table as JSON; `rest` holds tensors and is stored beside it."""
-        return json.dumps({key: _plain(getattr(self, key)) for key in ("sites", "tensors", "links", "aliases")})
+        return json.dumps({key: _plain(getattr(self, key)) for key in ("sites", "tensors", "links", "aliases", "constants")})
 
     @classmethod
     def from_json(cls, text: str, rest: dict[str, Tensor]) -> "NetworkSpec":
@@ -120,8 +122,9 @@ class NetworkSpec:
             for entry in table["tensors"]
         )
         sites = tuple(Site(**site) for site in table["sites"])
-        return cls(sites, tensors, tuple(map(tuple, table["links"])), tuple(map(tuple, table["aliases"])), rest)
+        links, aliases = (tuple(map(tuple, table[key])) for key in ("links", "aliases"))
+        return cls(sites, tensors, links, aliases, tuple(table.get("constants", ())), rest)  # files from before constants have none
 
 
 def _plain(rows):
-    return [row if isinstance(row, tuple) else asdict(row) for row in rows]
+    return [row if isinstance(row, tuple | str) else asdict(row) for row in rows]

@@ -16,7 +16,8 @@ def pack(spec: NetworkSpec, state: State | Sequence[State]) -> Float[Tensor, "*b
 
     Leading axes of the entries (as of `torch.func.stack_module_state`) are kept; a sequence of state dicts gives [nets, weights].
 
-    Raises ValueError naming the entry (and the network of a zoo) if one is missing, unknown, of a wrong shape, or not finite.
+    Raises ValueError naming the entry (and the network of a zoo) if one is missing, unknown, of a wrong shape, or not finite,
+    or if a constant of the forward pass is not the traced network's.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -48,7 +49,8 @@ def unpack(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[st
     for tensor, part in zip(spec.tensors, theta.split([tensor.numel for tensor in spec.tensors], -1), strict=True):
         part = part.reshape((*batch, *tensor.shape))
         state[tensor.name] = torch.cat([state[tensor.name], part], len(batch)) if tensor.start else part
-    rest = {name: value.to(theta.device).expand((*batch, *value.shape)).clone() for name, value in spec.rest.items()}
+    rest = {name: value.to(theta if value.is_floating_point() else theta.device) for name, value in spec.rest.items()}
+    rest = {name: value.expand((*batch, *value.shape)).clone() for name, value in rest.items()}
     tied = {name: state[packed] for name, packed in spec.aliases}
     return state | tied | rest
 
@@ -70,8 +72,23 @@ def check_state(spec: NetworkSpec, state: State) -> None:
     for name, packed in spec.aliases:
         if name not in state or not torch.equal(state[name], state[packed]):
             raise ValueError(f"{name!r} and {packed!r} are one tensor in the traced network, and differ here.")
+    for name in spec.constants:
+        if name in state and not _is_constant(state[name], spec.rest[name]):
+            raise ValueError(
+                f"{name!r} is a constant of the forward pass, which no weight vector holds, and is not the traced network's here. "
+                "Networks of one zoo share their constants; what each has of its own is a parameter."
+            )
     if foreign := set(state) - set(shapes) - set(spec.rest) - {name for name, _ in spec.aliases}:
         raise ValueError(f"entries {sorted(foreign)} are unknown to the traced network.")
+
+
+def _is_constant(found: Tensor, traced: Tensor) -> bool:
+    """Whether an entry, or each of those stacked along leading axes, is the traced one in the coarser of their two precisions."""
+    shaped = found.ndim >= traced.ndim and found.shape[found.ndim - traced.ndim :] == traced.shape
+    if not shaped or (found.dtype != traced.dtype and not (found.is_floating_point() and traced.is_floating_point())):
+        return False
+    traced = traced.to(found.device)
+    return bool(((found == traced.to(found)) | (found.to(traced) == traced) | (found.isnan() & traced.isnan())).all())
 
 
 def _part(tensor: TensorSpec, value: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
 """Hold the tracing against networks as people write them: what is declared is true, and what is plain to see is declared."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import batch_norm, conv2d, layer_norm, linear, normalize, scaled_dot_product_attention
 
 import geoflow
+from geoflow.frame import metric_frame
+from geoflow.spec import Piece
 from geoflow.wiring import check_spec, spec_of
+from geoflow.wiring.check import RoundedTo
 
 Conv1d, Conv2d, Linear, Sequential = nn.Conv1d, nn.Conv2d, nn.Linear, nn.Sequential
 
@@ -95,6 +101,44 @@ def recurrent(kind, *starts, layers=2):
     return lambda: Written(forward, layer=kind(3, 4, layers, batch_first=True), o=Linear(4, 2), **parts)
 
 
+def alike(function, part):
+    """One vector of units at four positions, something between, and learned places, which tell the positions apart."""
+
+    def forward(s, x):
+        return s.o((function(s, s.a(x).unsqueeze(1).expand(-1, 4, -1)) + s.p).relu().mean(1))
+
+    return lambda: Written(forward, a=Linear(5, 6), n=part(), p=learned(4, 6), o=Linear(6, 2))
+
+
+def context(join, width):
+    """Every position with what is the same at all of them."""
+
+    def forward(s, x):
+        h = s.a(x).relu()
+        return s.o((s.b(join(h, h.mean(1, keepdim=True).expand(-1, 4, -1))) + s.p).relu().mean(1))
+
+    return lambda: Written(forward, a=Linear(5, 6), b=Linear(width, 3), p=learned(4, 3), o=Linear(3, 2))
+
+
+def asked_by_one(s, x):
+    """One learned query at every position; it is the mask that tells them apart."""
+    mask = torch.ones(4, 4).tril().bool()
+    return s.o((scaled_dot_product_attention(s.q.expand(len(x), 4, -1), s.k(x), s.v(x), attn_mask=mask) + s.p).relu().mean(1))
+
+
+def decoder(s, x):
+    """One vector of units at every pixel, which the padding of a convolution and learned places tell apart."""
+    return s.o((s.c(s.a(x)[:, :, None, None].expand(-1, -1, 4, 4)).relu() + s.p).relu()).mean((2, 3))
+
+
+def beside_places(s, x):
+    return s.o(torch.cat([s.a(x)[:, :, None, None].expand(-1, -1, 4, 4), s.p.expand(len(x), -1, -1, -1)], 1)).mean((2, 3))
+
+
+def causal(s, x):
+    return s.o((s.q(x) @ s.k(x).mT).masked_fill(s.mask == 0, -torch.inf).softmax(-1) @ s.v(x))
+
+
 # name: (network, inputs, sizes of the groups of (permutation, scaling, sign), derived by hand)
 CASES = {
     "relu as max with zeros": (between(lambda h: torch.max(h, torch.zeros_like(h))), row(3, 5), ([6], [6], [])),
@@ -165,6 +209,14 @@ CASES = {
         lambda: Written(lambda s, x: s.o((s.a(x) + s.pos[:, : x.shape[1]]).relu()), a=Linear(5, 6), pos=learned(1, 9, 6), o=Linear(6, 2)),
         row(2, 4, 5), ([6], [6], []),
     ),
+    "rows of a table of positions": (
+        lambda: Written(lambda s, x: s.o((s.a(x) + s.pos[: x.shape[1]]).relu()), a=Linear(5, 6), pos=learned(9, 6), o=Linear(6, 2)),
+        row(2, 4, 5), ([6], [6], []),
+    ),
+    "rows of a table without its first": (
+        lambda: Written(lambda s, x: s.o((s.a(x) + s.pos[1 : x.shape[1] + 1]).relu()), a=Linear(5, 6), pos=learned(10, 6), o=Linear(6, 2)),
+        row(2, 4, 5), ([6], [6], []),
+    ),
     "positions of channels": (
         lambda: Written(lambda s, x: s.o((s.c(x) + s.pos).relu().mean((2, 3))), c=Conv2d(1, 4, 3), pos=learned(1, 4, 4, 4), o=Linear(4, 2)),
         row(2, 1, 6, 6), ([4], [4], []),
@@ -193,6 +245,59 @@ CASES = {
         lambda: Written(lambda s, x: s.a(x).relu() @ s.w, a=Linear(5, 6), w=learned(6)), row(3, 5), ([6], [6], []),
     ),
     "parts under autocast": (lambda: Written(cast, a=Linear(5, 12), b=Linear(6, 4), o=Linear(4, 2)), row(3, 5), ([4, 6], [4, 6], [])),
+    "mask of units": (
+        lambda: Written(lambda s, x: s.o(s.a(x).relu() * s.mask), a=Linear(5, 6), mask=torch.tensor([1.0, 1, 1, 0, 0, 0]), o=Linear(6, 2)),
+        row(3, 5), ([], [6], []),
+    ),
+    "mask in the state": (
+        lambda: Written(causal, q=Linear(5, 4), k=Linear(5, 4), v=Linear(5, 3), mask=torch.ones(4, 4).tril(), o=Linear(3, 2)),
+        row(2, 4, 5), ([3, 4], [3], [3, 4]),
+    ),
+    "fixed table of positions": (
+        lambda: Written(lambda s, x: s.o((s.a(x) + s.pe[:, :4]).relu()), a=Linear(5, 6), pe=torch.randn(1, 9, 6), o=Linear(6, 2)),
+        row(2, 4, 5), ([], [], []),
+    ),
+    "fixed features": (
+        lambda: Written(lambda s, x: s.o(s.a(linear(x, s.w).cos()).relu()), w=torch.randn(7, 5), a=Linear(7, 6), o=Linear(6, 2)),
+        row(3, 5), ([6], [6], []),
+    ),
+    "fixed kernel": (
+        lambda: Written(
+            lambda s, x: s.b(conv2d(s.a(x).relu(), s.w.expand(4, 1, 3, 3), groups=4)).mean((2, 3)),
+            a=Conv2d(1, 4, 3), w=torch.rand(1, 1, 3, 3), b=Conv2d(4, 2, 1),
+        ),
+        row(2, 1, 8, 8), ([4], [], []),  # a blur of every channel alike
+    ),
+    "norm with fixed zeros for a bias": (
+        lambda: Written(
+            lambda s, x: s.o(layer_norm(s.a(x), (6,), s.g, s.b).relu()),
+            a=Linear(5, 6), g=learned(6), b=torch.zeros(6), o=Linear(6, 2),
+        ),
+        row(3, 5), ([6], [6], []),
+    ),
+    "one vector along a GRU": (alike(lambda s, h: s.n(h)[0], lambda: nn.GRU(6, 6, batch_first=True)), row(2, 5), ([6, 6], [6], [6])),
+    "one vector repeated along an LSTM": (
+        alike(lambda s, h: s.n(h[:, :1].repeat(1, 4, 1))[0], lambda: nn.LSTM(6, 6, batch_first=True)), row(2, 5), ([6, 6], [6], [6]),
+    ),
+    "one vector with a gain per position": (alike(lambda s, h: h * s.n, lambda: learned(4, 1)), row(2, 5), ([6], [6], [])),
+    "one vector with gains of its own": (alike(lambda s, h: h * s.n, lambda: learned(4, 6)), row(2, 5), ([6], [6, 6], [6])),
+    "one vector with places twice": (alike(lambda s, h: h + s.n, lambda: learned(4, 6)), row(2, 5), ([4, 6], [6], [])),
+    "one vector normalised by position": (alike(lambda s, h: s.n(h), lambda: nn.BatchNorm1d(4)), row(2, 5), ([6], [], [])),
+    "one vector normalised with all": (alike(lambda s, h: s.n(h), lambda: nn.LayerNorm([4, 6])), row(2, 5), ([6], [6], [])),
+    "one vector with slopes per position": (alike(lambda s, h: s.n(h), lambda: nn.PReLU(4)), row(2, 5), ([6], [6], [])),
+    "one query, masked": (
+        lambda: Written(asked_by_one, q=learned(1, 1, 6), k=Linear(5, 6), v=Linear(5, 6), p=learned(4, 6), o=Linear(6, 2)),
+        row(2, 4, 5), ([6, 6], [6], [6]),
+    ),
+    "context beside every position": (context(lambda h, c: torch.cat([h, c], -1), 12), row(2, 4, 5), ([3, 6], [3, 6], [])),
+    "context stacked on every position": (context(lambda h, c: torch.stack([h, c], -1).sum(-1), 6), row(2, 4, 5), ([3, 6], [3, 6], [])),
+    "one vector beside places": (
+        lambda: Written(beside_places, a=Linear(5, 6), p=learned(1, 2, 4, 4), o=Conv2d(8, 2, 1)), row(2, 5), None,
+    ),
+    "one vector at every pixel": (
+        lambda: Written(decoder, a=Linear(5, 6), c=Conv2d(6, 3, 3, padding=1), p=learned(1, 3, 4, 4), o=Conv2d(3, 2, 1)),
+        row(2, 5), ([3, 6], [3, 6], [6]),
+    ),
     "frozen part": (lambda: Written(frozen, a=Linear(5, 6), o=Linear(6, 2)), row(3, 5), ([6], [6], [])),
 }  # fmt: skip
 
@@ -218,10 +323,11 @@ def test_what_is_declared_is_true_and_nothing_plain_is_missed(name):
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in geoflow.unpack(spec, theta).items())
 
 
-def test_positions_that_the_example_did_not_reach_stay_as_they_are():
+@pytest.mark.parametrize("name", ["table of positions", "rows of a table of positions", "rows of a table without its first"])
+def test_positions_that_the_example_did_not_reach_stay_as_they_are(name):
     """check_spec sees the length of the example only; the canonical form must serve the longest."""
-    network, spec, _ = traced("table of positions")
-    other = traced("table of positions")[0]
+    network, spec, _ = traced(name)
+    other = traced(name)[0]
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1), dtype=parameter.dtype))
@@ -232,6 +338,11 @@ def test_positions_that_the_example_did_not_reach_stay_as_they_are():
     torch.testing.assert_close(moved, network(longest), rtol=0, atol=1e-12)
 
 
+def test_rows_that_nothing_uses_do_not_keep_the_inputs_from_being_turned():
+    spec = spec_of(Written(lambda s, x: s.o(linear(x, s.w[:4]).relu()), w=learned(7, 5), o=Linear(4, 2)), torch.zeros(1, 5))
+    assert metric_frame(geoflow.graph_of(spec), torch.eye(5)).axes  # it raises where there is no such input
+
+
 def test_a_parameter_that_is_returned_is_a_weight_like_all_others():
     def policy():
         return Written(lambda s, x: (s.o(s.a(x).tanh()), s.spread), a=Linear(5, 6), o=Linear(6, 2), spread=learned(2))
@@ -239,6 +350,52 @@ def test_a_parameter_that_is_returned_is_a_weight_like_all_others():
     first, second = policy(), policy()
     spec = spec_of(first, torch.zeros(1, 5))
     assert torch.equal(geoflow.unpack(spec, geoflow.pack(spec, second.state_dict()))["spread"], second.spread)
+
+
+CONSTANTS = {"mask of units": "mask", "mask in the state": "mask", "fixed table of positions": "pe", "fixed features": "w"}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_of_the_state_are_what_they_were_in_every_network(name):
+    network, spec, x = traced(name)
+    constant = CONSTANTS[name]
+    assert spec.constants == (constant,) and constant not in {tensor.name for tensor in spec.tensors}
+    theta = geoflow.pack(spec, network.state_dict()) + torch.randn(5, spec.weights, generator=torch.Generator().manual_seed(0)).double()
+    states = geoflow.unpack(spec, geoflow.canonicalize(spec, theta).theta)
+    assert torch.equal(states[constant], spec.rest[constant].expand_as(states[constant]))
+    geoflow.pack(spec, states)
+    rounded = spec_of(copy.deepcopy(network).float(), x.float())
+    check_spec(network, rounded, x, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("change", [lambda mask: mask.flip(0), lambda mask: mask[:3]])
+def test_a_zoo_whose_constants_differ_is_refused(change, stacked):
+    network, spec, _ = traced("mask of units")
+    mask = change(network.mask)
+    other = network.state_dict() | {"mask": mask}
+    zoo = [network.state_dict() if mask.shape == network.mask.shape else other, other]
+    states = {name: torch.stack([state[name] for state in zoo]) for name in other} if stacked else zoo
+    with pytest.raises(ValueError, match="'mask' is a constant of the forward pass"):
+        geoflow.pack(spec, states)
+
+
+def test_statistics_of_a_normalisation_are_no_constants_wherever_it_stands():
+    def forward(s, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+            h = s.n(s.a(x))
+        return s.o(batch_norm(h, s.mean[:6], s.variance[:6]).relu())
+
+    statistics = {"mean": torch.zeros(8), "variance": torch.ones(8)}
+    spec = spec_of(Written(forward, a=Linear(5, 6), n=nn.BatchNorm1d(6), o=Linear(6, 2), **statistics), torch.zeros(2, 5))
+    assert spec.constants == () and set(spec.rest) == {"n.num_batches_tracked"}
+
+
+def test_a_constant_without_values_is_refused():
+    with torch.device("meta"):
+        network = Written(lambda s, x: s.a(x) * s.mask, a=Linear(5, 6), mask=torch.ones(6))
+    with pytest.raises(ValueError, match="'mask' is a constant of the network, and on the meta device"):
+        spec_of(network, torch.zeros(1, 5, device="meta"))
 
 
 def test_the_weight_of_a_recurrence_reads_the_units_that_it_writes():
@@ -272,6 +429,70 @@ def test_what_cannot_be_traced_says_why():
 
     with pytest.raises(ValueError, match="'_extra_state' of the state dict is no tensor but of dict"):
         spec_of(Noted(3, 2), torch.zeros(1, 3))
+
+
+def test_a_learned_complex_parameter_is_refused():
+    """Its values would stay those of the traced network in every other."""
+    network = Written(
+        lambda s, x: s.o((s.a(x) * s.w).abs()), a=Linear(5, 6), w=nn.Parameter(torch.randn(6, dtype=torch.cfloat)), o=Linear(6, 2)
+    )
+    with pytest.raises(ValueError, match=r"'w' is learned and of torch\.complex64"):
+        spec_of(network, torch.zeros(1, 5))
+
+
+def test_whole_numbers_are_constants_although_they_are_parameters():
+    order = nn.Parameter(torch.arange(6).flip(0), requires_grad=False)
+    network = Written(lambda s, x: s.o(s.a(x).relu()[:, s.i]), a=Linear(5, 6), i=order, o=Linear(6, 2))
+    assert spec_of(network, torch.zeros(1, 5)).constants == ("i",)
+
+
+def rounded_inside():
+    """A norm as language models have it, in float32 whatever it is given."""
+
+    def norm(s, h):
+        wide = h.float()
+        return (wide * (wide.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()).type_as(h) * s.g
+
+    def forward(s, x):
+        return s.o(norm(s, s.a(x)).relu())
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Written(forward, a=Linear(4, 5), g=learned(5), o=Linear(5, 3))
+
+
+def test_a_right_table_of_a_network_that_rounds_inside_is_not_refused():
+    network = rounded_inside()
+    spec = spec_of(network, torch.zeros(1, 4))
+    changes = [check_spec(network, spec, torch.zeros(3, 4), torch.Generator().manual_seed(seed)) for seed in range(20)]
+    assert max(changes) > 1e-8  # more than float64 would do
+    assert max(changes) < 1e-6
+
+
+def test_a_wrong_table_of_a_network_that_rounds_inside_is_refused():
+    network = rounded_inside()
+    spec = spec_of(network, torch.zeros(1, 4))
+    for index, tensor in enumerate(spec.tensors[:3]):  # what writes the units of the norm, and its gain
+        blind = replace(tensor, axes=((Piece(tensor.shape[0]),), *tensor.axes[1:]))
+        wrong = replace(spec, tensors=(*spec.tensors[:index], blind, *spec.tensors[index + 1 :]))
+        for seed in range(4):
+            with pytest.raises(ValueError, match="a declared symmetry changes its output by"):
+                check_spec(network, wrong, torch.zeros(3, 4), torch.Generator().manual_seed(seed))
+
+
+def test_a_precision_that_hides_a_wrong_table_is_named():
+    network = between(lambda h: h.bfloat16().relu().to(h.dtype))()
+    spec = spec_of(network, torch.zeros(1, 5))
+    with pytest.raises(ValueError, match=r"rounds to torch\.bfloat16, which may be all"):
+        check_spec(network, spec, torch.zeros(3, 5), torch.Generator().manual_seed(0))
+
+
+def test_constants_of_a_coarser_precision_round_nothing():
+    """They are what they are, and the check stays as sharp."""
+    network = between(lambda h: h.relu() * torch.full((6,), 1 / 3))().double()
+    with RoundedTo() as rounded:
+        network(row(3, 5))
+    assert rounded.dtype == torch.float64
 
 
 def test_a_network_without_finite_outputs_cannot_be_checked():

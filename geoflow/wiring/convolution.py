@@ -1,6 +1,8 @@
 """Wire convolutions: plain, grouped, depthwise and transposed."""
 
-from geoflow.wiring.entries import activation, record
+from dataclasses import replace
+
+from geoflow.wiring.entries import activation, entry, record
 from geoflow.wiring.labels import Label, Operand, Parameter, Part, Value, length, parts_reading, parts_writing
 from geoflow.wiring.ledger import Ledger
 from geoflow.wiring.linear import add_bias
@@ -11,7 +13,8 @@ from geoflow.wiring.rules import require, rule
 def convolution(
     ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None, stride=1, padding=0, dilation=1, groups: int = 1
 ) -> Value:
-    require(isinstance(weight, Parameter) and weight.axes == tuple(range(len(weight.shape))), "its weight is computed, not an entry")
+    weight = entry(weight, "its weight is computed, not an entry")
+    require(weight.axes == tuple(range(len(weight.shape))), "its weight was transposed")
     return _convolve(ledger, activation(ledger, x), weight, bias, groups, write=0)
 
 
@@ -19,7 +22,8 @@ def convolution(
 def transposed(
     ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1
 ) -> Value:
-    require(isinstance(weight, Parameter) and weight.axes == tuple(range(len(weight.shape))), "its weight is computed, not an entry")
+    weight = entry(weight, "its weight is computed, not an entry")
+    require(weight.axes == tuple(range(len(weight.shape))), "its weight was transposed")
     require(groups == 1, "a transposed convolution in groups")
     return _convolve(ledger, activation(ledger, x), weight, bias, groups, write=1)
 
@@ -58,9 +62,8 @@ def _grouped(ledger: Ledger, label: Label, weight: Parameter, groups: int) -> La
     written: Label = ()
     for g in range(groups):
         part = ledger.new(rows, f"{ledger.node.name}/{g}")
-        block = Parameter(
-            weight.name, (rows, *weight.shape[1:]), weight.axes, (rows, *weight.entry[1:]), weight.learned, weight.start + g * rows
-        )
+        shape, fixed = (rows, *weight.shape[1:]), None if weight.fixed is None else weight.fixed[g * rows : (g + 1) * rows]
+        block = replace(weight, shape=shape, entry=shape, start=weight.start + g * rows, fixed=fixed)
         reads = ledger.part(label, g * columns, (g + 1) * columns)
         record(ledger, block, {0: parts_writing(part), 1: parts_reading(reads)}, "weight")
         written += part

@@ -1,11 +1,12 @@
 """Note what each entry of the state dict writes and reads."""
 
 import torch
+from torch import Tensor
 
 from geoflow.spec import SYMMETRIES
 from geoflow.wiring.labels import Entry, Label, Operand, Parameter, Part, Segment, Value, parts_writing
-from geoflow.wiring.ledger import Ledger
-from geoflow.wiring.rules import NoRule
+from geoflow.wiring.ledger import MEASURES, Ledger
+from geoflow.wiring.rules import NoRule, require
 
 
 def activation(ledger: Ledger, operand: Operand) -> Value:
@@ -23,9 +24,21 @@ def broadcast(ledger: Ledger, operand: Operand) -> Value:
         return activation(ledger, operand)
     constant = torch.as_tensor(operand)
     for axis in range(constant.ndim):
-        first = constant.narrow(axis, 0, 1)
-        constant = first if torch.equal(first.expand_as(constant), constant) else constant
+        constant = constant.narrow(axis, 0, 1) if _alike(constant, axis) else constant
     return ledger.positions(constant.shape)
+
+
+def _alike(constant: Tensor, axis: int) -> bool:
+    return torch.equal(constant.narrow(axis, 0, 1).expand_as(constant), constant)
+
+
+def entry(operand: Operand, reason: str) -> Parameter:
+    """An operand that is an entry of the state dict, or a constant in the place of one; `reason` is what to say if it is computed."""
+    if isinstance(operand, Tensor):
+        shape = tuple(operand.shape)
+        return Parameter("", shape, tuple(range(len(shape))), shape, False, fixed=operand)
+    require(isinstance(operand, Parameter), reason)
+    return operand
 
 
 def _written_by(ledger: Ledger, parameter: Parameter) -> Value:
@@ -40,16 +53,20 @@ def _written_by(ledger: Ledger, parameter: Parameter) -> Value:
 
 
 def record(ledger: Ledger, parameter: Parameter, along: dict[int, tuple[Part, ...]], kind: str, degree: int = 1) -> None:
-    """Note what each axis of an entry writes and reads; a second use of the entry is tied to the first."""
+    """Note what each axis of an entry writes and reads; a second use of the entry is tied to the first. Constants are not moved."""
     sizes = enumerate(parameter.entry)
     axes = tuple(along.get(axis, (Part(size),)) for axis, size in sizes)
     assert all(sum(p.size * p.repeat for p in axis) == size for axis, size in zip(axes, parameter.entry, strict=True))
-    entry = Entry(parameter, axes, kind, degree)
-    first = ledger.entries.setdefault((parameter.name, parameter.start), entry)
-    if first is not entry:
-        _tie_entries(ledger, first, entry)
+    if parameter.fixed is not None:
+        for axis, parts in enumerate(axes):
+            _pin_parts(ledger, parts, MEASURES if _alike(parameter.fixed, axis) else SYMMETRIES)
+        return
+    use = Entry(parameter, axes, kind, degree)
+    first = ledger.entries.setdefault((parameter.name, parameter.start), use)
+    if first is not use:
+        _tie_entries(ledger, first, use)
         if ledger.idle & {site for axis in first.axes for part in axis for site in (part.writes, part.reads)}:
-            ledger.entries[parameter.name, parameter.start] = entry  # this use says more
+            ledger.entries[parameter.name, parameter.start] = use  # this use says more
 
 
 def _tie_entries(ledger: Ledger, first: Entry, again: Entry) -> None:

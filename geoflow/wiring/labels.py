@@ -1,6 +1,6 @@
 """Say what a value of the forward pass carries: which units lie along each of its axes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -40,7 +40,9 @@ class Value:
 
 @dataclass(frozen=True)
 class Parameter:
-    """Rows `start` onwards of an entry of the state dict; axis i of the value is axis `axes[i]` of the entry, None if it was inserted."""
+    """Rows `start` onwards of an entry of the state dict; axis i of the value is axis `axes[i]` of the entry, None if it was inserted.
+
+    `fixed` is a constant that stands where an entry could, such as a kernel that is not learned."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,6 +50,7 @@ class Parameter:
     entry: tuple[int, ...]  # shape of these rows of the entry
     learned: bool
     start: int = 0
+    fixed: Tensor | None = field(default=None, compare=False)
 
     @property
     def numel(self) -> int:

@@ -61,6 +61,7 @@ class Ledger:
         self.links: dict[tuple[int, int], None] = {}
         self.read_off: set[int] = set()  # sites of the state dict's own entries, as they come
         self.idle: set[int] = set()  # sites that nothing writes, or nothing reads: alone they are no units
+        self.constants: set[str] = set()  # entries of the state dict that the forward pass takes as they are
         self.node: Node | None = None
         self.path = self.scope = ""
 

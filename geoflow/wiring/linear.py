@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geoflow.wiring.arithmetic import add, product_labels
-from geoflow.wiring.entries import activation, record
+from geoflow.wiring.entries import activation, entry, record
 from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, parts_reading, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
@@ -14,7 +14,7 @@ from geoflow.wiring.rules import require, rule
 
 @rule("linear")
 def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) -> Value:
-    require(isinstance(weight, Parameter), "its weight is computed, not an entry of the state dict")
+    weight = entry(weight, "its weight is computed, not an entry of the state dict")
     require(len(weight.shape) == 2, "its weight is not a matrix")
     nothing = is_zero(x)  # such as the first state of a recurrent network: no weight is felt
     x = activation(ledger, x)
@@ -25,7 +25,7 @@ def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) ->
 
 @rule("addmm")
 def addmm(ledger: Ledger, bias: Operand, x: Operand, weight: Operand) -> Value:
-    require(isinstance(weight, Parameter) and isinstance(bias, Parameter), "its weight or bias is computed")
+    weight, bias = (entry(operand, "its weight or bias is computed") for operand in (weight, bias))
     product = activation(ledger, matmul(ledger, x, weight))
     add_bias(ledger, product.labels, -1, bias)
     return product
@@ -85,7 +85,7 @@ def einsum(ledger: Ledger, equation: str, operands: Sequence[Operand], path: obj
 
 @rule("embedding")
 def embedding(ledger: Ledger, weight: Operand, index: Operand, *_: object) -> Value:
-    require(isinstance(weight, Parameter), "its weight is computed, not an entry of the state dict")
+    weight = entry(weight, "its weight is computed, not an entry of the state dict")
     index = activation(ledger, index)
     ledger.pin(*index.labels)
     return Value((*index.labels, mix(ledger, ledger.position(weight.shape[0]), weight, read=0, write=1)))
@@ -102,9 +102,10 @@ def mix(ledger: Ledger, label: Label, weight: Parameter, read: int, write: int) 
 
 def add_bias(ledger: Ledger, labels: tuple[Label, ...], axis: int, bias: Operand) -> None:
     """A bias moves with the units of one axis only, so the others may not be scaled or flipped."""
-    if bias is None:
+    if bias is None or is_zero(bias):
         return
-    require(isinstance(bias, Parameter) and bias.axes == (0,), "its bias is computed, not an entry of the state dict")
+    bias = entry(bias, "its bias is computed, not an entry of the state dict")
+    require(bias.axes == (0,), "its bias is no vector")
     ledger.pin(*(label for i, label in enumerate(labels) if i != axis % len(labels)), symmetries=MEASURES)
     record(ledger, bias, {0: parts_writing(labels[axis])}, "bias")
 

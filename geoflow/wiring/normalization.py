@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from geoflow.wiring.entries import activation, record
-from geoflow.wiring.labels import Label, Operand, Parameter, Part, Value, parts_scaling, parts_writing
+from geoflow.wiring.entries import activation, entry, record
+from geoflow.wiring.labels import Label, Operand, Part, Value, is_zero, parts_scaling, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
-from geoflow.wiring.rules import require, rule
+from geoflow.wiring.rules import rule
 
 
 @rule("batch_norm")
@@ -24,8 +24,7 @@ def _by_channel(ledger: Ledger, x: Value, weight: Operand, bias: Operand, mean: 
     ledger.pin(*x.labels, symmetries=MEASURES)
     for operand, kind, degree in ((mean, "running_mean", 1), (variance, "running_var", 2)):
         if operand is not None:
-            require(isinstance(operand, Parameter), "its running statistics are no entries of the state dict")
-            record(ledger, operand, {0: parts_writing(pre)}, kind, degree)
+            record(ledger, entry(operand, "its running statistics are computed"), {0: parts_writing(pre)}, kind, degree)
     return _affine(ledger, x, (1,), weight, bias)
 
 
@@ -52,7 +51,7 @@ def group_norm(ledger: Ledger, x, groups: int, weight=None, bias=None, *_: objec
 
 def _affine(ledger: Ledger, x: Value, axes: Sequence[int], weight: Operand, bias: Operand) -> Value:
     """Gain and bias along some axes; with a gain the units that come out have a scale and a sign of their own."""
-    require(all(p is None or isinstance(p, Parameter) for p in (weight, bias)), "its gain or bias is computed")
+    weight, bias = (None if p is None else entry(p, "its gain or bias is computed") for p in (weight, None if is_zero(bias) else bias))
     labels = list(x.labels)
     units = [axis for axis in axes if not ledger.is_position(labels[axis])]
     along: dict[int, tuple[Part, ...]] = {}

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from geoflow.wiring.arithmetic import together
-from geoflow.wiring.entries import activation, record
+from geoflow.wiring.entries import activation, entry, record
 from geoflow.wiring.labels import Operand, Parameter, Value, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import RULES, require, rule
@@ -79,7 +79,7 @@ def dropout(ledger: Ledger, x: Operand, p: float, train: bool) -> Operand:
 @rule("prelu")
 def prelu(ledger: Ledger, x: Operand, slope: Operand) -> Value:
     """Positively homogeneous; a slope per unit moves with its unit and is never scaled (degree 0)."""
-    require(isinstance(slope, Parameter), "its slope is computed, not an entry of the state dict")
+    slope = entry(slope, "its slope is computed, not an entry of the state dict")
     x = activation(ledger, x)
     ledger.pin(*x.labels, symmetries=("sign",))
     along = {0: parts_writing(x.labels[1])} if slope.numel > 1 else {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from geoflow.wiring.entries import activation, record
+from geoflow.wiring.entries import activation, entry, record
 from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, length, parts_reading, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
@@ -27,7 +27,7 @@ def recurrent(
 ) -> tuple[Value, ...]:
     """Units of a layer are exchanged together with their gates; tanh keeps the sign free, and relu the scale."""
     require(not train or dropout == 0, "dropout that is active in evaluation mode makes the network random")
-    require(all(isinstance(weight, Parameter) for weight in weights), "its weights are computed, not entries of the state dict")
+    weights = [entry(weight, "its weights are computed, not entries of the state dict") for weight in weights]
     directions, per = 1 + bidirectional, 4 if biased else 2
     require(len(weights) == layers * directions * per, "a projection of its hidden units")
     states = start if isinstance(start, list | tuple) else [start]
@@ -49,8 +49,7 @@ def recurrent(
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 def cell(ledger: Ledger, x: Operand, start: Operand | Sequence[Operand], *weights: Operand) -> Value | tuple[Value, Value]:
     """One step of a recurrent layer; the states before and after it move together."""
-    weights = [weight for weight in weights if weight is not None]
-    require(all(isinstance(weight, Parameter) for weight in weights), "its weights are computed, not entries of the state dict")
+    weights = [entry(weight, "its weights are computed, not entries of the state dict") for weight in weights if weight is not None]
     x = activation(ledger, x)
     ledger.pin(*x.labels[:-1])
     units = _layer(ledger, x.labels[-1], weights, 0)

@@ -1,6 +1,7 @@
 """Turn the books of a walk into the table of a network."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -20,13 +21,15 @@ def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor],
         place = ledger.places[site]
         role = "output" if site in written else "input" if place.position else "hidden"
         sites.append(Site(place.name, place.size, role, *(groups[symmetry][site] for symmetry in SYMMETRIES)))
-    tensors = tuple(tensor for name in state for tensor in _tensors(ledger, name, state[name], number))
+    moved = {index for index, site in enumerate(sites) if not site.pinned}
+    tensors = tuple(tensor for name in state for tensor in _tensors(ledger, name, state[name], number, moved))
     packed = {tensor.name for tensor in tensors}
     tied = tuple((name, first) for name, first in aliases if first in packed)
     known = packed | {name for name, _ in tied}
     rest = {name: value.detach().clone() for name, value in state.items() if name not in known}
     links = tuple((number[a], number[b]) for a, b in ledger.links if a in number and b in number)
-    return NetworkSpec(tuple(sites), tensors, links, tied, rest)
+    constants = tuple(name for name in rest if dict(aliases).get(name, name) in ledger.constants)
+    return NetworkSpec(tuple(sites), tensors, links, tied, constants, rest)
 
 
 def _used(ledger: Ledger) -> set[int]:
@@ -49,8 +52,8 @@ def _groups(ledger: Ledger, number: dict[int, int], symmetry: str) -> dict[int, 
     return groups
 
 
-def _tensors(ledger: Ledger, name: str, value: Tensor, number: dict[int, int]) -> list[TensorSpec]:
-    """The rows of one entry of the state dict; rows that the forward pass never touches are positions."""
+def _tensors(ledger: Ledger, name: str, value: Tensor, number: dict[int, int], moved: set[int]) -> list[TensorSpec]:
+    """The rows of one entry of the state dict."""
     entries = sorted((e for (entry, _), e in ledger.entries.items() if entry == name), key=lambda e: e.parameter.start)
     learned = value.requires_grad or any(e.parameter.learned for e in entries)
     tensors, row, shape = [], 0, tuple(value.shape)
@@ -58,19 +61,21 @@ def _tensors(ledger: Ledger, name: str, value: Tensor, number: dict[int, int]) -
         start, rows = entry.parameter.start, entry.parameter.entry
         if start < row:
             raise ValueError(f"Rows of {name!r} are used in overlapping slices, which the table cannot say.")
-        if start > row:
-            tensors.append(_untouched(name, row, start, shape, learned))
         axes = tuple(tuple(_piece(part, number) for part in axis) for axis in entry.axes)
-        tensors.append(TensorSpec(name, rows, axes, entry.kind, learned, entry.degree, start))
+        used = TensorSpec(name, rows, axes, entry.kind, learned, entry.degree, start)
+        if start > row:
+            tensors.append(_untouched(used, row, start, moved))
+        tensors.append(used)
         row = start + (rows[0] if rows else 0)
     if entries and shape and row < shape[0]:
-        tensors.append(_untouched(name, row, shape[0], shape, learned))
+        tensors.append(_untouched(tensors[-1], row, shape[0], moved))
     return tensors
 
 
-def _untouched(name: str, start: int, stop: int, shape: tuple[int, ...], learned: bool) -> TensorSpec:
-    rows = (stop - start, *shape[1:])
-    return TensorSpec(name, rows, tuple((Piece(size),) for size in rows), "parameter", learned, start=start)
+def _untouched(used: TensorSpec, start: int, stop: int, moved: set[int]) -> TensorSpec:
+    """Rows beside used ones that the forward pass never touches: a longer input would, so that they move with the units of the others."""
+    axes = [tuple(p if moved & {p.writes, p.reads} else Piece(p.size * p.repeat) for p in axis) for axis in used.axes[1:]]
+    return replace(used, shape=(stop - start, *used.shape[1:]), axes=((Piece(stop - start),), *axes), start=start)
 
 
 def _piece(part: Part, number: dict[int, int]) -> Piece:

@@ -2,11 +2,12 @@
 
 import copy
 import warnings
+from functools import partial
 from inspect import signature
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -14,8 +15,11 @@ from geoflow.spec import NetworkSpec
 from geoflow.wiring.entries import activation
 from geoflow.wiring.labels import Parameter, Value, length
 from geoflow.wiring.ledger import Layout, Ledger, Restart, operation
+from geoflow.wiring.placeholders import Entries, owners, placeholder, running_statistics
+from geoflow.wiring.pointwise import PINS
 from geoflow.wiring.rules import RULES, NoRule
 from geoflow.wiring.table import table_of
+from geoflow.wiring.views import VIEWS
 
 
 def spec_of(network: nn.Module, example: Tensor | tuple) -> NetworkSpec:
@@ -32,31 +36,20 @@ def spec_of(network: nn.Module, example: Tensor | tuple) -> NetworkSpec:
     ({0: 3}, {0: 3}, {})
     """
     state = network.state_dict(keep_vars=True)
-    owner, aliases = _owners(state)
+    owner, aliases = owners(state)
     program = _export(network, example if isinstance(example, tuple) else (example,))
+    statistics = running_statistics(program, owner)
     layout = Layout()
     while True:
         ledger = Ledger(layout)
         try:
-            outputs = _walk(ledger, program, state, owner)
+            outputs = _walk(ledger, program, Entries(state, owner, statistics))
             ledger.pin(*(label for value in outputs for label in value.labels))
             ledger.settle()
             ledger.refuse()
         except Restart:
             continue
         return table_of(ledger, outputs, state, aliases)
-
-
-def _owners(state: dict[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
-    """The first name of every tensor that the state dict holds, and the pairs (other name, first name) of tied ones."""
-    first: dict[tuple, str] = {}
-    owner = {}
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name!r} of the state dict is no tensor but of {type(value).__name__}: a weight vector cannot hold it.")
-        key = id(value) if value.is_meta else (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() else name
-        owner[name] = first.setdefault(key, name)
-    return owner, tuple((name, packed) for name, packed in owner.items() if name != packed)
 
 
 def _export(network: nn.Module, example: tuple) -> torch.export.ExportedProgram:
@@ -72,11 +65,11 @@ def _export(network: nn.Module, example: tuple) -> torch.export.ExportedProgram:
         raise ValueError(f"{what} {cure}") from error
 
 
-def _walk(ledger: Ledger, program: torch.export.ExportedProgram, state: dict[str, Tensor], owner: dict[str, str]) -> list[Value]:
+def _walk(ledger: Ledger, program: torch.export.ExportedProgram, entries: Entries) -> list[Value]:
     found: dict[Node, object] = {}
     inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for ledger.node in program.graph.find_nodes(op="placeholder"):
-        found[ledger.node] = _placeholder(ledger, inputs[ledger.node.name], program, state, owner)
+        found[ledger.node] = placeholder(ledger, inputs[ledger.node.name], program, entries)
     _run(ledger, program.graph_module, found)
     specs = program.graph_signature.output_specs
     if foreign := [spec.target for spec in specs if spec.kind is not OutputKind.USER_OUTPUT]:
@@ -107,23 +100,6 @@ def _part(ledger: Ledger, node: Node, found: dict[Node, object], scope: str) -> 
     return torch.fx.map_arg(arguments[at].graph.output_node().args[0], inner.__getitem__)
 
 
-def _placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, state: dict[str, Tensor], owner: dict[str, str]) -> object:
-    if spec.kind is InputKind.USER_INPUT:
-        value = ledger.node.meta.get("val")
-        return ledger.positions(value.shape) if isinstance(value, Tensor) else value
-    name = owner.get(spec.target)
-    learned = name is not None and isinstance(state[name], nn.Parameter)
-    if name is not None and state[name].is_floating_point() and (learned or state[name].is_meta or state[name].isfinite().all()):
-        shape = tuple(state[name].shape)
-        return Parameter(name, shape, tuple(range(len(shape))), shape, learned)
-    return state[name].detach() if name is not None else _lifted(spec, program)
-
-
-def _lifted(spec, program: torch.export.ExportedProgram) -> Tensor:
-    """Tensors outside the state dict: lifted constants and buffers that are not persistent."""
-    return program.constants[spec.target] if spec.target in program.constants else program.state_dict[spec.target]
-
-
 def _call(ledger: Ledger, node: Node, found: dict[Node, object]) -> object:
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), found.__getitem__)
     leaves = tree_leaves((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Value | Parameter))
@@ -135,7 +111,8 @@ def _call(ledger: Ledger, node: Node, found: dict[Node, object]) -> object:
     try:
         if name not in RULES:
             raise NoRule("")
-        return _fitted(ledger, _apply(name, ledger, *args, **{key: value for key, value in kwargs.items() if value is not None}))
+        result = _apply(name, ledger, *args, **{key: value for key, value in kwargs.items() if value is not None})
+        return tree_map(partial(_told_apart, ledger), _fitted(ledger, result))
     except NoRule as gap:
         raise ValueError(_gap(ledger, str(gap))) from None
 
@@ -163,6 +140,13 @@ def _fitted(ledger: Ledger, result: object) -> object:
     return Value(tuple(labels))
 
 
+def _told_apart(ledger: Ledger, result: object) -> object:
+    """Equal entries along an axis are so no longer after an operation, but for those of ALIKE."""
+    if ledger.operation in ALIKE or not isinstance(result, Value):
+        return result
+    return Value(tuple(ledger.position(length(label)) if ledger.is_uniform(label) else label for label in result.labels))
+
+
 def _constant(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> object:
     """What depends on no weight and no input is simply computed."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
@@ -183,14 +167,8 @@ def _gap(ledger: Ledger, reason: str) -> str:
     return f"{what}{': ' + reason if reason else ''}. Register one with @rule, or pass a spec."
 
 
-VIEWS = frozenset(
-    [
-        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "numpy_T", "mT", "expand"),
-        *("slice", "narrow", "select", "chunk", "split", "split_with_sizes", "unbind", "getitem", "expand_as", "view_as", "type_as"),
-        *("swapaxes", "adjoint", "tensor_split", "reshape_as", "broadcast_to"),
-        *("alias", "detach", "contiguous", "to", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
-    ]
-)
+# Where entries along an axis were equal they stay so; sums and quotients take them back to one entry by themselves.
+ALIKE = VIEWS | {"add", "sub", "rsub", "div", "repeat", "tile"} | {name for names in PINS for name in names}
 
 
 def _overwrite(node: Node, found: dict[Node, object]) -> None:

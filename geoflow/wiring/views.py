@@ -10,6 +10,16 @@ from geoflow.wiring.labels import Label, Operand, Parameter, Segment, Value, len
 from geoflow.wiring.ledger import Ledger
 from geoflow.wiring.rules import rule
 
+# Operations whose result may share the memory of what they look at.
+VIEWS = frozenset(
+    [
+        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "numpy_T", "mT", "expand"),
+        *("slice", "narrow", "select", "chunk", "split", "split_with_sizes", "unbind", "getitem", "expand_as", "view_as", "type_as"),
+        *("swapaxes", "adjoint", "tensor_split", "reshape_as", "broadcast_to"),
+        *("alias", "detach", "contiguous", "to", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
+    ]
+)
+
 COPIES = 4096  # beyond so many positions before a site, a merged axis is pinned rather than listed
 
 

@@ -1,0 +1,88 @@
+"""Say what the inputs of a captured graph are: examples, entries that are learned or kept as statistics, constants."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Node
+
+from geoflow.wiring.labels import Parameter
+from geoflow.wiring.ledger import Ledger, operation
+from geoflow.wiring.views import VIEWS
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The state dict: `owner[name]` is the first name of a tensor, `statistics` are running means and variances."""
+
+    state: dict[str, Tensor]
+    owner: dict[str, str]
+    statistics: frozenset[str]
+
+
+def owners(state: dict[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
+    """The first name of every tensor that the state dict holds, and the pairs (other name, first name) of tied ones."""
+    first: dict[tuple, str] = {}
+    owner = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name!r} of the state dict is no tensor but of {type(value).__name__}: a weight vector cannot hold it.")
+        key = id(value) if value.is_meta else (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() else name
+        owner[name] = first.setdefault(key, name)
+    return owner, tuple((name, packed) for name, packed in owner.items() if name != packed)
+
+
+def running_statistics(program: torch.export.ExportedProgram, owner: dict[str, str]) -> frozenset[str]:
+    """Entries that a normalisation keeps its mean and variance in, as they are or behind views.
+
+    Every network of a zoo has its own. All other buffers, such as masks and tables of positions, are what they were made as.
+    """
+    names = {spec.arg.name: owner.get(spec.target) for spec in program.graph_signature.input_specs if spec.kind is not InputKind.USER_INPUT}
+    nodes = program.graph.find_nodes(op="placeholder")
+    return frozenset(_statistics(program.graph_module, {node: names[node.name] for node in nodes if names.get(node.name)}))
+
+
+def _statistics(module: GraphModule, names: dict[Node, str]) -> set[str]:
+    found: set[str] = set()
+    for node in (node for node in module.graph.nodes if node.op == "call_function"):
+        given = [argument for argument in node.args if isinstance(argument, Node)]
+        parts = [getattr(module, argument.target) for argument in given if argument.op == "get_attr"]
+        name = operation(node)[0]
+        if name in ("batch_norm", "instance_norm"):
+            found |= {names[argument] for argument in node.args[3:5] if argument in names}
+        elif name in VIEWS and given and given[0] in names:
+            names[node] = names[given[0]]
+        for part in parts:
+            if isinstance(part, GraphModule):  # under a mode of its own
+                inner = zip(part.graph.find_nodes(op="placeholder"), given[1:], strict=True)
+                found |= _statistics(part, {node: names[outer] for node, outer in inner if outer in names})
+    return found
+
+
+def placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, entries: Entries) -> object:
+    """What the walk begins with: positions of an input, an entry with coordinates in the weight vector, or a constant's value."""
+    if spec.kind is InputKind.USER_INPUT:
+        value = ledger.node.meta.get("val")
+        return ledger.positions(value.shape) if isinstance(value, Tensor) else value
+    name = entries.owner.get(spec.target)
+    if name is None:
+        return _lifted(spec, program)
+    value = entries.state[name]
+    if isinstance(value, nn.Parameter) and value.is_complex() and ledger.node.users:
+        cure = "Keep its real and imaginary parts as two parameters, or write the NetworkSpec by hand."
+        raise ValueError(f"{name!r} is learned and of {value.dtype}, and a weight vector holds real numbers. {cure}")
+    learned = isinstance(value, nn.Parameter) and value.is_floating_point()
+    if learned or name in entries.statistics:
+        shape = tuple(value.shape)
+        return Parameter(name, shape, tuple(range(len(shape))), shape, learned)
+    if ledger.node.users:
+        ledger.constants.add(name)
+        if value.is_meta:
+            raise ValueError(f"{name!r} is a constant of the network, and on the meta device it has no values. Build it elsewhere.")
+    return value.detach()
+
+
+def _lifted(spec, program: torch.export.ExportedProgram) -> Tensor:
+    """Tensors outside the state dict: lifted constants and buffers that are not persistent."""
+    return program.constants[spec.target] if spec.target in program.constants else program.state_dict[spec.target]
