@@ -17,8 +17,9 @@ RIDGE = 0.1  # of the mean square of an input unit: the least that an axis count
 class Frame:
     """Linear coordinates for rows of weights on an input: the same for every unit that reads it, so no symmetry is lost.
 
-    `axes` holds by the input's name an invertible matrix [units, units]: a row times this matrix is what the flow sees of it. `moments` by
-    the role of the weights their mean and standard deviation along each axis, [2, units, features]. Without axes nothing is turned.
+    `axes` holds by the input's name an invertible matrix [units, units]: a row times this matrix is what the flow sees of it. `moments`
+    holds by the input and the role of its weights (see `_weights`) their mean and standard deviation along each axis, [2, units,
+    features]. Without axes nothing is turned.
     """
 
     axes: Mapping[str, Float[Tensor, "_units _units"]] = field(default_factory=dict)
@@ -35,9 +36,9 @@ class Frame:
     def along(self, graph: Graph) -> Float[Tensor, "2 size"]:
         """Mean and standard deviation of every coordinate; 0 and 1, those of the noise, where none are known."""
         moments = torch.stack([torch.zeros(graph.size), torch.ones(graph.size)])
-        for block, _ in _blocks(graph, self.axes):
-            if block.key in self.moments:
-                known = self.moments[block.key].to(moments)
+        for name, block in _blocks(graph, self.axes):
+            if (weights := _weights(name, block.key)) in self.moments:
+                known = self.moments[weights].to(moments)
                 moments[:, block.index] = known[:, None].expand(-1, len(block.index), -1, -1)
         return moments
 
@@ -86,16 +87,28 @@ def principal_frame(graph: Graph, x: Float[Tensor, "nets size"], base: Frame) ->
 
 
 def fit_moments(graph: Graph, x: Float[Tensor, "nets size"]) -> dict[str, Float[Tensor, "2 _units _features"]]:
-    """Mean and deviation of a zoo's coordinates `x`, in units of the noise, along each axis of the inputs, by role.
+    """Mean and deviation of a zoo's coordinates `x`, in units of the noise, along each axis of the inputs, by input and role.
 
     One row of the mean spread is added to what was seen, so that a direction in which a small zoo never varied is not taken for impossible.
     """
     moments = {}
-    for blocks in plain_inputs(graph).values():
+    for name, blocks in plain_inputs(graph).items():
         for key, rows in _rows(blocks, x).items():
-            variance = rows.var(0, unbiased=False)
-            moments[key] = torch.stack([rows.mean(0), ((len(rows) * variance + variance.mean()) / (len(rows) + 1)).sqrt()])
+            variance, count = rows.var(0, unbiased=False), len(rows)
+            spread = ((count * variance + variance.mean()) / (count + 1)).sqrt()
+            moments[_weights(name, key)] = torch.stack([rows.mean(0), spread])
     return moments
+
+
+def of_every_input(graph: Graph, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Moments by role alone, as flows were saved that did not tell inputs apart: in these they were those of every input."""
+    parts = [(name, block.key) for name, blocks in plain_inputs(graph).items() for block in blocks if block.key in moments]
+    return {_weights(name, key): moments[key] for name, key in parts}
+
+
+def _weights(name: str, key: str) -> str:
+    """The word for the weights of one role on one input: others may have the same role."""
+    return f"{name} {key}"
 
 
 def _rows(blocks: list[Block], x: Tensor) -> dict[str, Float[Tensor, "rows units features"]]:
@@ -119,20 +132,20 @@ def _by_units(inputs: Tensor, units: int) -> Tensor | None:
     return inputs.flatten(1) if inputs[0].numel() == units else None
 
 
-def _blocks(graph: Graph, axes: Mapping[str, Tensor]) -> Iterator[tuple[Block, Tensor]]:
-    """Raises ValueError for an input of another size than the axes have."""
+def _blocks(graph: Graph, axes: Mapping[str, Tensor]) -> Iterator[tuple[str, Block]]:
+    """The weights on inputs that have axes, with the input's name. Raises ValueError for an input of another size than the axes have."""
     for name, blocks in plain_inputs(graph).items():
         for block in blocks if name in axes else ():
             if (units := block.index.shape[1]) != len(axes[name]):
                 raise ValueError(
                     f"The flow was built for {len(axes[name])} units of {name!r}, not for {units}: another task needs another flow."
                 )
-            yield block, axes[name]
+            yield name, block
 
 
 def _turned(graph: Graph, x: Tensor, axes: Mapping[str, Tensor]) -> Tensor:
-    for block, matrix in _blocks(graph, axes):
+    for name, block in _blocks(graph, axes):
         index = block.index.to(x.device)
-        turned = (x[..., index].transpose(-1, -2) @ matrix.to(x)).transpose(-1, -2)
+        turned = (x[..., index].transpose(-1, -2) @ axes[name].to(x)).transpose(-1, -2)
         x = x.index_copy(-1, index.flatten(), turned.flatten(-3))
     return x
