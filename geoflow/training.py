@@ -105,6 +105,7 @@ def prepare(
     if not (inputs is None or isinstance(inputs, Tensor)):
         raise ValueError(f"inputs must be a tensor [examples, ...] of what the networks read, not {type(inputs).__name__}.")
     thetas = thetas.detach()
+    thetas = thetas.to(torch.promote_types(thetas.dtype, torch.float32))  # half precision keeps no row on its sphere
     _check_count(len(thetas), config["batch"])
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
     recipe = FLOWS[config["flow"]]
@@ -176,7 +177,7 @@ def check_config(config: Mapping) -> None:
 
 def fingerprint(tensor: Tensor) -> str:
     """The sha256 of its numbers."""
-    return sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _check_count(networks: int, batch: int) -> None:

@@ -354,6 +354,15 @@ def test_a_zoo_in_double_precision_is_served(spec, thetas):
     assert sample(trained, 2, steps=2).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_zoo_in_half_precision_is_served_as_the_same_numbers_in_single(dtype, spec, thetas):
+    half, x = thetas.to(dtype), torch.randn(30, 3).to(dtype)
+    (made, points), (single, expected) = (prepare(spec, zoo, CONFIG, x.to(zoo)) for zoo in (half, half.float()))
+    assert made.chart.manifold.check_point_on_manifold(points[0]) and torch.equal(points, expected)
+    assert {axes.dtype for axes in (*made.chart.frame.axes.values(), *made.chart.frame.moments.values())} == {torch.float32}
+    assert made.config["zoo"] == single.config["zoo"]
+
+
 def test_a_diverging_training_is_stopped(spec, thetas):
     flow, points = prepare(spec, thetas, CONFIG)
     points[:] = float("inf")
