@@ -17,7 +17,7 @@ from geoflow.constants import beside
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.frame import Frame, of_every_input
 from geoflow.graph import graph_of, leading, plain_inputs
-from geoflow.randomness import randomness
+from geoflow.randomness import randomness, seed_global
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
@@ -188,7 +188,7 @@ def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mappi
     """An untrained flow; `config` names the velocity, its sizes and the prediction. The field is initialised from `config["seed"]`."""
     choose("prediction", config["prediction"], PREDICTIONS)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness(config["seed"], "field").initial_seed())
+        seed_global(randomness(config["seed"], "field").initial_seed())
         field = build_field(chart.graph, config["velocity"], config["sizes"])
     if config["prediction"] != "preconditioned" and len(leading(chart.graph, field.components).unseen):
         widest = max(block.index.shape[1] for blocks in plain_inputs(chart.graph).values() for block in blocks)

@@ -524,6 +524,17 @@ def test_batches_of_sampling_do_not_change_the_samples(spec, thetas):
     assert torch.allclose(first, second, atol=1e-5)
 
 
+def test_making_a_field_leaves_the_generators_of_every_device_as_they_are(spec, thetas, monkeypatch):
+    chart = prepare(spec, thetas, CONFIG)[0].chart
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(5)
+    seeded.clear()
+    before = torch.get_rng_state()
+    build_flow(chart, thetas[0], CONFIG)
+    assert torch.equal(torch.get_rng_state(), before) and not seeded
+
+
 def test_the_seed_decides_the_field(spec, thetas):
     chart = prepare(spec, thetas, CONFIG)[0].chart
     a, b, c = (build_flow(chart, thetas[0], CONFIG | {"seed": seed}).field.state_dict() for seed in (0, 0, 1))
