@@ -19,7 +19,7 @@ class Frame:
 
     `axes` holds by the input's name an invertible matrix [units, units]: a row times this matrix is what the flow sees of it. `moments`
     holds by the input and the role of its weights (see `_weights`) their mean and standard deviation along each axis, [2, units,
-    features]. Without axes nothing is turned.
+    features]. Without axes nothing is turned. Like the rest of a chart both lie on the CPU, whatever device a zoo is on.
     """
 
     axes: Mapping[str, Float[Tensor, "_units _units"]] = field(default_factory=dict)
@@ -81,8 +81,8 @@ def principal_frame(graph: Graph, x: Float[Tensor, "nets size"], base: Frame) ->
     axes = {}
     for name, blocks in plain_inputs(graph).items():
         centred = [(part - part.mean(0)).transpose(1, 2).flatten(0, 1) for part in _rows(blocks, x).values()]
-        turned = _principal_axes(torch.cat(centred))
-        axes[name] = (base.axes[name].double() @ turned).to(x) if name in base.axes else turned.to(x)
+        turned = _principal_axes(torch.cat(centred)).cpu()
+        axes[name] = (base.axes[name].double() @ turned if name in base.axes else turned).to(x.dtype)
     return Frame(axes)
 
 
@@ -96,7 +96,7 @@ def fit_moments(graph: Graph, x: Float[Tensor, "nets size"]) -> dict[str, Float[
         for key, rows in _rows(blocks, x).items():
             variance, count = rows.var(0, unbiased=False), len(rows)
             spread = ((count * variance + variance.mean()) / (count + 1)).sqrt()
-            moments[_weights(name, key)] = torch.stack([rows.mean(0), spread])
+            moments[_weights(name, key)] = torch.stack([rows.mean(0), spread]).cpu()
     return moments
 
 

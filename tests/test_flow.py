@@ -432,6 +432,8 @@ def test_everything_runs_on_a_gpu(spec, thetas, tmp_path):
     drawn = sample(trained, 3, steps=2, guidance=pull)
     assert drawn.is_cuda and evaluate(network, spec, drawn, task.x_train.cuda(), task.y_train.cuda()).nll.isfinite().all()
     assert MessagePassingTransformer(trained.field)(trained.chart.graph, trained.chart.point(drawn), torch.rand(3).cuda()).is_cuda
+    there, points = prepare(spec, thetas.cuda(), CONFIG, task.x_train)
+    assert torch.allclose(there.chart.point(there.canonical(thetas.cuda())).to(points), points, atol=1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from geoflow import FLOWS, Flow, apply_symmetry, canonicalize, fit, graph_of, pack, permute, random_symmetry, sample, spec_of, unpack
 from geoflow.canonical import sphere_rows
@@ -115,6 +116,20 @@ def test_moments_from_before_they_were_told_apart_by_input_are_those_of_every_in
         first, *others = (blocks[0].index for blocks in plain_inputs(flow.chart.graph).values())
         assert torch.equal(read[:, first], flow.chart.moments[:, first])
         assert all(torch.equal(read[:, other], read[:, first]) for other in others)
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_a_frame_lies_on_the_cpu_wherever_the_zoo_does(metric, spec, generator, monkeypatch):
+    graph = graph_of(spec)
+    base = metric_frame(graph, torch.randn(30, 12, generator=generator)) if metric else Frame()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        rows, axes = (torch.empty(*shape, device="meta") for shape in ((24, 12, 1), (12, 12)))
+        rows, axes = (FakeTensor(mode, part, torch.device("cuda:0")) for part in (rows, axes.double()))
+        monkeypatch.setattr("geoflow.frame._rows", lambda blocks, x: {"weight": rows})
+        monkeypatch.setattr("geoflow.frame._principal_axes", lambda rows: axes)
+        x = torch.empty(6, graph.size)
+        found = [*principal_frame(graph, x, base).axes.values(), *fit_moments(graph, x).values()]
+    assert {(part.device.type, part.dtype) for part in found} == {("cpu", torch.float32)}
 
 
 @pytest.fixture
