@@ -332,6 +332,8 @@ NETWORKS: dict[str, Case] = {
         lambda: nn.Sequential(nn.Linear(5, 4), nn.Dropout(), nn.ReLU(inplace=True), nn.Dropout1d(), nn.Linear(4, 2)),
         row(3, 5),
     ),
+    "mlp squeezed": (lambda: nn.Sequential(mlp(5, 4, 1, activation=nn.PReLU), nn.Flatten(0)), row(3, 5)),
+    "mlp summed": (lambda: nn.Sequential(nn.Linear(5, 4), nn.PReLU(), Apply(lambda x: x.sum(-1))), row(3, 5)),
     "image mlp": (lambda: nn.Sequential(nn.Flatten(), mlp(49, 6, 2)), row(2, 1, 7, 7)),
     "cnn": (
         lambda: nn.Sequential(
