@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geoflow.choices import choose
 from geoflow.graph import Block, Graph, plain_inputs
 
+Examples = Float[Tensor, "_examples ..."]
 RIDGE = 0.1  # of the mean square of an input unit: the least that an axis counts, for inputs that the examples do not show
 
 
@@ -50,27 +52,36 @@ class Frame:
 UNTURNED = Frame()
 
 
-def metric_frame(graph: Graph, inputs: Float[Tensor, "examples ..."]) -> Frame:
+def metric_frame(graph: Graph, inputs: Examples | Mapping[str, Examples]) -> Frame:
     """The frame in which a row's length is the root mean square of what it makes of the inputs: |w|^2 = E (w . x)^2 + ridge |w|^2.
 
     Two networks are then near each other if their first layers compute nearly the same, whatever the pixels that never vary or vary
-    together. `inputs` are examples of what the networks read: [examples, units], or with more axes behind them or flattened.
+    together. `inputs` are examples of what the networks read: [examples, units], with more axes behind the units (channels) or before
+    them (steps), or flattened. Where they could be of several inputs they come by name; inputs without examples are left as they are.
     The ridge is RIDGE times the mean square of an input unit.
 
-    Raises ValueError if no input of the graph that can be turned has so many units, and for examples that are none, all 0 or not finite.
+    Raises ValueError if no input of the graph that can be turned has so many units, where it cannot be told which axis or which input
+    is meant, and for examples that are none, all 0 or not finite.
     """
-    if not (inputs.numel() and inputs.isfinite().all() and inputs.any()):
-        raise ValueError(f"These {len(inputs)} examples of inputs measure nothing: they are none, all 0, or hold NaN or Inf.")
-    inputs, axes = inputs.detach().cpu().double(), {}
-    for name, blocks in plain_inputs(graph).items():
-        if (read := _by_units(inputs, blocks[0].index.shape[1])) is not None:
-            squares = read.T @ read / len(read)
-            values, vectors = torch.linalg.eigh(squares + RIDGE * squares.diagonal().mean() * torch.eye(len(squares)))
-            axes[name] = (vectors * values.clamp_min(torch.finfo(torch.double).tiny).sqrt()) @ vectors.T
-    if not axes:
-        known = {name: blocks[0].index.shape[1] for name, blocks in plain_inputs(graph).items()}
-        raise ValueError(f"No input has the shape {list(inputs.shape[1:])} of these examples; units of those that can be turned: {known}.")
-    return Frame(axes)
+    plain = plain_inputs(graph)
+    units = {name: blocks[0].index.shape[1] for name, blocks in plain.items()}
+    named = isinstance(inputs, Mapping)
+    given = inputs if named else dict.fromkeys(units, inputs)
+    ways = {name: _by_units(examples, choose("input", name, units)) for name, examples in given.items()}
+    fitting, others = [name for name in ways if ways[name]], [name for name in ways if not ways[name]]
+    if others if named else not fitting:
+        who, examples = (f"Input {others[0]!r} has not", given[others[0]]) if named else ("No input has", inputs)
+        raise ValueError(f"{who} the shape {list(examples.shape[1:])} of these examples; units of those that can be turned: {units}.")
+    if len(fitting) > 1 and not named:
+        serves = " and ".join(f"{name} ({graph.spec.sites[plain[name][0].source].name})" for name in fitting)
+        raise ValueError(f"These examples could be of {serves}: pass them by name, as {{{fitting[0]!r}: ...}}.")
+    for name in fitting:
+        if len(ways[name]) > 1:
+            count = units[name]
+            raise ValueError(
+                f"These examples have two axes of {count} that could be the units of {name!r}: pass them as [examples * steps, {count}]."
+            )
+    return Frame({name: _metric(ways[name][0].detach().cpu().double()) for name in fitting})
 
 
 def principal_frame(graph: Graph, x: Float[Tensor, "nets size"], base: Frame) -> Frame:
@@ -125,11 +136,21 @@ def _principal_axes(rows: Float[Tensor, "rows units"]) -> Float[Tensor, "units u
     return axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
 
 
-def _by_units(inputs: Tensor, units: int) -> Tensor | None:
-    """Examples as rows of so many units, or None where they have not so many."""
-    if inputs.ndim > 1 and inputs.shape[1] == units:
-        return inputs.movedim(1, -1).reshape(-1, units)
-    return inputs.flatten(1) if inputs[0].numel() == units else None
+def _by_units(examples: Tensor, units: int) -> list[Float[Tensor, "rows units"]]:
+    """The ways to read examples as rows of so many units: channels first, units last, or flattened where they have no such axis."""
+    if not (examples.numel() and examples.isfinite().all() and examples.any()):
+        raise ValueError(f"These {len(examples)} examples of inputs measure nothing: they are none, all 0, or hold NaN or Inf.")
+    axes = [axis for axis in sorted({1, examples.ndim - 1}) if examples.ndim > 1 and examples.shape[axis] == units]
+    if axes:
+        return [examples.movedim(axis, -1).reshape(-1, units) for axis in (axes if units > 1 else axes[:1])]
+    return [examples.reshape(-1, units)] if examples[0].numel() == units else []
+
+
+def _metric(rows: Float[Tensor, "rows units"]) -> Float[Tensor, "units units"]:
+    """The symmetric root of the rows' mean products and the ridge."""
+    squares = rows.T @ rows / len(rows)
+    values, vectors = torch.linalg.eigh(squares + RIDGE * squares.diagonal().mean() * torch.eye(len(squares)))
+    return (vectors * values.clamp_min(torch.finfo(torch.double).tiny).sqrt()) @ vectors.T
 
 
 def _blocks(graph: Graph, axes: Mapping[str, Tensor]) -> Iterator[tuple[str, Block]]:

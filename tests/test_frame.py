@@ -193,6 +193,52 @@ def test_a_flow_with_a_metric_brings_networks_to_its_form_and_back(spec, skewed,
     assert torch.equal(read.canonical(skewed[0][:5]), flow.canonical(skewed[0][:5]))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "axis"), [("gru", (7, 3), -1), ("attention", (4, 5), -1), ("resnet", (3, 6, 7), 1), ("conv1d", (2, 5), 1)]
+)
+def test_the_metric_is_that_of_the_axis_that_has_as_many_entries_as_there_are_units(name, shape, axis, generator):
+    make, example = NETWORKS[name]
+    graph = graph_of(spec_of(make(), example()))
+    examples = torch.randn(50, *shape, generator=generator)
+    rows = examples.movedim(axis, -1).flatten(0, -2)
+    assert torch.allclose(metric_frame(graph, examples).axes["input0"], metric_frame(graph, rows).axes["input0"])
+
+
+def test_square_examples_are_not_guessed_at(generator):
+    make, example = NETWORKS["gru"]
+    graph, steps = graph_of(spec_of(make(), example())), torch.randn(50, 3, 3, generator=generator)
+    with pytest.raises(ValueError, match=r"two axes of 3 .*'input0'.* \[examples \* steps, 3\]"):
+        metric_frame(graph, steps)
+    frame = metric_frame(graph, steps.flatten(0, 1))
+    squares = frame.axes["input0"] @ frame.axes["input0"].T
+    assert torch.allclose(squares.diagonal(), steps.double().square().mean((0, 1)), rtol=0.2)
+
+
+@pytest.mark.parametrize(("left", "right"), [(4, 4), (5, 3)])
+def test_examples_of_several_inputs_come_by_name(left, right, generator):
+    spec = two_towers(left, right)
+    one, other = (torch.randn(50, units, generator=generator) for units in (left, right))
+    frame = metric_frame(graph_of(spec), {"input0": one, "input1": 3 * other})
+    for name, examples in (("input0", one), ("input1", 3 * other)):
+        squares = frame.axes[name] @ frame.axes[name].T
+        ridge = RIDGE * examples.double().square().mean() * torch.eye(len(squares))
+        assert torch.allclose(squares, examples.double().T @ examples.double() / 50 + ridge)
+    thetas = torch.randn(20, spec.weights, generator=generator)
+    flow = prepare(spec, thetas, FITTED, {"input0": one, "input1": 3 * other})[0]
+    assert flow.config["inputs"].keys() == {"input0", "input1"}
+    assert metric_frame(graph_of(spec), {"input1": other}).axes.keys() == {"input1"} and not metric_frame(graph_of(spec), {}).axes
+    with pytest.raises(ValueError, match="Unknown input 'x'\\. Known: input0, input1"):
+        metric_frame(graph_of(spec), {"x": one})
+    with pytest.raises(ValueError, match=r"Input 'input1' has not the shape \[7\]"):
+        metric_frame(graph_of(spec), {"input0": one, "input1": torch.randn(50, 7)})
+
+
+def test_one_tensor_is_not_taken_for_the_examples_of_two_inputs():
+    with pytest.raises(ValueError, match=r"could be of input0 \(x\) and input1 \(y\): .* \{'input0': \.\.\.\}"):
+        metric_frame(graph_of(two_towers(4, 4)), torch.randn(50, 4))
+    assert metric_frame(graph_of(two_towers(5, 3)), torch.randn(50, 3)).axes.keys() == {"input1"}
+
+
 def test_examples_that_no_input_reads_are_refused(spec):
     with pytest.raises(ValueError, match=r"No input has the shape \[7\] of these examples; .*'input0': 12"):
         metric_frame(graph_of(spec), torch.randn(5, 7))
