@@ -15,14 +15,15 @@ from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
 from geoflow.constants import beside
 from geoflow.files import read_tensors, under, write_tensors
-from geoflow.frame import Frame
-from geoflow.graph import leading, plain_inputs
-from geoflow.randomness import randomness
+from geoflow.frame import Frame, of_every_input
+from geoflow.graph import graph_of, leading, plain_inputs
+from geoflow.randomness import randomness, seed_global
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-6"  # counted up with every change of what is saved
-READABLE = ("geoflow-5", FORMAT)
+FORMAT = "geoflow-7"  # counted up with every change of what is saved
+BY_ROLE = ("geoflow-5", "geoflow-6")  # these named moments by the role of the weights alone
+READABLE = (*BY_ROLE, FORMAT)
 BEFORE = {"align": True, "weighting": "balanced"}  # how flows that are older than an option were fitted
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
 
@@ -149,7 +150,7 @@ class Flow:
         tensors = {f"field.{name}": value for name, value in self.field.state_dict().items()}
         tensors |= {f"rest.{name}": value for name, value in self.spec.rest.items()}
         tensors |= {f"axes.{name}": axes for name, axes in self.chart.frame.axes.items()}
-        tensors |= {f"moments.{role}": moments for role, moments in self.chart.frame.moments.items()}
+        tensors |= {f"moments.{weights}": moments for weights, moments in self.chart.frame.moments.items()}
         tensors |= {"reference": self.reference, "losses": torch.tensor(self.losses, dtype=torch.float64)}
         metadata = {"spec": self.spec.to_json(), "statistics": json.dumps(self.chart.statistics), "config": json.dumps(dict(self.config))}
         write_tensors(path, tensors, {"format": FORMAT} | metadata)
@@ -165,7 +166,8 @@ class Flow:
         spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
         config = today(json.loads(metadata["config"]))
         statistics = {role: tuple(pair) for role, pair in json.loads(metadata["statistics"]).items()}
-        frame = Frame(under("axes.", tensors), under("moments.", tensors))
+        moments = under("moments.", tensors)
+        frame = Frame(under("axes.", tensors), of_every_input(graph_of(spec), moments) if metadata["format"] in BY_ROLE else moments)
         flow = build_flow(Chart(spec, FLOWS[config["flow"]], statistics, frame), tensors["reference"], config)
         flow.field.load_state_dict(under("field.", tensors))
         flow.losses.extend(tensors["losses"].tolist())
@@ -186,7 +188,7 @@ def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mappi
     """An untrained flow; `config` names the velocity, its sizes and the prediction. The field is initialised from `config["seed"]`."""
     choose("prediction", config["prediction"], PREDICTIONS)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness(config["seed"], "field").initial_seed())
+        seed_global(randomness(config["seed"], "field").initial_seed())
         field = build_field(chart.graph, config["velocity"], config["sizes"])
     if config["prediction"] != "preconditioned" and len(leading(chart.graph, field.components).unseen):
         widest = max(block.index.shape[1] for blocks in plain_inputs(chart.graph).values() for block in blocks)

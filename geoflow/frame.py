@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geoflow.choices import choose
 from geoflow.graph import Block, Graph, plain_inputs
 
+Examples = Float[Tensor, "_examples ..."]
 RIDGE = 0.1  # of the mean square of an input unit: the least that an axis counts, for inputs that the examples do not show
 
 
@@ -17,8 +19,9 @@ RIDGE = 0.1  # of the mean square of an input unit: the least that an axis count
 class Frame:
     """Linear coordinates for rows of weights on an input: the same for every unit that reads it, so no symmetry is lost.
 
-    `axes` holds by the input's name an invertible matrix [units, units]: a row times this matrix is what the flow sees of it. `moments` by
-    the role of the weights their mean and standard deviation along each axis, [2, units, features]. Without axes nothing is turned.
+    `axes` holds by the input's name an invertible matrix [units, units]: a row times this matrix is what the flow sees of it. `moments`
+    holds by the input and the role of its weights (see `_weights`) their mean and standard deviation along each axis, [2, units,
+    features]. Without axes nothing is turned. Like the rest of a chart both lie on the CPU, whatever device a zoo is on.
     """
 
     axes: Mapping[str, Float[Tensor, "_units _units"]] = field(default_factory=dict)
@@ -35,9 +38,9 @@ class Frame:
     def along(self, graph: Graph) -> Float[Tensor, "2 size"]:
         """Mean and standard deviation of every coordinate; 0 and 1, those of the noise, where none are known."""
         moments = torch.stack([torch.zeros(graph.size), torch.ones(graph.size)])
-        for block, _ in _blocks(graph, self.axes):
-            if block.key in self.moments:
-                known = self.moments[block.key].to(moments)
+        for name, block in _blocks(graph, self.axes):
+            if (weights := _weights(name, block.key)) in self.moments:
+                known = self.moments[weights].to(moments)
                 moments[:, block.index] = known[:, None].expand(-1, len(block.index), -1, -1)
         return moments
 
@@ -49,27 +52,36 @@ class Frame:
 UNTURNED = Frame()
 
 
-def metric_frame(graph: Graph, inputs: Float[Tensor, "examples ..."]) -> Frame:
+def metric_frame(graph: Graph, inputs: Examples | Mapping[str, Examples]) -> Frame:
     """The frame in which a row's length is the root mean square of what it makes of the inputs: |w|^2 = E (w . x)^2 + ridge |w|^2.
 
     Two networks are then near each other if their first layers compute nearly the same, whatever the pixels that never vary or vary
-    together. `inputs` are examples of what the networks read: [examples, units], or with more axes behind them or flattened.
+    together. `inputs` are examples of what the networks read: [examples, units], with more axes behind the units (channels) or before
+    them (steps), or flattened. Where they could be of several inputs they come by name; inputs without examples are left as they are.
     The ridge is RIDGE times the mean square of an input unit.
 
-    Raises ValueError if no input of the graph that can be turned has so many units, and for examples that are none, all 0 or not finite.
+    Raises ValueError if no input of the graph that can be turned has so many units, where it cannot be told which axis or which input
+    is meant, and for examples that are none, all 0 or not finite.
     """
-    if not (inputs.numel() and inputs.isfinite().all() and inputs.any()):
-        raise ValueError(f"These {len(inputs)} examples of inputs measure nothing: they are none, all 0, or hold NaN or Inf.")
-    inputs, axes = inputs.detach().cpu().double(), {}
-    for name, blocks in plain_inputs(graph).items():
-        if (read := _by_units(inputs, blocks[0].index.shape[1])) is not None:
-            squares = read.T @ read / len(read)
-            values, vectors = torch.linalg.eigh(squares + RIDGE * squares.diagonal().mean() * torch.eye(len(squares)))
-            axes[name] = (vectors * values.clamp_min(torch.finfo(torch.double).tiny).sqrt()) @ vectors.T
-    if not axes:
-        known = {name: blocks[0].index.shape[1] for name, blocks in plain_inputs(graph).items()}
-        raise ValueError(f"No input has the shape {list(inputs.shape[1:])} of these examples; units of those that can be turned: {known}.")
-    return Frame(axes)
+    plain = plain_inputs(graph)
+    units = {name: blocks[0].index.shape[1] for name, blocks in plain.items()}
+    named = isinstance(inputs, Mapping)
+    given = inputs if named else dict.fromkeys(units, inputs)
+    ways = {name: _by_units(examples, choose("input", name, units)) for name, examples in given.items()}
+    fitting, others = [name for name in ways if ways[name]], [name for name in ways if not ways[name]]
+    if others if named else not fitting:
+        who, examples = (f"Input {others[0]!r} has not", given[others[0]]) if named else ("No input has", inputs)
+        raise ValueError(f"{who} the shape {list(examples.shape[1:])} of these examples; units of those that can be turned: {units}.")
+    if len(fitting) > 1 and not named:
+        serves = " and ".join(f"{name} ({graph.spec.sites[plain[name][0].source].name})" for name in fitting)
+        raise ValueError(f"These examples could be of {serves}: pass them by name, as {{{fitting[0]!r}: ...}}.")
+    for name in fitting:
+        if len(ways[name]) > 1:
+            count = units[name]
+            raise ValueError(
+                f"These examples have two axes of {count} that could be the units of {name!r}: pass them as [examples * steps, {count}]."
+            )
+    return Frame({name: _metric(ways[name][0].detach().cpu().double()) for name in fitting})
 
 
 def principal_frame(graph: Graph, x: Float[Tensor, "nets size"], base: Frame) -> Frame:
@@ -80,22 +92,34 @@ def principal_frame(graph: Graph, x: Float[Tensor, "nets size"], base: Frame) ->
     axes = {}
     for name, blocks in plain_inputs(graph).items():
         centred = [(part - part.mean(0)).transpose(1, 2).flatten(0, 1) for part in _rows(blocks, x).values()]
-        turned = _principal_axes(torch.cat(centred))
-        axes[name] = (base.axes[name].double() @ turned).to(x) if name in base.axes else turned.to(x)
+        turned = _principal_axes(torch.cat(centred)).cpu()
+        axes[name] = (base.axes[name].double() @ turned if name in base.axes else turned).to(x.dtype)
     return Frame(axes)
 
 
 def fit_moments(graph: Graph, x: Float[Tensor, "nets size"]) -> dict[str, Float[Tensor, "2 _units _features"]]:
-    """Mean and deviation of a zoo's coordinates `x`, in units of the noise, along each axis of the inputs, by role.
+    """Mean and deviation of a zoo's coordinates `x`, in units of the noise, along each axis of the inputs, by input and role.
 
     One row of the mean spread is added to what was seen, so that a direction in which a small zoo never varied is not taken for impossible.
     """
     moments = {}
-    for blocks in plain_inputs(graph).values():
+    for name, blocks in plain_inputs(graph).items():
         for key, rows in _rows(blocks, x).items():
-            variance = rows.var(0, unbiased=False)
-            moments[key] = torch.stack([rows.mean(0), ((len(rows) * variance + variance.mean()) / (len(rows) + 1)).sqrt()])
+            variance, count = rows.var(0, unbiased=False), len(rows)
+            spread = ((count * variance + variance.mean()) / (count + 1)).sqrt()
+            moments[_weights(name, key)] = torch.stack([rows.mean(0), spread]).cpu()
     return moments
+
+
+def of_every_input(graph: Graph, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Moments by role alone, as flows were saved that did not tell inputs apart: in these they were those of every input."""
+    parts = [(name, block.key) for name, blocks in plain_inputs(graph).items() for block in blocks if block.key in moments]
+    return {_weights(name, key): moments[key] for name, key in parts}
+
+
+def _weights(name: str, key: str) -> str:
+    """The word for the weights of one role on one input: others may have the same role."""
+    return f"{name} {key}"
 
 
 def _rows(blocks: list[Block], x: Tensor) -> dict[str, Float[Tensor, "rows units features"]]:
@@ -112,27 +136,37 @@ def _principal_axes(rows: Float[Tensor, "rows units"]) -> Float[Tensor, "units u
     return axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
 
 
-def _by_units(inputs: Tensor, units: int) -> Tensor | None:
-    """Examples as rows of so many units, or None where they have not so many."""
-    if inputs.ndim > 1 and inputs.shape[1] == units:
-        return inputs.movedim(1, -1).reshape(-1, units)
-    return inputs.flatten(1) if inputs[0].numel() == units else None
+def _by_units(examples: Tensor, units: int) -> list[Float[Tensor, "rows units"]]:
+    """The ways to read examples as rows of so many units: channels first, units last, or flattened where they have no such axis."""
+    if not (examples.numel() and examples.isfinite().all() and examples.any()):
+        raise ValueError(f"These {len(examples)} examples of inputs measure nothing: they are none, all 0, or hold NaN or Inf.")
+    axes = [axis for axis in sorted({1, examples.ndim - 1}) if examples.ndim > 1 and examples.shape[axis] == units]
+    if axes:
+        return [examples.movedim(axis, -1).reshape(-1, units) for axis in (axes if units > 1 else axes[:1])]
+    return [examples.reshape(-1, units)] if examples[0].numel() == units else []
 
 
-def _blocks(graph: Graph, axes: Mapping[str, Tensor]) -> Iterator[tuple[Block, Tensor]]:
-    """Raises ValueError for an input of another size than the axes have."""
+def _metric(rows: Float[Tensor, "rows units"]) -> Float[Tensor, "units units"]:
+    """The symmetric root of the rows' mean products and the ridge."""
+    squares = rows.T @ rows / len(rows)
+    values, vectors = torch.linalg.eigh(squares + RIDGE * squares.diagonal().mean() * torch.eye(len(squares)))
+    return (vectors * values.clamp_min(torch.finfo(torch.double).tiny).sqrt()) @ vectors.T
+
+
+def _blocks(graph: Graph, axes: Mapping[str, Tensor]) -> Iterator[tuple[str, Block]]:
+    """The weights on inputs that have axes, with the input's name. Raises ValueError for an input of another size than the axes have."""
     for name, blocks in plain_inputs(graph).items():
         for block in blocks if name in axes else ():
             if (units := block.index.shape[1]) != len(axes[name]):
                 raise ValueError(
                     f"The flow was built for {len(axes[name])} units of {name!r}, not for {units}: another task needs another flow."
                 )
-            yield block, axes[name]
+            yield name, block
 
 
 def _turned(graph: Graph, x: Tensor, axes: Mapping[str, Tensor]) -> Tensor:
-    for block, matrix in _blocks(graph, axes):
+    for name, block in _blocks(graph, axes):
         index = block.index.to(x.device)
-        turned = (x[..., index].transpose(-1, -2) @ matrix.to(x)).transpose(-1, -2)
+        turned = (x[..., index].transpose(-1, -2) @ axes[name].to(x)).transpose(-1, -2)
         x = x.index_copy(-1, index.flatten(), turned.flatten(-3))
     return x

@@ -103,6 +103,9 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
             sited = [axis for axis, piece in enumerate(pieces) if piece.writes is not None or piece.reads is not None]
             if len(sited) > 2:  # what nothing moves are positions
                 sited = [axis for axis in sited if not spec.sites[pieces[axis].owner].pinned]
+            fixed = {axis: spec.sites[pieces[axis].owner].role == "input" for axis in sited}
+            if len(sited) == 2 and all(fixed.values()):  # inputs are told of, but learn nothing
+                sited = sited[:1]
             if not sited:
                 scalars.append(part.flatten())
             elif len(sited) == 1:
@@ -110,7 +113,7 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
                 index = _units_first(part, pieces, sited)
                 features.append(NodeFeature(site, f"{tensor.kind}:{spec.sites[site].role}:{index.shape[-1]}", index))
             elif len(sited) == 2:
-                sited.sort(key=lambda axis: pieces[axis].writes is None)
+                sited.sort(key=lambda axis: (fixed[axis], pieces[axis].writes is None))  # inputs are no targets
                 target, source = (pieces[a].owner for a in sited)
                 index = _units_first(part, pieces, sited)
                 roles = f"{spec.sites[target].role}<{spec.sites[source].role}"

@@ -15,3 +15,17 @@ def randomness(seed: int, phase: str) -> torch.Generator:
     """
     number = hashlib.sha256(f"{phase} {seed}".encode()).digest()[:7]
     return torch.Generator().manual_seed(int.from_bytes(number))
+
+
+def seed_global(seed: int, device: str | torch.device = "cpu") -> None:
+    """Seed torch's global generators of the CPU and of one device; `torch.manual_seed` would reseed those of every GPU.
+
+    >>> import torch
+    >>> seed_global(3)
+    >>> torch.rand(1).equal(torch.rand(1, generator=torch.Generator().manual_seed(3)))
+    True
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.device(device).type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

@@ -16,7 +16,7 @@ from geoflow.checkpoint import Progress
 from geoflow.choices import choose
 from geoflow.couplings import COUPLINGS
 from geoflow.flow import PREDICTIONS, WEIGHTINGS, Flow, build_flow
-from geoflow.frame import UNTURNED, metric_frame
+from geoflow.frame import UNTURNED, Examples, metric_frame
 from geoflow.graph import graph_of
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
@@ -44,7 +44,7 @@ WARMUP = 100  # iterations
 def fit(
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    inputs: Float[Tensor, "examples ..."] | None = None,
+    inputs: Examples | Mapping[str, Examples] | None = None,
     *,
     flow: str = "geometric",
     align: bool = True,
@@ -71,11 +71,11 @@ def fit(
     Muon (matrices of hidden layers) and AdamW (all else) with cosine decay; the flow's weights are the exponential moving average.
     `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES, PREDICTIONS
     and WEIGHTINGS; `sizes` are the velocity's own. The field and its samples are in torch's default precision, whatever the zoo's. With
-    `inputs`, examples of what the networks read, rows of weights on them are measured by what they make of them (see `metric_frame`):
-    networks that compute nearly the same are then near each other. Without `align` the flow sees the units of every network in the
-    order and with the signs in which they came; where no signs are free it is all the same to the transformer with independent pairs,
-    which cannot tell one order from another. With a `checkpoint` path the state is written there every `every` iterations, and training
-    goes on from it: on the CPU the result is bit-identical to an uninterrupted one.
+    `inputs`, examples of what the networks read, rows of weights on them are measured by what they make of them (see `metric_frame`,
+    also for several inputs): networks that compute nearly the same are then near each other. Without `align` the flow sees the units of
+    every network in the order and with the signs in which they came; where no signs are free it is all the same to the transformer with
+    independent pairs, which cannot tell one order from another. With a `checkpoint` path the state is written there every `every`
+    iterations, and training goes on from it: on the CPU the result is bit-identical to an uninterrupted one.
 
     Raises ValueError for an unknown name, fewer than 2 networks or than `batch`, networks with NaN or, on spheres, dead units, and a
     checkpoint of another configuration; FloatingPointError where the loss is not finite.
@@ -95,20 +95,22 @@ def fit(
 
 
 def prepare(
-    spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping, inputs: Float[Tensor, "examples ..."] | None = None
+    spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping, inputs: Examples | Mapping[str, Examples] | None = None
 ) -> tuple[Flow, Float[Tensor, "nets size"]]:
     """The untrained flow of a configuration (the named arguments of `fit`), and the zoo as points of its manifold."""
     check_config(config)
     if not isinstance(thetas, Tensor) or thetas.ndim != 2 or not thetas.is_floating_point():
         found = f"{tuple(thetas.shape)} of {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
         raise ValueError(f"A zoo is a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it, not {found}.")
-    if not (inputs is None or isinstance(inputs, Tensor)):
-        raise ValueError(f"inputs must be a tensor [examples, ...] of what the networks read, not {type(inputs).__name__}.")
+    several = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    if inputs is not None and (wrong := [part for part in several.values() if not isinstance(part, Tensor)]):
+        raise ValueError(f"inputs must be a tensor [examples, ...] of what the networks read, not {type(wrong[0]).__name__}.")
     thetas = thetas.detach()
+    thetas = thetas.to(torch.promote_types(thetas.dtype, torch.float32))  # half precision keeps no row on its sphere
     _check_count(len(thetas), config["batch"])
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
     recipe = FLOWS[config["flow"]]
-    config |= {"zoo": fingerprint(thetas), "inputs": None if inputs is None else fingerprint(inputs)}
+    config |= {"zoo": fingerprint(thetas), "inputs": None if inputs is None else _fingerprints(inputs)}
     base = UNTURNED if inputs is None else metric_frame(graph_of(spec), inputs)
     canonical = canonicalize(spec, thetas, balance=recipe.balance, frame=base)
     chart = fit_chart(spec, recipe, canonical.theta, base)
@@ -176,7 +178,11 @@ def check_config(config: Mapping) -> None:
 
 def fingerprint(tensor: Tensor) -> str:
     """The sha256 of its numbers."""
-    return sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _fingerprints(inputs: Tensor | Mapping[str, Tensor]) -> str | dict[str, str]:
+    return {name: fingerprint(part) for name, part in inputs.items()} if isinstance(inputs, Mapping) else fingerprint(inputs)
 
 
 def _check_count(networks: int, batch: int) -> None:

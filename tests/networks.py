@@ -160,6 +160,20 @@ class MixerBlock(nn.Module):
         return x + self.features(self.norms[1](x))
 
 
+class TokenMixing(nn.Module):
+    """Gains and offsets for every token and channel, tokens mixed by their place; channels are inputs, or units of a layer."""
+
+    def __init__(self, enter: nn.Module, tokens: int, width: int, residual: bool):
+        super().__init__()
+        self.enter, self.norm, self.mix, self.out = enter, nn.LayerNorm([tokens, width]), nn.Linear(tokens, tokens), nn.Linear(width, 2)
+        self.residual = residual
+
+    def forward(self, x):
+        x = self.enter(x)
+        mixed = self.mix(self.norm(x).mT).mT
+        return self.out((x + mixed if self.residual else mixed.tanh()).mean(1))
+
+
 def mixer() -> nn.Module:
     patches = nn.Sequential(nn.Conv2d(1, 6, 2, 2), nn.Flatten(2), Apply(lambda x: x.mT))
     return nn.Sequential(patches, MixerBlock(9, 6), Apply(lambda x: x.mean(1)), nn.Linear(6, 2))
@@ -349,6 +363,8 @@ NETWORKS: dict[str, Case] = {
         lambda: nn.Sequential(nn.Linear(5, 4), nn.Dropout(), nn.ReLU(inplace=True), nn.Dropout1d(), nn.Linear(4, 2)),
         row(3, 5),
     ),
+    "mlp squeezed": (lambda: nn.Sequential(mlp(5, 4, 1, activation=nn.PReLU), nn.Flatten(0)), row(3, 5)),
+    "mlp summed": (lambda: nn.Sequential(nn.Linear(5, 4), nn.PReLU(), Apply(lambda x: x.sum(-1))), row(3, 5)),
     "image mlp": (lambda: nn.Sequential(nn.Flatten(), mlp(49, 6, 2)), row(2, 1, 7, 7)),
     "cnn": (
         lambda: nn.Sequential(
@@ -400,6 +416,9 @@ NETWORKS: dict[str, Case] = {
     "lazy": (Lazy, row(3, 5)),
     "tied": (Tied, tokens),
     "mixer": (mixer, row(2, 1, 6, 6)),
+    "token mixing": (lambda: TokenMixing(nn.Linear(5, 6), 4, 6, True), row(2, 4, 5)),
+    "token mixing alone": (lambda: TokenMixing(nn.Linear(5, 6), 4, 6, False), row(2, 4, 5)),
+    "token mixing of inputs": (lambda: TokenMixing(nn.Identity(), 4, 6, True), row(2, 4, 6)),
     "attention": (lambda: nn.Sequential(nn.Linear(5, 6), Residual(Attention(6, 3)), nn.LayerNorm(6), nn.Linear(6, 2)), row(2, 4, 5)),
     "attention one head": (OneHead, row(2, 4, 5)),
     "attention multi head": (MultiHead, row(2, 4, 5)),

@@ -367,6 +367,15 @@ def test_a_zoo_in_double_precision_is_served(spec, thetas):
     assert sample(trained, 2, steps=2).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_zoo_in_half_precision_is_served_as_the_same_numbers_in_single(dtype, spec, thetas):
+    half, x = thetas.to(dtype), torch.randn(30, 3).to(dtype)
+    (made, points), (single, expected) = (prepare(spec, zoo, CONFIG, x.to(zoo)) for zoo in (half, half.float()))
+    assert made.chart.manifold.check_point_on_manifold(points[0]) and torch.equal(points, expected)
+    assert {axes.dtype for axes in (*made.chart.frame.axes.values(), *made.chart.frame.moments.values())} == {torch.float32}
+    assert made.config["zoo"] == single.config["zoo"]
+
+
 def test_a_diverging_training_is_stopped(spec, thetas):
     flow, points = prepare(spec, thetas, CONFIG)
     points[:] = float("inf")
@@ -436,6 +445,8 @@ def test_everything_runs_on_a_gpu(spec, thetas, tmp_path):
     drawn = sample(trained, 3, steps=2, guidance=pull)
     assert drawn.is_cuda and evaluate(network, spec, drawn, task.x_train.cuda(), task.y_train.cuda()).nll.isfinite().all()
     assert MessagePassingTransformer(trained.field)(trained.chart.graph, trained.chart.point(drawn), torch.rand(3).cuda()).is_cuda
+    there, points = prepare(spec, thetas.cuda(), CONFIG, task.x_train)
+    assert torch.allclose(there.chart.point(there.canonical(thetas.cuda())).to(points), points, atol=1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -526,6 +537,17 @@ def test_batches_of_sampling_do_not_change_the_samples(spec, thetas):
     randomise(flow.field)
     first, second = (sample(flow, 7, steps=3, batch=b, generator=torch.Generator().manual_seed(0)) for b in (7, 2))
     assert torch.allclose(first, second, atol=1e-5)
+
+
+def test_making_a_field_leaves_the_generators_of_every_device_as_they_are(spec, thetas, monkeypatch):
+    chart = prepare(spec, thetas, CONFIG)[0].chart
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(5)
+    seeded.clear()
+    before = torch.get_rng_state()
+    build_flow(chart, thetas[0], CONFIG)
+    assert torch.equal(torch.get_rng_state(), before) and not seeded
 
 
 def test_the_seed_decides_the_field(spec, thetas):

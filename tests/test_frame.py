@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from geoflow import FLOWS, Flow, apply_symmetry, canonicalize, fit, graph_of, pack, permute, random_symmetry, sample, spec_of, unpack
 from geoflow.canonical import sphere_rows
 from geoflow.chart import fit_chart
+from geoflow.files import read_tensors, write_tensors
 from geoflow.flow import build_flow, gaussian
 from geoflow.frame import RIDGE, Frame, fit_moments, metric_frame, principal_frame
 from geoflow.graph import leading, plain_inputs
@@ -18,6 +20,23 @@ from tests.networks import NETWORKS
 
 CONFIG = {"align": True, "velocity": "transformer", "prediction": "preconditioned", "weighting": "balanced"}
 CONFIG |= {"sizes": {"layers": 1, "node": 16}, "seed": 0}
+FITTED = CONFIG | {"flow": "geometric", "coupling": "independent", "time": "uniform", "iterations": 1, "batch": 4, "lr": 1e-3}
+FITTED |= {"weight_decay": 0.0, "ema": 0.9}
+
+
+class TwoTowers(torch.nn.Module):
+    """Two inputs whose weights play one role."""
+
+    def __init__(self, left: int, right: int):
+        super().__init__()
+        self.left, self.right, self.out = torch.nn.Linear(left, 6), torch.nn.Linear(right, 6), torch.nn.Linear(6, 2)
+
+    def forward(self, x, y):
+        return self.out(torch.tanh(self.left(x) + self.right(y)))
+
+
+def two_towers(left: int, right: int):
+    return spec_of(TwoTowers(left, right), (torch.zeros(1, left), torch.zeros(1, right)))
 
 
 @pytest.fixture
@@ -65,6 +84,52 @@ def test_a_direction_that_a_small_zoo_never_took_is_not_impossible(spec, generat
     graph, x = graph_of(spec), torch.randn(2, spec.weights, generator=generator)
     frame = principal_frame(graph, x, Frame())
     assert next(iter(fit_moments(graph, frame.turn(graph, x)).values()))[1].min() > 0.1
+
+
+@pytest.mark.parametrize(("left", "right"), [(4, 4), (5, 3)])
+def test_two_inputs_of_one_role_have_means_and_spreads_of_their_own(left, right, generator, tmp_path):
+    spec = two_towers(left, right)
+    thetas = torch.randn(64, spec.weights, generator=generator)
+    narrow, wide = (block.index[..., 0] for block in graph_of(spec).blocks[:2])
+    thetas[:, narrow] = 3 + 0.01 * thetas[:, narrow]
+    flow, points = prepare(spec, thetas, FITTED)
+    mean, spread = flow.chart.moments
+    seen = points * flow.chart.scale
+    for index in (narrow, wide):
+        assert torch.allclose(mean[index], seen[:, index].mean((0, 1)).expand(index.shape), atol=1e-5)
+    assert spread[narrow].max() < 0.1 * spread[wide].min()
+    flow.save(tmp_path / "flow.safetensors")
+    assert torch.equal(Flow.load(tmp_path / "flow.safetensors").chart.moments, flow.chart.moments)
+
+
+@pytest.mark.parametrize("format", ["geoflow-5", "geoflow-6"])
+def test_moments_from_before_they_were_told_apart_by_input_are_those_of_every_input(format, spec, generator, tmp_path):
+    for made in (spec, two_towers(4, 4)):
+        thetas = torch.randn(40, made.weights, generator=generator)
+        flow, _ = prepare(made, thetas, FITTED)
+        flow.save(tmp_path / "flow.safetensors")
+        tensors, metadata = read_tensors(tmp_path / "flow.safetensors")
+        older = {name.replace("moments.input0 ", "moments."): value for name, value in tensors.items()}
+        older = {name: value for name, value in older.items() if "input1 " not in name}
+        write_tensors(tmp_path / "older.safetensors", older, metadata | {"format": format})
+        read = Flow.load(tmp_path / "older.safetensors").chart.moments
+        first, *others = (blocks[0].index for blocks in plain_inputs(flow.chart.graph).values())
+        assert torch.equal(read[:, first], flow.chart.moments[:, first])
+        assert all(torch.equal(read[:, other], read[:, first]) for other in others)
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_a_frame_lies_on_the_cpu_wherever_the_zoo_does(metric, spec, generator, monkeypatch):
+    graph = graph_of(spec)
+    base = metric_frame(graph, torch.randn(30, 12, generator=generator)) if metric else Frame()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        rows, axes = (torch.empty(*shape, device="meta") for shape in ((24, 12, 1), (12, 12)))
+        rows, axes = (FakeTensor(mode, part, torch.device("cuda:0")) for part in (rows, axes.double()))
+        monkeypatch.setattr("geoflow.frame._rows", lambda blocks, x: {"weight": rows})
+        monkeypatch.setattr("geoflow.frame._principal_axes", lambda rows: axes)
+        x = torch.empty(6, graph.size)
+        found = [*principal_frame(graph, x, base).axes.values(), *fit_moments(graph, x).values()]
+    assert {(part.device.type, part.dtype) for part in found} == {("cpu", torch.float32)}
 
 
 @pytest.fixture
@@ -119,14 +184,59 @@ def test_networks_canonical_in_a_metric_compute_what_they_did(name, generator):
 
 
 def test_a_flow_with_a_metric_brings_networks_to_its_form_and_back(spec, skewed, inputs, tmp_path):
-    config = CONFIG | {"flow": "geometric", "coupling": "independent", "time": "uniform", "iterations": 1, "batch": 4, "lr": 1e-3}
-    flow, points = prepare(spec, skewed[0][:40], config | {"weight_decay": 0.0, "ema": 0.9}, inputs.float())
+    flow, points = prepare(spec, skewed[0][:40], FITTED, inputs.float())
     assert torch.allclose(flow.chart.point(flow.canonical(skewed[0][:40])), points, atol=1e-4)
     assert flow.chart.moments[0].abs().max() > 0
     flow.save(tmp_path / "flow.safetensors")
     read = Flow.load(tmp_path / "flow.safetensors")
     assert torch.equal(read.chart.theta(points), flow.chart.theta(points))
     assert torch.equal(read.canonical(skewed[0][:5]), flow.canonical(skewed[0][:5]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axis"), [("gru", (7, 3), -1), ("attention", (4, 5), -1), ("resnet", (3, 6, 7), 1), ("conv1d", (2, 5), 1)]
+)
+def test_the_metric_is_that_of_the_axis_that_has_as_many_entries_as_there_are_units(name, shape, axis, generator):
+    make, example = NETWORKS[name]
+    graph = graph_of(spec_of(make(), example()))
+    examples = torch.randn(50, *shape, generator=generator)
+    rows = examples.movedim(axis, -1).flatten(0, -2)
+    assert torch.allclose(metric_frame(graph, examples).axes["input0"], metric_frame(graph, rows).axes["input0"])
+
+
+def test_square_examples_are_not_guessed_at(generator):
+    make, example = NETWORKS["gru"]
+    graph, steps = graph_of(spec_of(make(), example())), torch.randn(50, 3, 3, generator=generator)
+    with pytest.raises(ValueError, match=r"two axes of 3 .*'input0'.* \[examples \* steps, 3\]"):
+        metric_frame(graph, steps)
+    frame = metric_frame(graph, steps.flatten(0, 1))
+    squares = frame.axes["input0"] @ frame.axes["input0"].T
+    assert torch.allclose(squares.diagonal(), steps.double().square().mean((0, 1)), rtol=0.2)
+
+
+@pytest.mark.parametrize(("left", "right"), [(4, 4), (5, 3)])
+def test_examples_of_several_inputs_come_by_name(left, right, generator):
+    spec = two_towers(left, right)
+    one, other = (torch.randn(50, units, generator=generator) for units in (left, right))
+    frame = metric_frame(graph_of(spec), {"input0": one, "input1": 3 * other})
+    for name, examples in (("input0", one), ("input1", 3 * other)):
+        squares = frame.axes[name] @ frame.axes[name].T
+        ridge = RIDGE * examples.double().square().mean() * torch.eye(len(squares))
+        assert torch.allclose(squares, examples.double().T @ examples.double() / 50 + ridge)
+    thetas = torch.randn(20, spec.weights, generator=generator)
+    flow = prepare(spec, thetas, FITTED, {"input0": one, "input1": 3 * other})[0]
+    assert flow.config["inputs"].keys() == {"input0", "input1"}
+    assert metric_frame(graph_of(spec), {"input1": other}).axes.keys() == {"input1"} and not metric_frame(graph_of(spec), {}).axes
+    with pytest.raises(ValueError, match="Unknown input 'x'\\. Known: input0, input1"):
+        metric_frame(graph_of(spec), {"x": one})
+    with pytest.raises(ValueError, match=r"Input 'input1' has not the shape \[7\]"):
+        metric_frame(graph_of(spec), {"input0": one, "input1": torch.randn(50, 7)})
+
+
+def test_one_tensor_is_not_taken_for_the_examples_of_two_inputs():
+    with pytest.raises(ValueError, match=r"could be of input0 \(x\) and input1 \(y\): .* \{'input0': \.\.\.\}"):
+        metric_frame(graph_of(two_towers(4, 4)), torch.randn(50, 4))
+    assert metric_frame(graph_of(two_towers(5, 3)), torch.randn(50, 3)).axes.keys() == {"input1"}
 
 
 def test_examples_that_no_input_reads_are_refused(spec):

@@ -251,12 +251,14 @@ def test_snapshots_are_states_on_the_way():
     assert not torch.equal(states["2.bias"][:, 0], states["2.bias"][:, 1])
 
 
-def test_global_generator_is_left_alone():
+def test_global_generators_are_left_alone(monkeypatch):
     torch.manual_seed(5)
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     before = torch.get_rng_state()
     network = lambda: nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.2), nn.Linear(5, 3))  # noqa: E731
     first, again = (train_zoo(network, load_task("iris"), **SETTINGS, seed=0, progress=False) for _ in range(2))
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(before, torch.get_rng_state()) and not seeded
     assert torch.equal(first["0.weight"], again["0.weight"])  # dropout's masks included
 
 

@@ -132,8 +132,9 @@ class RelationalTransformer(nn.Module):
             state = sites[feature.site] if feature.site in sites else self.norm(inputs[feature.site])
             parts.append(self.node_out[feature.key](state).flatten(1))
         if self.scalar_out is not None:
-            outputs = [sites[index].mean(1) for index, site in enumerate(graph.spec.sites) if site.role == "output"]
-            parts.append(self.scalar_out(torch.stack(outputs).mean(0)))
+            # a sum or a squeezed unit may be all that comes out: then no site is the output, and scalars hear every one
+            heard = [index for index, site in enumerate(graph.spec.sites) if site.role == "output"] or moving_sites(graph)
+            parts.append(self.scalar_out(torch.stack([sites[index].mean(1) for index in heard]).mean(0)))
         parts.append(nodes.new_zeros(nets, len(graph.unseen)))
         return Permuted.apply(torch.cat(parts, 1), beside(graph.order, nodes), beside(graph.entries, nodes))
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from geoflow.choices import choose
 from geoflow.population import WideProducts
-from geoflow.randomness import randomness
+from geoflow.randomness import randomness, seed_global
 from geoflow.zoo.tasks import Task
 
 State = dict[str, Tensor]
@@ -49,7 +49,7 @@ def train_zoo(
     the data anew for each run, leaves out the rest of the division by `batch`, and has the learning rate that `schedule` (of SCHEDULES)
     gives it. Buffers such as batch norm's statistics are each run's own. The runs are numbered from `first`; start and shuffles of a run
     come from `seed` and its number alone, so it is the same, but for rounding, whichever runs are trained beside it (dropout's masks are
-    drawn for all of them together). torch's global generator is left as found.
+    drawn for all of them together). torch's global generators are left as found.
 
     Raises ValueError for settings that do not fit together, FloatingPointError naming the runs whose loss is not finite.
 
@@ -68,7 +68,7 @@ def train_zoo(
     generators = [randomness(seed, f"run {number}") for number in range(first, first + runs)]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network, state = initial_states(build, generators, device)
-        torch.manual_seed(_seed(randomness(seed, f"masks of runs from {first}")))
+        seed_global(_seed(randomness(seed, f"masks of runs from {first}")), device)
         network.train()
         optimizer = torch.optim.AdamW([v for v in state.values() if v.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
         bar = tqdm(range(1, epochs + 1), desc=f"runs {first} to {first + runs - 1}", unit="epoch", disable=not progress)
@@ -84,10 +84,10 @@ def train_zoo(
 
 
 def initial_states(build: Callable[[], nn.Module], generators: Sequence[torch.Generator], device: torch.device) -> tuple[nn.Module, State]:
-    """A network to run the forward pass of, and the stacked states [runs, ...] of freshly built ones; seeds torch's global generator."""
+    """A network to run the forward pass of, and the stacked states [runs, ...] of freshly built ones; seeds torch's global generators."""
     networks = []
     for generator in generators:
-        torch.manual_seed(_seed(generator))
+        seed_global(_seed(generator), device)
         networks.append(build())
     parameters, buffers = stack_module_state(networks)
     state = {name: value.detach().to(device).requires_grad_() for name, value in parameters.items()}
