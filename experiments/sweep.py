@@ -117,9 +117,11 @@ def main() -> None:
         for number, arguments in asked.items():
             print(f"{number} of {len(sweep)}: run.py with", *arguments)
         return
+    configs = {number: resolved(arguments) for number, arguments in asked.items()}  # Sacred resolves one at a time
     pool = ThreadPoolExecutor(options.workers)
     try:
-        made = {number: pool.submit(make, options.page, arguments, options.workers > 1) for number, arguments in asked.items()}
+        aside = options.workers > 1
+        made = {number: pool.submit(make, options.page, asked[number], configs[number], aside) for number in asked}
         for number, arguments in asked.items():
             print(f"{number} of {len(sweep)}: run.py with", *arguments, flush=True)
             run = made[number].result()
@@ -130,22 +132,23 @@ def main() -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def make(page: str, arguments: Arguments, aside: bool) -> Path:
+def make(page: str, arguments: Arguments, config: Mapping, aside: bool) -> Path:
     """The folder of the run, made if it is not there yet; its output stays `aside`, beside it, where several run at once."""
     folder = folder_of(page, arguments)
-    if finished(folder, arguments) is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "output.log").open("w") if aside else nullcontext() as log:
-            failed = subprocess.run(command_of(page, arguments), cwd=ROOT, stdout=log, stderr=log).returncode
-        if failed:
-            raise SystemExit(f"The run {folder} did not end well, see {log.name if log else 'above'}. The same command goes on with it.")
-    return finished(folder, arguments)
+    if (made := finished(folder, config)) is not None:
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "output.log").open("w") if aside else nullcontext() as log:
+        failed = subprocess.run(command_of(page, arguments), cwd=ROOT, stdout=log, stderr=log).returncode
+    if failed:
+        raise SystemExit(f"The run {folder} did not end well, see {log.name if log else 'above'}. The same command goes on with it.")
+    return finished(folder, config)
 
 
-def finished(folder: Path, arguments: Arguments) -> Path | None:
-    """The latest finished run of a folder that is what its arguments mean today: named configurations and defaults may have changed."""
+def finished(folder: Path, config: Mapping) -> Path | None:
+    """The latest finished run of a folder that has this configuration: what its arguments meant may have changed."""
     runs = sorted((path.parent for path in folder.glob("*/metrics.json")), key=lambda path: int(path.name))
-    meant = _of_the_result(resolved(arguments))
+    meant = _of_the_result(config)
     same = (run for run in reversed(runs) if meant == _of_the_result(today(json.loads((run / "config.json").read_text()))))
     return next(same, None)
 

@@ -208,15 +208,15 @@ def test_a_sweep_goes_on_with_the_runs_that_are_what_it_means_today(pages, tmp_p
     import sweep
 
     arguments = sweep.SWEEPS["fashion"][3]
-    config = dict(sweep.resolved(arguments))
+    config = sweep.resolved(arguments)
     for number, change in enumerate([{}, {"cache": "/elsewhere"}, {"start": 0.0}], 1):
         (tmp_path / f"{number}").mkdir()
-        (tmp_path / f"{number}" / "config.json").write_text(json.dumps(config | change))
-    assert sweep.finished(tmp_path, arguments) is None
+        (tmp_path / f"{number}" / "config.json").write_text(json.dumps(dict(config) | change))
+    assert sweep.finished(tmp_path, config) is None
     for number in (1, 2, 3):
         (tmp_path / f"{number}" / "metrics.json").touch()
-    assert sweep.finished(tmp_path, arguments) == tmp_path / "2"
-    assert sweep.finished(tmp_path, sweep.SWEEPS["fashion"][4]) is None
+    assert sweep.finished(tmp_path, config) == tmp_path / "2"
+    assert sweep.finished(tmp_path, sweep.resolved(sweep.SWEEPS["fashion"][4])) is None
 
 
 @pytest.mark.parametrize(
