@@ -1,19 +1,25 @@
 """Run many networks of one architecture at once."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 MOST = 0.9  # of the inputs vary: where more do, choosing them costs more than it saves
 
 
-def run(network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "examples ..."]) -> Float[Tensor, "nets examples ..."]:
+def run(
+    network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "examples ..."], rims: "Rims | None" = None
+) -> Float[Tensor, "nets examples ..."]:
     """The outputs of all networks whose state dicts are stacked in `states` [nets, ...]; of `network` the forward pass alone matters.
+
+    `rims` remembers what is the same in all examples of x: give it again where more networks run on this very x.
 
     >>> import torch
     >>> states = {"weight": torch.randn(5, 2, 3), "bias": torch.randn(5, 2)}
@@ -27,7 +33,7 @@ def run(network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "exa
     if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap knows no recurrent layers
         nets = len(next(iter(states.values())))
         return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
-    with WideProducts():
+    with WideProducts(Rims() if rims is None else rims):
         return vmap(outputs)(dict(states))
 
 
@@ -39,21 +45,24 @@ class WideProducts(TorchFunctionMode):
     with more axes than examples and units come in the usual order.
     """
 
+    def __init__(self, rims: "Rims"):
+        super().__init__()
+        self._rims = rims
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is linear:
-            return _linear(*args, **(kwargs or {}))
+            return self._linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return _Linear.apply(input, weight, bias)
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _Linear.apply(input, weight, bias, self._rims)
 
 
 class _Linear(torch.autograd.Function):
     """`linear` with a rule of its own for vmap; gradients go through the operations of the rule."""
 
     @staticmethod
-    def forward(input, weight, bias):
+    def forward(input, weight, bias, rims):
         return linear(input, weight, bias)
 
     @staticmethod
@@ -61,30 +70,62 @@ class _Linear(torch.autograd.Function):
         pass
 
     @staticmethod
-    def vmap(info, in_dims, input, weight, bias):
+    def vmap(info, in_dims, input, weight, bias, rims):
         if in_dims[1] is None or (bias is not None and in_dims[2] is None):
             return vmap(linear, in_dims)(input, weight, bias), 0
         weight = weight.movedim(in_dims[1], 0)
         bias = None if bias is None else bias.movedim(in_dims[2], 0).unsqueeze(-1)
         if in_dims[0] is None:
             shape = input.shape[:-1]
-            products = _product(weight.flatten(0, 1), input.reshape(-1, input.shape[-1])).unflatten(0, weight.shape[:2])
-            products = products if bias is None else products.add_(bias)  # addmm would first write the bias to every example
+            rim = None if torch.is_grad_enabled() else rims.of(input)
+            products = _product(weight.flatten(0, 1), input, None if bias is None else bias.flatten(0, 1), rim)
         else:
             input = input.movedim(in_dims[0], 0)
             shape, examples = input.shape[1:-1], input.reshape(len(input), -1, input.shape[-1]).mT
-            products = weight @ examples if bias is None else torch.baddbmm(bias, weight, examples)
+            products = weight @ examples
+            products = products if bias is None else products.add_(bias)  # baddbmm would first write the bias to every example
         outputs = products.view(*weight.shape[:2], *shape).movedim(1, -1)
         return outputs if len(shape) < 2 else outputs.contiguous(), 0  # so that a module may view its last axes as one
 
 
-def _product(weight: Float[Tensor, "rows inputs"], x: Float[Tensor, "examples inputs"]) -> Float[Tensor, "rows examples"]:
-    """weight @ x.T; without gradients, what is the same in all examples, as the rim of images is, is multiplied once."""
-    if torch.is_grad_enabled() or not x.numel():
-        return weight @ x.T
-    varies = x.amax(0) != x.amin(0)
-    if varies.sum() > MOST * len(varies):
-        return weight @ x.T
+def _product(
+    weight: Float[Tensor, "rows inputs"], input: Float[Tensor, "*examples inputs"], bias: Float[Tensor, "rows 1"] | None, rim: "Rim | None"
+) -> Float[Tensor, "rows all_examples"]:
+    """weight @ input.T + bias; the rim of the input is multiplied once."""
+    if rim is None:
+        products = weight @ input.reshape(-1, input.shape[-1]).T
+    else:
+        products = weight.index_select(1, rim.columns) @ rim.inner.T
+        same = (weight @ rim.outer).unsqueeze(1)
+        bias = same if bias is None else bias + same
+    return products if bias is None else products.add_(bias)  # addmm would first write the bias to every example
+
+
+@dataclass(frozen=True)
+class Rim:
+    """The inputs that are the same in all examples, as the rim of images is: `outer` holds them, and 0 where the others are, which are
+    the `columns` of the input with the entries `inner`."""
+
+    columns: Int[Tensor, " columns"]
+    inner: Float[Tensor, "examples columns"]
+    outer: Float[Tensor, " inputs"]
+
+
+class Rims:
+    """The rims of inputs, looked for once as long as an input lives; it must not change meanwhile."""
+
+    def __init__(self):
+        self._found: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def of(self, input: Float[Tensor, "*examples inputs"]) -> Rim | None:
+        """The rim of this input; None where it is too narrow to save anything."""
+        if input not in self._found:
+            self._found[input] = _rim(input.reshape(-1, input.shape[-1]))
+        return self._found[input]
+
+
+def _rim(x: Float[Tensor, "examples inputs"]) -> Rim | None:
+    if not x.numel() or (varies := x.amax(0) != x.amin(0)).sum() > MOST * len(varies):
+        return None
     columns = varies.nonzero().squeeze(1)
-    products = weight.index_select(1, columns) @ x.index_select(1, columns).T
-    return products.add_((weight @ x[0].masked_fill(varies, 0)).unsqueeze(1))
+    return Rim(columns, x.index_select(1, columns), x[0].masked_fill(varies, 0))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from geoflow import pack, spec_of, unpack
-from geoflow.population import WideProducts, run
+from geoflow.population import Rims, WideProducts, run
 from tests.networks import NETWORKS
 
 
@@ -50,7 +50,7 @@ def test_a_module_may_view_its_last_axes_as_one(own, generator):
     network = Joined()
     states = {name: torch.randn(3, *p.shape, generator=generator) for name, p in network.named_parameters()}
     x = torch.randn(3, 5, 8, generator=generator)
-    with WideProducts():
+    with WideProducts(Rims()):
         together = vmap(lambda state, x: functional_call(network, state, (x,)), in_dims=(0, 0 if own else None))(states, x if own else x[0])
     alone = [functional_call(network, {n: v[i] for n, v in states.items()}, (x[i if own else 0],)) for i in range(3)]
     assert torch.allclose(together, torch.stack(alone), atol=1e-5)
@@ -62,7 +62,7 @@ def test_networks_with_inputs_of_their_own_answer_as_alone(shape, bias, generato
     network = nn.Sequential(nn.Linear(4, 3, bias=bias), nn.Tanh(), nn.Linear(3, 2, bias=bias)).double()
     states = {name: torch.randn(3, *p.shape, generator=generator).double() for name, p in network.named_parameters()}
     x = torch.randn(3, *shape, generator=generator).double()
-    with WideProducts():
+    with WideProducts(Rims()):
         together = vmap(lambda state, x: functional_call(network, state, (x,)))(states, x)
     alone = torch.stack([functional_call(network, {name: value[i] for name, value in states.items()}, (x[i],)) for i in range(3)])
     assert torch.allclose(together, alone, atol=1e-12)
@@ -113,3 +113,23 @@ def test_with_gradients_every_example_has_its_own(generator):
     states = {"weight": torch.randn(4, 3, 8, generator=generator), "bias": torch.randn(4, 3, generator=generator)}
     (gradient,) = torch.autograd.grad(run(nn.Linear(8, 3), states, x).sum(), x)
     assert torch.allclose(gradient, states["weight"].sum((0, 1)).expand(5, 8), atol=1e-5)
+
+
+def test_the_rim_of_examples_is_looked_for_once_and_forgotten_with_them(generator):
+    looked, rims = [], Rims()
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            looked.extend([func] * (func is torch.ops.aten.amax.default))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.zeros(6, 8)
+    x[:, :3] = torch.randn(6, 3, generator=generator)
+    for _ in range(3):
+        states = {"weight": torch.randn(4, 3, 8, generator=generator), "bias": torch.randn(4, 3, generator=generator)}
+        with torch.no_grad(), Watch():
+            found = run(nn.Linear(8, 3), states, x, rims)
+        assert torch.allclose(found, torch.einsum("nui,ei->neu", states["weight"], x) + states["bias"][:, None], atol=1e-5)
+    assert len(looked) == len(rims._found) == 1
+    del x
+    assert not rims._found

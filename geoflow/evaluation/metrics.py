@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from geoflow.canonical import check_zoo
 from geoflow.choices import choose
-from geoflow.population import run
+from geoflow.population import Rims, run
 from geoflow.spec import NetworkSpec
 from geoflow.vector import State, check_state, unpack
 
@@ -37,7 +37,7 @@ def evaluate(
     thetas: Float[Tensor, "nets weights"],
     x: Float[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
-    batch: int = 3 * 10**5,
+    batch: int = 2 * 10**5,
 ) -> Scores:
     """The scores of every network on the examples (x, y). Of `network` only the forward pass in evaluation mode matters, not its weights.
 
@@ -68,7 +68,7 @@ def ensemble_scores(
     thetas: Float[Tensor, "nets weights"],
     x: Float[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
-    batch: int = 3 * 10**5,
+    batch: int = 2 * 10**5,
     pool: str = "linear",
 ) -> Scores:
     """The scores [] of all networks together, pooled as POOLS names it: their average probabilities, or their average log-probabilities.
@@ -88,7 +88,7 @@ def pooled_scores(
     thetas: Float[Tensor, "nets weights"],
     x: Float[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
-    batch: int = 3 * 10**5,
+    batch: int = 2 * 10**5,
     pools: Sequence[str] = ("linear", "log"),
 ) -> dict[str, Scores]:
     """What `ensemble_scores` gives for each of several pools, from one run of the networks."""
@@ -113,7 +113,7 @@ def disagreement(
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
     x: Float[Tensor, "examples ..."],
-    batch: int = 3 * 10**5,
+    batch: int = 2 * 10**5,
 ) -> float:
     """How often two different networks predict different classes: the share of examples, averaged over all pairs. NaN for one network."""
     votes = 0
@@ -158,8 +158,8 @@ def _sums(log_probs: Float[Tensor, "*nets examples classes"], y: Int[Tensor, " e
     nll = -log_probs.gather(-1, y.expand(log_probs.shape[:-1]).unsqueeze(-1)).sum((-1, -2))
     best, classes = log_probs.amax(-1, keepdim=True), log_probs.shape[-1]
     # argmax, which takes 20 times as long where examples are inmost; the first of equal classes has the highest rank
-    is_best = torch.eq(log_probs, best, out=torch.empty_like(log_probs))
-    predicted = classes - is_best.mul_(torch.arange(classes, 0, -1, device=y.device)).amax(-1)
+    below, rank = log_probs - best, torch.arange(classes, 0, -1, dtype=log_probs.dtype, device=y.device)
+    predicted = classes - torch.add(rank, below, alpha=1e30, out=below).amax(-1)
     correct = predicted == y
     return torch.cat([correct.sum(-1, keepdim=True), nll.unsqueeze(-1), _gaps(best.squeeze(-1).exp(), correct)], -1)
 
@@ -193,10 +193,11 @@ def _predictors(network, spec, thetas, x, y, batch) -> Iterator[Callable[[Tensor
     check_state(spec, network.state_dict())
     network = deepcopy(network).to(thetas.device).eval()  # the caller's keeps its mode
     chunks = thetas.split(max(1, batch // min(PART, len(x))))
+    rims = Rims()  # for all chunks: they meet the same examples
     states = ({name: value.contiguous() for name, value in unpack(spec, chunk).items()} for chunk in chunks)
-    return (partial(_log_probabilities, network, some) for some in states)
+    return (partial(_log_probabilities, network, some, rims) for some in states)
 
 
-def _log_probabilities(network: nn.Module, states: State, x: Tensor) -> Float[Tensor, "nets examples classes"]:
-    logits = run(network, states, x).movedim(-1, 1).contiguous()  # examples inmost: sums over classes take whole rows at once
+def _log_probabilities(network: nn.Module, states: State, rims: Rims, x: Tensor) -> Float[Tensor, "nets examples classes"]:
+    logits = run(network, states, x, rims).movedim(-1, 1).contiguous()  # examples inmost: sums over classes take whole rows at once
     return logits.log_softmax(1).movedim(1, -1)
