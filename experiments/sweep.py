@@ -76,7 +76,11 @@ SWEEPS: dict[str, tuple[Arguments, ...]] = {
     "splits": _seeds(20, "breast_cancer"),
     "ablations": tuple(("digits", "iterations=1000", "sharpness=0.0", *change) for change in ABLATIONS),
     "mnist": (*_seeds(3, "mnist", "zoo.seed=0"), *_seeds(3, "mnist", "zoo.seed=0", *CORE)),
-    "fashion": (*_seeds(3, "fashion", "zoo.seed=0"), *_seeds(3, "fashion", "zoo.seed=0", *CORE_FASHION)),
+    "fashion": (
+        *_seeds(3, "fashion", "zoo.seed=0"),
+        *_seeds(3, "fashion", "zoo.seed=0", *CORE_FASHION),
+        ("fashion", "zoo.seed=0", *CORE_FASHION[1:], "runs=100"),
+    ),
     "mnist32": tuple(
         run
         for training in ((), CORE_32)
