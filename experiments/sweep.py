@@ -75,7 +75,11 @@ SWEEPS: dict[str, tuple[Arguments, ...]] = {
     "main_job": (*(run for flow in FLOWS for run in _seeds(3, "breast_cancer", f"flow={flow}")), *_seeds(3, "digits")),
     "splits": _seeds(20, "breast_cancer"),
     "ablations": tuple(("digits", "iterations=1000", "sharpness=0.0", *change) for change in ABLATIONS),
-    "mnist": (*_seeds(3, "mnist", "zoo.seed=0"), *_seeds(3, "mnist", "zoo.seed=0", *CORE)),
+    "mnist": (
+        *_seeds(3, "mnist", "zoo.seed=0"),
+        *_seeds(3, "mnist", "zoo.seed=0", *CORE),
+        ("mnist", "zoo.seed=0", *CORE, "coupling=equivariant_ot"),
+    ),
     "fashion": (
         *_seeds(3, "fashion", "zoo.seed=0"),
         *_seeds(3, "fashion", "zoo.seed=0", *CORE_FASHION),
