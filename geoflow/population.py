@@ -33,7 +33,7 @@ def run(
     if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap knows no recurrent layers
         nets = len(next(iter(states.values())))
         return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
-    with WideProducts(Rims() if rims is None else rims):
+    with WideProducts(rims):
         return vmap(outputs)(dict(states))
 
 
@@ -45,9 +45,9 @@ class WideProducts(TorchFunctionMode):
     with more axes than examples and units come in the usual order.
     """
 
-    def __init__(self, rims: "Rims"):
+    def __init__(self, rims: "Rims | None" = None):
         super().__init__()
-        self._rims = rims
+        self._rims = Rims() if rims is None else rims
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is linear:

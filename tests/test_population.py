@@ -50,7 +50,7 @@ def test_a_module_may_view_its_last_axes_as_one(own, generator):
     network = Joined()
     states = {name: torch.randn(3, *p.shape, generator=generator) for name, p in network.named_parameters()}
     x = torch.randn(3, 5, 8, generator=generator)
-    with WideProducts(Rims()):
+    with WideProducts():
         together = vmap(lambda state, x: functional_call(network, state, (x,)), in_dims=(0, 0 if own else None))(states, x if own else x[0])
     alone = [functional_call(network, {n: v[i] for n, v in states.items()}, (x[i if own else 0],)) for i in range(3)]
     assert torch.allclose(together, torch.stack(alone), atol=1e-5)
@@ -62,7 +62,7 @@ def test_networks_with_inputs_of_their_own_answer_as_alone(shape, bias, generato
     network = nn.Sequential(nn.Linear(4, 3, bias=bias), nn.Tanh(), nn.Linear(3, 2, bias=bias)).double()
     states = {name: torch.randn(3, *p.shape, generator=generator).double() for name, p in network.named_parameters()}
     x = torch.randn(3, *shape, generator=generator).double()
-    with WideProducts(Rims()):
+    with WideProducts():
         together = vmap(lambda state, x: functional_call(network, state, (x,)))(states, x)
     alone = torch.stack([functional_call(network, {name: value[i] for name, value in states.items()}, (x[i],)) for i in range(3)])
     assert torch.allclose(together, alone, atol=1e-12)
