@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from geoflow.canonical import align
 from geoflow.evaluation.baselines import BASELINES, baseline
 from geoflow.evaluation.metrics import Scores, disagreement, evaluate, pooled_scores, summary
-from geoflow.evaluation.novelty import nearest, neighbour_distances, novelty, spread
+from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
 from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights
+from geoflow.evaluation.ruler import fit_ruler
 from geoflow.flow import Flow
+from geoflow.frame import metric_frame
+from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
 from geoflow.symmetry import apply_symmetry
 from geoflow.zoo.store import Zoo
@@ -27,7 +30,7 @@ class Exam:
     """The test part of a task, on a device, for networks of one architecture."""
 
     def __init__(self, network: nn.Module, spec: NetworkSpec, task: Task, device: str):
-        self.network, self.spec, self.device = network, spec, device
+        self.network, self.spec, self.device, self.seen = network, spec, device, task.x_train
         self.x, self.y = task.x_test.to(device), task.y_test.to(device)
 
     def single(self, thetas: Thetas) -> Scores:
@@ -45,8 +48,10 @@ class Exam:
 
     def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float | None]:
         """How far two networks are from each other in canonical weights, and how often they predict different classes; None of one."""
-        different = disagreement(self.network, self.spec, thetas.to(self.device), self.x) if len(thetas) > 1 else None
-        return {"distance": _distance(canonical), "disagreement": different}
+        if len(thetas) == 1:
+            return {"distance": None, "disagreement": None}
+        different = disagreement(self.network, self.spec, thetas.to(self.device), self.x)
+        return {"distance": spread(canonical), "disagreement": different}
 
     def _ensemble(self, thetas: Thetas) -> dict:
         found = pooled_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
@@ -79,41 +84,54 @@ def assess(
 ) -> tuple[dict, Mapping[str, Figure]]:
     """Generated networks beside the zoo that the flow was fitted to and beside the baselines: what metrics.json says, and the figures.
 
-    Baselines and distances live in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances.
+    Baselines are made in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances. How new networks
+    are is measured by the ruler of the zoo, the same for every flow.
     `paths` [times, nets, size] are the points of the sampler on its way; without them there is no figure of the weights.
     """
-    train, new, old = (flow.canonical(networks) for networks in (fitted.networks, thetas, heldout.networks))
+    train = flow.canonical(fitted.networks)
     made = {name: baseline(name, flow, train, len(thetas), generator) for name in BASELINES}
     scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
     some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]
-    found = novelty(new, train, old, fitted.run_of)
+    found, placed, distances = _how_new(exam, fitted, {"generated": thetas, "heldout": heldout.networks, **made})
     metrics = {
         "zoo": summary(scores["zoo"]),
         "generated": summary(scores["generated"]),
-        "baselines": {name: summary(scores[name]) | _placed(flow.canonical(one), train, found) for name, one in made.items()},
+        "baselines": {name: summary(scores[name]) | placed[name] for name in made},
         "ensemble": exam.ensembles("generated", thetas) | exam.ensembles("zoo", some),
         "novelty": found,
         "diversity": {
-            name: exam.diversity(canonical, networks) for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
+            name: exam.diversity(canonical, drawn)
+            for name, canonical, drawn in (("zoo", train, some), ("generated", flow.canonical(thetas), thetas))
         },
     }
     figures = {
         "scores": plot_scores(scores),
         "loss": plot_loss(flow.losses),
-        "distances": plot_distances(neighbour_distances(new, train, old, fitted.run_of)),
+        "distances": plot_distances(distances),
     }
     if paths is not None:
-        figures["weights"] = plot_weights(train, new, _in_the_order_of_their_end(flow, paths))
+        figures["weights"] = plot_weights(train, flow.canonical(thetas), _in_the_order_of_their_end(flow, paths))
     return metrics, figures
 
 
-def _placed(canonical: Thetas, train: Thetas, found: Mapping[str, float]) -> dict[str, float | None]:
-    """The novelty ratio of a baseline, and how far two of its networks are from each other."""
-    return {"novelty": nearest(canonical, train).median().item() / found["zoo_leave_one_out"], "distance": _distance(canonical)}
+def _how_new(exam: Exam, fitted: Zoo, several: Mapping[str, Thetas]) -> tuple[dict, dict[str, dict], dict[str, Tensor]]:
+    """By the ruler of a zoo: what metrics.json says of the generated networks; of the other kinds the novelty ratio, and how far two are
+    from each other in units of two of the zoo (None of one); and the distances to the nearest run."""
+    spec, run_of = exam.spec, fitted.run_of
+    ruler = fit_ruler(spec, fitted.networks, metric_frame(graph_of(spec), exam.seen))
+    zoo, placed = ruler.place(fitted.networks), {name: ruler.place(one) for name, one in several.items()}
+    neighbours = neighbours_of(placed["generated"], zoo, placed["heldout"], run_of, spec)
+    found = novelty(neighbours)
 
+    def apart(networks: Thetas) -> float | None:
+        return spread(networks) / spread(zoo) if len(networks) > 1 else None
 
-def _distance(canonical: Thetas) -> float | None:
-    return spread(canonical) if len(canonical) > 1 else None
+    def ratio(networks: Thetas) -> float:
+        return nearest_runs(networks, zoo, run_of, spec=spec)[:, 0].median().item() / found["zoo_leave_one_out"]
+
+    others = {name: {"novelty": ratio(one), "spread": apart(one)} for name, one in placed.items() if name not in ("generated", "heldout")}
+    found |= {"spread": apart(placed["generated"]), "layers": by_layer(spec, placed["generated"], zoo, run_of)}
+    return found, others, {name: distances[:, 0] for name, distances in neighbours.items()}
 
 
 def _in_the_order_of_their_end(flow: Flow, paths: Float[Tensor, "times nets size"]) -> Float[Tensor, "times nets weights"]:

@@ -16,6 +16,7 @@ from geoflow.spec import NetworkSpec
 
 with warnings.catch_warnings():  # sacred imports pkg_resources, which complains of its age at every start
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+    from sacred.dependencies import get_commit_if_possible
     from sacred.observers import FileStorageObserver
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,16 @@ def probe(folder: str | Path, cure: str) -> None:
             pass
     except OSError as error:
         raise OSError(f"The folder {folder} cannot be written ({error.strerror or error}). {cure}") from error
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def commit() -> str:
+    """What the checkout that this file belongs to is at; with a + where its files have changed since."""
+    _, found, dirty = get_commit_if_possible(__file__, save_git_info=True)
+    return found + "+" * dirty
 
 
 def write_json(path: Path, content: Mapping) -> None:
@@ -84,7 +95,7 @@ def samples_file(checkpoint: str) -> Path:
 def sampled_with(checkpoint: str, names: Iterable[str]) -> dict:
     """Those of the named settings that the run folder around a checkpoint has in its config.json."""
     path = flow_file(checkpoint).parent / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    config = read_json(path) if path.exists() else {}
     return {name: config[name] for name in names if config.get(name) is not None}
 
 

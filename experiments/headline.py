@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from statistics import mean
 
-from tables import Run, baseline_novelty, diversity, groups, markdown, place, small_ensemble
+from tables import Run, baseline_novelty, groups, markdown, novelty_of, place, small_ensemble, zoo_seed
 
 FLOWS = ("geometric", "geometric_polar")  # a task's rows are of the first that its page has
 # what a row is called: the page that it is from, and the task
@@ -16,17 +16,18 @@ ROWS = {
 }
 # the kinds of a baseline, of which the one with the least NLL is shown
 BASELINES = {
-    "mean network": ("mean_network", "rescaled_mean"),
+    "mean network (the better of two)": ("mean_network", "rescaled_mean"),
     "interpolation": ("interpolation",),
     "Gaussian on principal components": ("pca_gaussian",),
     "noised training network": ("noised",),
 }
+NEW = ("ratio", "copies")  # what is said of how new generated networks are
 BEGIN, END = "<!-- This table is written by `make results`. -->\n", "<!-- The end of the table. -->"
 
 
 def headline(pages: Mapping[str, Sequence[Run]]) -> str:
     """The table, in Markdown, from the kept runs of each page; a size of which there are none has no row."""
-    head = ["", "generated", "zoo", *BASELINES, "ensemble of 64, of the zoo's", "distance of two / zoo", "flow", "its training", "seeds"]
+    head = ["", "generated", "zoo (runs)", *BASELINES, "ensemble of 64, of the zoo's", "spread / zoo", "flow", "its training", "seeds"]
     found = {title: most_trained(pages.get(page, ()), task) for title, (page, task) in ROWS.items()}
     return markdown([head, *(_row(title, runs) for title, runs in found.items() if runs)])
 
@@ -54,24 +55,28 @@ def _training(group: Sequence[Run]) -> tuple[int, int, int]:
 
 def _row(title: str, runs: Sequence[Run]) -> list[str]:
     several = [run["metrics"] for run in runs]
-    cells = [_cell([one["generated"] for one in several], mean(one["novelty"]["ratio"] for one in several))]
-    cells += [_cell([one["zoo"] for one in several])]
+    cells = [_cell([one["generated"] for one in several], *(mean(novelty_of(one, name) for one in several) for name in NEW))]
+    cells += [f"{_cell([one['zoo'] for one in several])} ({runs[0]['config']['runs']:,})"]
     for kinds in BASELINES.values():
         known = [name for name in kinds if all(name in one["baselines"] for one in several)]
         name = min(known, key=lambda name: mean(one["baselines"][name]["nll"]["mean"] for one in several))
         novelty = mean(baseline_novelty(one, name) for one in several)
-        cells += [_cell([one["baselines"][name] for one in several], None if isnan(novelty) else novelty)]
+        cells += [_cell([one["baselines"][name] for one in several], novelty)]
     ensembles = (_short(mean(small_ensemble(one, whose)["accuracy"] for one in several)) for whose in ("generated", "zoo"))
-    apart = mean(diversity(one, "distance") for one in several)
-    trained = f"{mean(one['time']['train'] for one in several) / 60:.0f} min, {', '.join(sorted({place(run['ran']) for run in runs}))}"
-    seeds = ", ".join(str(one["seed"]) for one in several)
+    apart = mean(novelty_of(one, "spread") for one in several)
+    config = runs[0]["config"]
+    on = ", ".join(sorted({place(run["ran"]) for run in runs}))
+    trained = f"{config['iterations']:,} x {config['batch']}: {mean(one['time']['train'] for one in several) / 60:.0f} min, {on}"
+    zoos = {zoo_seed(run["config"]) for run in runs}
+    seeds = ", ".join(str(one["seed"]) for one in several) + " of one zoo" * (len(runs) > len(zoos) == 1)
     return [title, *cells, ", ".join(ensembles), f"{apart:.2f}", f"`{runs[0]['config']['flow']}`", trained, seeds]
 
 
-def _cell(kind: Sequence[Mapping], novelty: float | None = None) -> str:
-    """Accuracy / NLL (novelty), the means over seeds."""
+def _cell(kind: Sequence[Mapping], *new: float) -> str:
+    """Accuracy / NLL (novelty, copies), the means over seeds."""
     scores = " / ".join(_short(mean(one[score]["mean"] for one in kind)) for score in ("accuracy", "nll"))
-    return scores if novelty is None else f"{scores} ({novelty:.2f})"
+    known = ", ".join(f"{value:.2f}" for value in new if not isnan(value))
+    return f"{scores} ({known})" if known else scores
 
 
 def _short(value: float) -> str:

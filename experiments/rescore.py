@@ -6,13 +6,12 @@ Figures that only the sampling itself can draw are left as they are.
 """
 
 import argparse
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 from assess import Exam, assess
 from collect import collect
-from folder import flow_file, read_samples, samples_file, write_json
+from folder import commit, flow_file, read_json, read_samples, samples_file, write_json
 from options import device_of
 
 from geoflow.evaluation.plots import save_figures
@@ -24,7 +23,7 @@ from geoflow.training import fingerprint
 
 def rescore(run: Path, device: str) -> dict:
     """Write what `assess` says today of the networks of a run folder; returns it."""
-    old, config = (json.loads((run / name).read_text(encoding="utf-8")) for name in ("metrics.json", "config.json"))
+    old, config = (read_json(run / name) for name in ("metrics.json", "config.json"))
     config = today(config)
     flow, samples = Flow.load(flow_file(str(run)), device), read_samples(samples_file(str(run)))
     found = collect(config, device)
@@ -33,7 +32,7 @@ def rescore(run: Path, device: str) -> dict:
     exam = Exam(found.network, found.spec, found.task, device)
     metrics, figures = assess(exam, flow, found.fitted, found.heldout, samples.thetas, None, randomness(config["seed"], "evaluate"))
     metrics |= {name: value for name, value in old.items() if name not in metrics} | {"flow": config["flow"]}
-    metrics |= {"rescored": datetime.now(UTC).isoformat(timespec="seconds")}
+    metrics |= {"rescored": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}}
     write_json(run / "metrics.json", metrics)
     save_figures(run / "figures", figures)
     write_report(run, metrics, config)

@@ -7,43 +7,39 @@ python experiments/results.py                           rebuilds all pages
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock
+from folder import ROOT, read_json, write_json
 from headline import headline, inserted
 from pages import PAGES, figures, name_of, page, read_runs
 
 from geoflow.evaluation.plots import save_figures
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "results", ROOT / "README.md"
 LOCK = FileLock(ROOT / ".results.lock")  # several sweeps keep their runs one after the other
-FOUND = ("curve.json", "sharpness.json")  # what the commands curve and sharpen write
+# what a page needs of a run, by the command that it was
+FOUND = {"main": "metrics.json", "curve": "curve.json", "sharpen": "sharpness.json", "transfer": "metrics.json"}
 LARGEST = 8 * 10**6  # bytes of a flow that is kept
 
 
 def keep(name: str, run: Path, flow: bool = False) -> Path:
     """Copy what a page needs of a run folder: metrics, configuration, where it ran; or what was found of a flow."""
-    found = next((found for found in FOUND if (run / found).exists()), None)
-    if found is None and not (run / "metrics.json").exists():
-        raise SystemExit(f"{run} holds no finished run: a run of the main job writes metrics.json, others {' or '.join(FOUND)}.")
-    if found or _read(run / "config.json").get("checkpoint"):
-        return keep_beside(name, run, found)
-    metrics, config, record = (_read(run / part) for part in ("metrics.json", "config.json", "run.json"))
-    info = _read(run / "info.json") if (run / "info.json").exists() else {}
+    command = read_json(run / "run.json")["command"] if (run / "run.json").exists() else None
+    if command not in FOUND or not (run / FOUND[command]).exists():
+        raise SystemExit(f"{run} holds no finished run of the main job, nor of {', '.join(list(FOUND)[1:])}.")
+    if command != "main":
+        return keep_beside(name, run, command)
+    metrics, config, ran = read_json(run / "metrics.json"), read_json(run / "config.json"), where_it_ran(run)
     _check(name, run, config)
-    host = record["host"]
-    ran = {"cpu": host.get("cpu"), "gpus": host.get("gpus"), "python": host["python_version"], "os": host["os"]} | info
-    ran |= {"commit": [source["commit"] for source in record["experiment"]["repositories"]][:1], "started": record["start_time"]}
     folder = RESULTS / name / name_of(config)
-    if folder.exists() and _read(folder / "ran.json")["started"] != ran["started"]:
+    if folder.exists() and read_json(folder / "ran.json")["started"] != ran["started"]:
         shutil.rmtree(folder)  # what was found of the flow that this run takes the place of
     folder.mkdir(parents=True, exist_ok=True)
     for part, content in {"config": config, "ran": ran, "metrics": metrics}.items():  # a page reads a folder once it has metrics
-        (folder / f"{part}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / f"{part}.json", content)
     if flow:
         trained = run / "flow.safetensors"
         if (size := trained.stat().st_size) > LARGEST:
@@ -52,24 +48,32 @@ def keep(name: str, run: Path, flow: bool = False) -> Path:
     return folder
 
 
-def keep_beside(name: str, run: Path, found: str | None) -> Path:
-    """Copy what was found of a flow beside the kept run that it comes from: a file of FOUND, or the scores of a transfer."""
-    config = _read(run / "config.json")
+def keep_beside(name: str, run: Path, command: str) -> Path:
+    """Copy what a further command found of a flow beside the kept run that it comes from."""
+    config = read_json(run / "config.json")
     source = Path(config["checkpoint"])
     made = (source if source.is_dir() else source.parent) / "config.json"
     if not made.exists():
         raise SystemExit(f"{made} is missing: whose flow drew the networks of {run}?")
-    _check(name, run, _read(made))
-    folder = RESULTS / name / name_of(_read(made))
+    _check(name, run, read_json(made))
+    folder = RESULTS / name / name_of(read_json(made))
     if not folder.exists():
         raise SystemExit(f"Keep {made.parent} first, the run whose flow drew the networks of {run}.")
-    if found:
-        shutil.copy(run / found, folder)
-    else:
-        how = {option: config[option] for option in ("hidden", "count", "solver", "steps", "start", "sharpness", "guidance", "seed")}
-        file = folder / f"transfer-{config['task']}-{'-'.join(map(str, config['hidden']))}.json"
-        file.write_text(json.dumps(_read(run / "metrics.json") | how, indent=1) + "\n", encoding="utf-8")
+    found, file = read_json(run / FOUND[command]) | {"ran": where_it_ran(run)}, FOUND[command]
+    if command == "transfer":
+        found |= {option: config[option] for option in ("hidden", "count", "solver", "steps", "start", "sharpness", "guidance", "seed")}
+        file = f"transfer-{config['task']}-{'-'.join(map(str, config['hidden']))}.json"
+    write_json(folder / file, found)
     return folder
+
+
+def where_it_ran(run: Path) -> dict:
+    """Machine, device, commit (with a + where files had changed since) and start of a run."""
+    record = read_json(run / "run.json")
+    host, info = record["host"], read_json(run / "info.json") if (run / "info.json").exists() else {}
+    ran = {"cpu": host.get("cpu"), "gpus": host.get("gpus"), "python": host["python_version"], "os": host["os"]} | info
+    commits = [source["commit"] + "+" * source["dirty"] for source in record["experiment"]["repositories"]]
+    return ran | {"commit": commits[:1], "started": record["start_time"]}
 
 
 def rebuild() -> list[Path]:
@@ -95,10 +99,6 @@ def _check(name: str, run: Path, config: Mapping) -> None:
         raise SystemExit(f"{run} has the hidden layers {config['hidden']}; the page {name} is for {tasks[config['task']]}.")
     if config["part"] != "test":
         raise SystemExit(f"{run} was scored on the {config['part']} part; results/ is for the test part.")
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:

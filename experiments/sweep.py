@@ -17,6 +17,7 @@ from io import StringIO
 from itertools import product
 from pathlib import Path
 
+from folder import ROOT, read_json
 from pages import PAGES
 from run import ex
 from sacred.arg_parser import get_config_updates
@@ -24,7 +25,6 @@ from sacred.arg_parser import get_config_updates
 from geoflow.flow import today
 from results import LOCK, keep, rebuild
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs"
 FLOWS = ("geometric", "euclidean", "normalized", "geometric_polar")
 COUPLINGS = ("independent", "ot", "equivariant_ot")
@@ -157,7 +157,7 @@ def finished(folder: Path, config: Mapping) -> Path | None:
     """The latest finished run of a folder that has this configuration: what its arguments meant may have changed."""
     runs = sorted((path.parent for path in folder.glob("*/metrics.json")), key=lambda path: int(path.name))
     meant = _of_the_result(config)
-    same = (run for run in reversed(runs) if meant == _of_the_result(today(json.loads((run / "config.json").read_text()))))
+    same = (run for run in reversed(runs) if meant == _of_the_result(today(read_json(run / "config.json"))))
     return next(same, None)
 
 

@@ -35,8 +35,9 @@ QUALITY: Columns = {
     "log pool": (lambda m: log_pool(m, "generated")["accuracy"], ".4f"),
     "zoo log pool": (lambda m: log_pool(m, "zoo")["accuracy"], ".4f"),
     "log pool ECE": (lambda m: log_pool(m, "generated")["ece"], ".3f"),
-    "novelty": (lambda m: m["novelty"]["ratio"], ".3f"),
-    "near": (lambda m: m["novelty"].get("near", float("nan")), ".3f"),
+    "novelty": (lambda m: novelty_of(m, "ratio"), ".3f"),
+    "of a layer": (lambda m: min(m["novelty"].get("layers", {"": float("nan")}).values()), ".3f"),
+    "copies": (lambda m: novelty_of(m, "copies"), ".3f"),
 }
 BESIDE: Columns = {
     "NLL": QUALITY["NLL"],
@@ -48,17 +49,18 @@ BESIDE: Columns = {
     "noised NLL": (lambda m: m["baselines"]["noised"]["nll"]["mean"], ".3f"),
     "interpolation novelty": (lambda m: baseline_novelty(m, "interpolation"), ".2f"),
     "noised novelty": (lambda m: baseline_novelty(m, "noised"), ".2f"),
-    "distance / zoo": (lambda m: diversity(m, "distance"), ".3f"),
+    "spread / zoo": (lambda m: novelty_of(m, "spread"), ".3f"),
     "disagreement / zoo": (lambda m: diversity(m, "disagreement"), ".3f"),
     "minutes": (lambda m: (m["time"]["train"] + m["time"]["sample"]) / 60, ".1f"),
 }
+# of networks without a zoo at hand, whose ruler is not known: distances are those in the flow's own canonical weights
 BY_SHARPNESS = {
-    title: (QUALITY | BESIDE)[title]
-    for title in (
-        "accuracy", "its std", "NLL", "ECE", "ensemble accuracy", "ensemble ECE", "log pool", "log pool ECE", "distance / zoo",
-        "disagreement / zoo",
-    )
-}  # fmt: skip
+    title: QUALITY[title]
+    for title in ("accuracy", "its std", "NLL", "ECE", "ensemble accuracy", "ensemble ECE", "log pool", "log pool ECE")
+} | {
+    "distance / zoo": (lambda m: diversity(m, "distance"), ".3f"),
+    "disagreement / zoo": BESIDE["disagreement / zoo"],
+}
 
 
 def small_ensemble(metrics: Mapping, name: str) -> Mapping:
@@ -71,6 +73,12 @@ def log_pool(metrics: Mapping, name: str) -> Mapping:
     return small_ensemble(metrics, name).get("log_pool", defaultdict(lambda: float("nan")))
 
 
+def novelty_of(metrics: Mapping, name: str) -> float:
+    """A figure of how new the generated networks are; NaN for a run that was measured before each layer counted the same."""
+    found = metrics["novelty"].get(name) if "copies" in metrics["novelty"] else None
+    return float("nan") if found is None else found
+
+
 def diversity(metrics: Mapping, name: str) -> float:
     """How much two generated networks differ, in units of two of the zoo; NaN for a run older than that figure, or of one network."""
     found = metrics.get("diversity")
@@ -78,8 +86,8 @@ def diversity(metrics: Mapping, name: str) -> float:
 
 
 def baseline_novelty(metrics: Mapping, name: str) -> float:
-    """The novelty ratio of a baseline; NaN for a run older than that figure, whose pairs were interpolated as the zoo has them."""
-    return metrics["baselines"][name].get("novelty", float("nan"))
+    """The novelty ratio of a baseline; NaN for a run that was measured before each layer counted the same."""
+    return metrics["baselines"][name]["novelty"] if "copies" in metrics["novelty"] else float("nan")
 
 
 def zoo_seed(config: Mapping) -> int:
@@ -94,7 +102,13 @@ def quality_table(runs: Sequence[Run], missed: Callable[[Mapping], list[str]]) -
 
 def beside_table(runs: Sequence[Run]) -> str:
     """The same runs beside the baselines, how much their networks differ, and what they cost."""
-    return _table(runs, BESIDE, {"on": lambda run: place(run["ran"]), "commit": lambda run: "".join(run["ran"]["commit"])[:7]})
+    return _table(runs, BESIDE, {"on": lambda run: place(run["ran"]), "commit": commits})
+
+
+def commits(run: Run) -> str:
+    """The commit that made a run, and the one that scored it again; a + says that files had changed since."""
+    several = ["".join(run["ran"]["commit"]), *([run["metrics"]["rescored"]["commit"]] if "rescored" in run["metrics"] else [])]
+    return ", scored ".join(commit[:7] + "+" * commit.endswith("+") for commit in several)
 
 
 def ahead_table(runs: Sequence[Run]) -> str:
@@ -153,9 +167,9 @@ def by_distance(run: Run) -> list[tuple[float, Mapping]]:
 def by_size(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[int, Mapping, Mapping, Mapping]]]]:
     """By task and kind of training, over the number of training runs in the zoo: (that number, novelty, scores of the generated, scores
     of the zoo). Only of runs that differ in nothing but this, with three numbers or more, and in how long they trained; not of those
-    older than `near`."""
+    older than `copies`."""
     alike, lines = defaultdict(list), defaultdict(lambda: defaultdict(list))
-    for run in (run for run in runs if "near" in run["metrics"]["novelty"]):
+    for run in (run for run in runs if "copies" in run["metrics"]["novelty"]):
         others = {name: value for name, value in _settings(run).items() if name not in ("runs", "iterations", "ensembles of")}
         alike[run["config"]["task"], run["config"]["flow"], run["metrics"]["seed"], *others.items()].append(run)
     for (task, flow, seed, *_), group in alike.items():

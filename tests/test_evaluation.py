@@ -18,9 +18,10 @@ from geoflow.evaluation import comparisons, plots
 from geoflow.evaluation import metrics as metrics_module
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
 from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, scores, summary
-from geoflow.evaluation.novelty import nearest, neighbour_distances, novelty, spread
+from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
 from geoflow.evaluation.report import metrics_table, write_report
-from geoflow.symmetry import permute
+from geoflow.evaluation.ruler import fit_ruler, layers_of
+from geoflow.symmetry import permute, rescale
 from geoflow.zoo.networks import mlp
 
 
@@ -234,8 +235,9 @@ def test_gaussian_per_coordinate_misses_the_correlation(zoo):
 
 
 def test_retrieval_copies_and_noised_does_not(flow, zoo):
-    assert nearest(baseline("retrieval", flow, zoo, 50, seeded()), zoo).max() == 0
-    assert nearest(baseline("noised", flow, zoo, 50, seeded()), zoo).min() > 0
+    runs = torch.arange(len(zoo))
+    assert nearest_runs(baseline("retrieval", flow, zoo, 50, seeded()), zoo, runs)[:, 0].max() == 0
+    assert nearest_runs(baseline("noised", flow, zoo, 50, seeded()), zoo, runs)[:, 0].min() > 0
 
 
 def test_interpolation_lies_between_two_different_networks(flow):
@@ -298,35 +300,48 @@ def test_bad_baselines_are_refused(flow, zoo):
 # Novelty
 
 
+def new(generated, train, heldout, runs):
+    return novelty(neighbours_of(generated, train, heldout, runs))
+
+
 def test_copies_have_ratio_zero_and_fresh_draws_one():
     train, heldout, fresh = (torch.randn(400, 30, generator=seeded(s)) for s in range(3))
     runs = torch.arange(400)
-    assert novelty(train, train, heldout, runs)["ratio"] == 0
-    result = novelty(fresh, train, heldout, runs)
+    assert new(train, train, heldout, runs)["ratio"] == 0
+    result = new(fresh, train, heldout, runs)
     assert result["ratio"] == pytest.approx(1, abs=0.05)
     assert result["heldout_to_train"] == pytest.approx(result["zoo_leave_one_out"], rel=0.05)
 
 
 def test_a_few_copies_among_new_networks_are_seen():
     train, heldout, fresh = (torch.randn(400, 30, generator=seeded(s)) for s in range(3))
-    mixed = torch.cat([fresh[:300], train[:100]])
-    new, found = (novelty(one, train, heldout, torch.arange(400)) for one in (fresh, mixed))
-    assert new["near"] < 0.03 and found["near"] == pytest.approx(0.25 + 0.75 * new["near"], abs=0.01)
+    mixed = torch.cat([fresh[:300], train[:100] + 0.3 * fresh[300:]])
+    none, found = (new(one, train, heldout, torch.arange(400)) for one in (fresh, mixed))
+    assert none["copies"] < 0.03 and found["copies"] == pytest.approx(0.25 + 0.75 * none["copies"], abs=0.01)
     assert found["ratio"] > 0.9  # which the median does not tell
+
+
+def test_networks_that_are_less_spread_out_are_no_copies():
+    """Shrunk to their mean they are all nearer to the zoo, to no run more than to the others."""
+    train, heldout, fresh = (torch.randn(400, 300, generator=seeded(s)) for s in range(3))
+    result = new(0.9 * fresh, train, heldout, torch.arange(400))
+    assert result["copies"] < 0.03 and result["ratio"] < 0.97
 
 
 def test_snapshots_of_one_run_do_not_count_as_neighbours():
     runs = torch.randn(100, 1, 30, generator=seeded())
     train = (runs + 1e-3 * torch.randn(100, 3, 30, generator=seeded(1))).flatten(0, 1)
     run_of = torch.arange(100).repeat_interleave(3)
-    assert novelty(train, train, train, run_of)["zoo_leave_one_out"] > 1
-    assert novelty(train, train, train, torch.arange(300))["zoo_leave_one_out"] < 0.1  # what taking snapshots for runs would say
+    found = new(train, train, train, run_of)
+    assert found["zoo_leave_one_out"] > 1 and found["copies"] == 1  # though the nearest three are as near: they are one run
+    assert new(train, train, train, torch.arange(300))["zoo_leave_one_out"] < 0.1  # what taking snapshots for runs would say
 
 
 def test_distances_equal_brute_force():
     train, generated = torch.randn(700, 6, generator=seeded()), torch.randn(900, 6, generator=seeded(1))
-    expected, _ = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train.double().numpy()).kneighbors(generated.double().numpy())
-    torch.testing.assert_close(nearest(generated, train).double(), torch.from_numpy(expected[:, 0]), atol=1e-5, rtol=1e-5)
+    expected, _ = NearestNeighbors(n_neighbors=16, algorithm="brute").fit(train.double().numpy()).kneighbors(generated.double().numpy())
+    found = nearest_runs(generated, train, torch.arange(700))
+    torch.testing.assert_close(found.double(), torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_small_distances_far_from_the_origin_are_exact():
@@ -334,20 +349,72 @@ def test_small_distances_far_from_the_origin_are_exact():
     generated = train.clone()
     generated[:, 0] += 2**-10
     # the coordinates, near 100, are spaced 2^-17: 2^-10 is exact to one such step
-    torch.testing.assert_close(nearest(generated, train), torch.full((50,), 2.0**-10), atol=2**-17, rtol=0)
+    found = nearest_runs(generated, train, torch.arange(50))[:, 0]
+    torch.testing.assert_close(found, torch.full((50,), 2.0**-10), atol=2**-17, rtol=0)
 
 
 def test_novelty_of_too_little_is_an_error():
     train = torch.randn(4, 3)
     with pytest.raises(ValueError, match=r"needs at least 2\. Train more runs"):
-        novelty(train, train, train, torch.zeros(4, dtype=torch.long))
+        new(train, train, train, torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match="needs at least 2"):
-        novelty(train, train[:1], train, torch.arange(1))
+        new(train, train[:1], train, torch.arange(1))
     with pytest.raises(ValueError, match="copies of a network of another run"):
-        novelty(train, torch.ones(4, 3), train, torch.arange(4))
+        new(train, torch.ones(4, 3), train, torch.arange(4))
     for generated, heldout, name in ((train[:0], train, "generated"), (train, train[:0], "held-out")):
         with pytest.raises(ValueError, match=f"There are no {name} networks"):
-            novelty(generated, train, heldout, torch.arange(4))
+            new(generated, train, heldout, torch.arange(4))
+    assert new(train, train[:2], train, torch.arange(2))["copies"] is None
+
+
+# The ruler
+
+
+def some_zoo(count, seed, hidden=(6, 6)):
+    """Networks whose last layer is a hundred times as large as the others."""
+    spec = spec_of(mlp(5, list(hidden), 3), torch.zeros(1, 5))
+    thetas = torch.randn(count, spec.weights, generator=seeded(seed))
+    thetas[:, spec.offsets[4] :] *= 100
+    return spec, thetas
+
+
+def test_every_layer_counts_the_same_in_the_distance_of_two_networks():
+    spec, zoo = some_zoo(200, 0)
+    placed = fit_ruler(spec, zoo).place(zoo)
+    assert spread(placed) == pytest.approx(1, rel=0.05)
+    for index in layers_of(spec).values():
+        assert spread(placed[:, index]) ** 2 == pytest.approx(1 / 3, rel=0.1)
+    assert torch.equal(torch.cat(list(layers_of(spec).values())).sort().values, torch.arange(spec.weights))
+
+
+def test_the_ruler_knows_networks_that_compute_the_same(generator):
+    spec, zoo = some_zoo(100, 0)
+    ruler = fit_ruler(spec, zoo)
+    order = {group: torch.randperm(size, generator=generator) for group, size in spec.groups("permutation").items()}
+    scale = {group: torch.rand(size, generator=generator) + 0.5 for group, size in spec.groups("scaling").items()}
+    torch.testing.assert_close(ruler.place(rescale(spec, permute(spec, zoo, order), scale)), ruler.place(zoo), atol=1e-4, rtol=1e-4)
+
+
+def test_a_copied_layer_is_seen_by_itself():
+    spec, zoo = some_zoo(200, 0)
+    ruler, fresh = fit_ruler(spec, zoo), some_zoo(100, 1)[1]
+    layers, placed = layers_of(spec), ruler.place(zoo)
+    hybrid = ruler.place(fresh)
+    first = next(iter(layers.values()))
+    hybrid[:, first] = placed[:100, first]
+    found, none = (by_layer(spec, one, placed, torch.arange(200)) for one in (hybrid, ruler.place(fresh)))
+    assert list(found) == ["0", "2", "4"] and found["0"] < 1e-3
+    assert all(ratio == pytest.approx(1, abs=0.15) for ratio in (*none.values(), found["2"], found["4"]))
+
+
+def test_copies_with_noise_are_found_in_another_order_of_their_units():
+    """Aligned to the centre of a zoo, some of their units have changed places."""
+    spec, zoo = some_zoo(100, 0, (24, 24))
+    ruler, runs = fit_ruler(spec, zoo), torch.arange(100)
+    placed = ruler.place(zoo)
+    noised = ruler.place(zoo + 0.4 * zoo.std(0) * torch.randn(zoo.shape, generator=seeded(1)))
+    by_centre, by_pair = (nearest_runs(noised, placed, runs, spec=known)[:, 0].median() for known in (None, spec))
+    assert by_pair < 0.8 * by_centre
 
 
 # Plots
@@ -367,7 +434,7 @@ FIGURES = {
         {flow: [(1 - s, summary(some_scores(3))) for s in (0, 0.1)] for flow in ("geometric", "euclidean")}, summary(some_scores(3))
     ),
     "distances": lambda: plots.plot_distances(
-        neighbour_distances(torch.randn(9, 2), torch.randn(9, 2), torch.randn(9, 2), torch.arange(9))
+        {name: one[:, 0] for name, one in neighbours_of(*torch.randn(3, 9, 2), torch.arange(9)).items()}
     ),
 }
 
@@ -421,7 +488,14 @@ def metrics():
         "baselines": dict.fromkeys(BASELINES, one),
         "ensemble": {"generated": ensemble, "zoo": ensemble},
         "diversity": {"zoo": {"distance": 2.0, "disagreement": 0.1}, "generated": {"distance": 1.5, "disagreement": 0.05}},
-        "novelty": {"generated_to_train": 1.0, "heldout_to_train": 1.1, "zoo_leave_one_out": 1.2, "ratio": 0.83, "near": 0.02},
+        "novelty": {
+            "generated_to_train": 1.0,
+            "heldout_to_train": 1.1,
+            "zoo_leave_one_out": 1.2,
+            "ratio": 0.83,
+            "copies": 0.02,
+            "layers": {"0": 0.7},
+        },
         "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), 1.5),
         "flow": "geometric",
         "task": "iris",
@@ -448,7 +522,8 @@ def test_report_tells_the_run_and_shows_only_figures_that_exist(metrics, tmp_pat
         "# geometric flow on iris, seed 0",
         "1,234 parameters",
         "| ratio | 0.83 |",
-        "| near | 0.02 |",
+        "| copies | 0.02 |",
+        "| ratio of layer 0 | 0.7 |",
         "| train | 1.5 |",
         "(figures/loss.png)",
         '"hidden"',

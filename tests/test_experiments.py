@@ -35,17 +35,18 @@ FILES = {
 FIGURES = {"scores", "loss", "weights", "distances"}
 STATISTICS = {"mean": float, "std": float}
 SCORES = {"accuracy": STATISTICS, "nll": STATISTICS, "ece": STATISTICS}
-PLACED = {**SCORES, "novelty": float, "distance": float}
+PLACED = {**SCORES, "novelty": float, "spread": float}
 POOLED = {"accuracy": float, "nll": float, "ece": float}
 ENSEMBLE = {"n": int, **POOLED, "log_pool": POOLED}
 SCHEMA = {
     "zoo": SCORES,
     "generated": SCORES,
     "baselines": {name: PLACED for name in ("interpolation", "gaussian", "pca_gaussian", "noised", "retrieval")}
-    | {name: {**PLACED, "distance": type(None)} for name in ("mean_network", "rescaled_mean")},
+    | {name: {**PLACED, "spread": type(None)} for name in ("mean_network", "rescaled_mean")},
     "ensemble": {"generated": ENSEMBLE, "zoo": ENSEMBLE},
     "diversity": dict.fromkeys(("zoo", "generated"), dict.fromkeys(("distance", "disagreement"), float)),
-    "novelty": dict.fromkeys(("generated_to_train", "heldout_to_train", "zoo_leave_one_out", "ratio", "near"), float),
+    "novelty": dict.fromkeys(("generated_to_train", "heldout_to_train", "zoo_leave_one_out", "ratio", "copies", "spread"), float)
+    | {"layers": {"0": float, "2": float}},
     "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), float),
     "flow": str,
     "task": str,

@@ -77,7 +77,7 @@ def test_mnist_is_held_against_its_own_demands(pages):
     one = {"accuracy": {"mean": 0.925, "std": 0.01}, "nll": {"mean": 0.28}, "ece": {"mean": 0.03}}
     large, small = {"n": 256, "accuracy": 0.5, "ece": 1.0}, {"n": 64, "accuracy": 0.957, "ece": 0.02}
     ensembles = {"generated": large, "generated_64": small, "zoo": large, "zoo_64": small | {"accuracy": 0.96}}
-    good = {"generated": one, "ensemble": ensembles, "novelty": {"ratio": 1.0}}
+    good = {"generated": one, "ensemble": ensembles, "novelty": {"ratio": 1.0, "copies": 0.01}}
     assert pages.missed_of_mnist(good) == ["log pool not measured"]
     worse = deepcopy(good)
     worse["generated"]["accuracy"] = {"mean": 0.91, "std": 0.03}

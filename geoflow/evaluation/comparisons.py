@@ -6,7 +6,7 @@ from textwrap import fill
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from geoflow.evaluation.novelty import NEAR
+from geoflow.evaluation.novelty import COPIES
 from geoflow.evaluation.plots import BLACK, BLUE, COLOURS, GREY, ORANGE, SCORED, VERMILION, plain_ticks
 
 LABEL = 44  # characters of a line of a run's name
@@ -95,20 +95,20 @@ def plot_sizes(
     A point is (runs, what `novelty` gives, scores of the generated, scores of the zoo's networks). A ratio near 0 means copies of the
     training networks, one near 1 networks as new as another training run; the dashed lines are the zoo's own.
 
-    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}}
-    >>> len(plot_sizes({"geometric": [(32, {"ratio": 0.8, "near": 0.5}, one, one), (128, {"ratio": 1.0, "near": 0.01}, one, one)]}).axes)
+    >>> one, new = {"accuracy": {"mean": 0.9, "std": 0.01}}, {"ratio": 1.0, "copies": 0.01}
+    >>> len(plot_sizes({"geometric": [(32, {"ratio": 0.8, "copies": 0.5}, one, one), (128, new, one, one)]}).axes)
     3
     """
     figure = Figure(figsize=(10, 3.4 + 0.22 * len(flows)), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, 3)
-    zoos = dict(sorted((runs, (1, NEAR, zoo["accuracy"]["mean"])) for points in flows.values() for runs, _, _, zoo in points))
+    zoos = dict(sorted((runs, (1, COPIES, zoo["accuracy"]["mean"])) for points in flows.values() for runs, _, _, zoo in points))
     for number, (name, points) in enumerate(flows.items()):
         style = {"color": (BLUE, ORANGE, VERMILION, GREY)[number % 4], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
-        lines = [[(found["ratio"], found["near"], new["accuracy"]["mean"])[panel] for _, found, new, _ in points] for panel in range(3)]
+        lines = [[(found["ratio"], found["copies"], new["accuracy"]["mean"])[panel] for _, found, new, _ in points] for panel in range(3)]
         for axes, line in zip(panels, lines, strict=True):
             axes.plot([point[0] for point in points], line, label=name, **style)
-    labels = ("novelty ratio", "share nearer than 1 % of the zoo", "accuracy")
+    labels = ("novelty ratio", "share that stands out as 1 % of the zoo", "accuracy")
     for axes, label, own in zip(panels, labels, zip(*zoos.values(), strict=True), strict=True):
         axes.plot(list(zoos), own, color=BLACK, linestyle="--", linewidth=1, label="zoo")
         axes.set(xscale="log", xlabel="training runs in the zoo", ylabel=label)

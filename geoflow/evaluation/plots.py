@@ -98,10 +98,10 @@ def plot_weights(
 
 
 def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str = "How new are the networks?") -> Figure:
-    """Histograms of the nearest-neighbour distances that `neighbour_distances` gives, each with its median.
+    """Histograms of the nearest-neighbour distances that `neighbours_of` gives, first column,, each with its median.
 
     >>> plot_distances({"generated_to_train": torch.rand(9)}).axes[0].get_xlabel()
-    'distance to the nearest neighbour (canonical weights)'
+    'distance to the nearest training run (1: two of the zoo)'
     """
     figure, axes = _single(title)
     values = {name: v.detach().flatten().cpu() for name, v in distances.items()}
@@ -114,7 +114,7 @@ def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str =
             v.numpy(), edges, weights=weights, histtype="step", color=colour, linewidth=1.6, label=f"{label} (median {v.median():.3g})"
         )
         axes.axvline(v.median().item(), color=colour, linestyle="--", linewidth=1.2)
-    axes.set(xlabel="distance to the nearest neighbour (canonical weights)", ylabel="share of networks (%)")
+    axes.set(xlabel="distance to the nearest training run (1: two of the zoo)", ylabel="share of networks (%)")
     axes.set_xlim(left=0)
     figure.legend(frameon=False, loc="outside lower center")
     return figure

@@ -67,7 +67,9 @@ def _aligned(rows: Iterable[list[str]], titles: Iterable[str] = COLUMNS.values()
 def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
     """Write `folder`/report.md from metrics.json's content: table, novelty, times, configuration and the figures of `folder`/figures."""
     folder = Path(folder)
-    novelty = [[name.replace("_", " "), f"{value:.4g}"] for name, value in metrics["novelty"].items()]
+    layers = {f"ratio of layer {name}": ratio for name, ratio in metrics["novelty"]["layers"].items()}
+    found = {name: value for name, value in (metrics["novelty"] | layers).items() if name != "layers"}
+    novelty = [[name.replace("_", " "), "-" if value is None else f"{value:.4g}"] for name, value in found.items()]
     diversity = [[name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in metrics["diversity"].items()]
     part = f"{config.get('part', 'test')} part of the data"
     times = [[name, f"{seconds:.1f}"] for name, seconds in metrics["time"].items()]
@@ -75,12 +77,14 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
         f"Networks of {metrics['parameters']:,} parameters. Scores on the {part}: mean ± standard deviation over single networks.",
         _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
-        "## Novelty\n\nMedians of the distances to the nearest neighbour in canonical weights. The ratio is generated to train over "
-        "zoo leave one out: near 0 for copies of training networks, near 1 for networks as new as another training run. The share *near* "
-        "of the generated networks is nearer to a training network than 99 of 100 training networks are to one of another run.",
-        _markdown(["distance", "median"], novelty),
-        "## Diversity\n\nTwo different networks: the root mean square of their distance in canonical weights, and how often they predict "
-        "different classes.",
+        "## Novelty\n\nMedians of the distances to the nearest training run, each layer counting the same; 1 is the root mean square "
+        "distance of two training networks. The ratio is generated to train over zoo leave one out: near 0 for copies of training "
+        "networks, near 1 for networks as new as another training run; of a layer by itself it is near 0 where that is copied. The share "
+        "*copies* of the generated networks stands out to one run: is so much nearer to it than to the next ones as 1 of 100 training "
+        "networks is to another run. *spread* is how far two generated networks are from each other, in units of two of the zoo.",
+        _markdown(["", "value"], novelty),
+        "## Diversity\n\nTwo different networks: the root mean square of their distance in the flow's canonical weights, and how often "
+        "they predict different classes.",
         _markdown(["networks", "distance", "disagreement"], diversity),
         "## Time",
         _markdown(["phase", "seconds"], times),

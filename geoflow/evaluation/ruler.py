@@ -1,0 +1,64 @@
+"""Measure how far networks are apart, each layer counting the same, whatever flow they came from."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from geoflow.canonical import align, balance, centre
+from geoflow.frame import UNTURNED, Frame
+from geoflow.graph import graph_of
+from geoflow.spec import NetworkSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Ruler:
+    """Coordinates in which the Euclidean distance of two networks of a zoo is 1 on average (root mean square), every layer having the same
+    share of its square. In plain weights nearly all of it would be the last layer's: it holds the scale of all others.
+
+    `frame` says how long a row of weights on an input is, `scale` what brings each weight to these units, `reference` where units belong.
+    """
+
+    spec: NetworkSpec
+    frame: Frame
+    scale: Float[Tensor, " weights"]
+    reference: Float[Tensor, " weights"]
+
+    def place(self, thetas: Float[Tensor, "nets weights"]) -> Float[Tensor, "nets weights"]:
+        """The coordinates of networks, their units in the order that is nearest to the reference."""
+        return align(self.spec, _balanced(self.spec, thetas, self.frame) * self.scale.to(thetas), self.reference)[0]
+
+
+def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Frame = UNTURNED) -> Ruler:
+    """The ruler of a zoo; a layer in which its networks do not differ keeps the scale of its weights.
+
+    >>> import torch, geoflow
+    >>> from geoflow.evaluation.novelty import spread
+    >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
+    >>> zoo = torch.tensor([[0.0, 2.0, 1.0], [20.0, 4.0, 1.0], [0.0, 7.0, 3.0]])
+    >>> round(spread(fit_ruler(spec, zoo).place(zoo)), 4)
+    1.0
+    """
+    balanced = _balanced(spec, zoo, frame)
+    first = centre(spec, balanced, balanced[0])
+    layers = layers_of(spec)
+    variance = align(spec, balanced, first)[0].var(0)
+    scale = torch.ones_like(variance)
+    for index in layers.values():
+        if square := 2 * variance[index].sum().item():
+            scale[index] = (square * len(layers)) ** -0.5
+    return Ruler(spec, frame, scale, centre(spec, balanced * scale, first * scale))
+
+
+def layers_of(spec: NetworkSpec) -> dict[str, Int[Tensor, " weights"]]:
+    """By the site whose units they make, the weights of a network: those on its edges, biases and gains; "shared" belong to no unit."""
+    graph, found = graph_of(spec), {}
+    for site, index in [(block.target, block.index) for block in graph.blocks] + [(part.site, part.index) for part in graph.features]:
+        found.setdefault(spec.sites[site].name, []).append(index.flatten())
+    found |= {"shared": [graph.scalars]} if len(graph.scalars) else {}
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _balanced(spec: NetworkSpec, thetas: Tensor, frame: Frame) -> Tensor:
+    return balance(spec, frame.turn(graph_of(spec), thetas))
