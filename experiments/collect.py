@@ -31,6 +31,8 @@ class Collected:
 def collect(config: Mapping, device: str) -> Collected:
     """The data, the network and the zoo of a completed configuration; a zoo that is not in the cache is trained."""
     task = task_for(config["task"], config["seed"], config["part"])
+    if config["zoo"]["batch"] > len(task.x_train):
+        raise ValueError(f"zoo.batch={config['zoo']['batch']} is more than the {len(task.x_train)} training examples of {task.name}.")
     network = network_for(task, config)
     spec, build = spec_of(network, task.x_train[:2]), partial(network_for, task, config)
     zoo = load_zoo(cache_of(config), build, spec, task, zoo_settings(config), config["zoo"]["seed"], device)

@@ -6,11 +6,12 @@ import shutil
 from dataclasses import fields
 
 from collect import cache_of
-from folder import ROOT, RunFolder, probe
+from folder import ROOT, RunFolder, check_library, probe
 from options import FURTHER, check_keys, complete, plainly
 from sacred import SETTINGS, Experiment
 from sacred.utils import apply_backspaces_and_linefeeds
 
+import geoflow
 from geoflow.velocity import VELOCITIES
 
 SIZES = dict.fromkeys(part.name for velocity in VELOCITIES.values() for part in fields(velocity.Sizes))  # all that any velocity has
@@ -134,6 +135,7 @@ def checked(config, command_name, logger):
     with plainly():
         completed = complete(config, command_name, DEFAULTS)
         if command_name in ("main", *FURTHER):
+            check_library(geoflow.__file__)
             probe(ex.observers[0].basedir, "Choose another folder for the runs: python experiments/run.py -F /a/folder with ...")
             probe(cache_of(config), "Choose another: cache=/a/folder.")
     return completed

@@ -59,6 +59,14 @@ def commit() -> str:
     return found + "+" * dirty
 
 
+def check_library(imported: str) -> None:
+    """Raise OSError where geoflow is imported from elsewhere: the record of a run would name a commit that did not make it."""
+    if (place := Path(imported).resolve().parents[1]) != ROOT:
+        raise OSError(
+            f"geoflow is imported from {place}, not from {ROOT}, whose commit a run records. Set PYTHONPATH={ROOT}, or install it."
+        )
+
+
 def write_json(path: Path, content: Mapping) -> None:
     with whole(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -126,6 +126,8 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     inherited = [name for name in SAMPLER if not (name == "start" and command == "transfer")]  # nobody aligned another network's units
     sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
+    if command == "sharpen" and not own["sharpness"]:
+        raise InputError("sharpen goes up from 0 to the sharpness that is asked for: sharpness=2, for example.")
     _check({**config, **own})
     settings = flow_settings({**config, **own})
     training.check_config(settings)
@@ -177,12 +179,20 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
     if command != "transfer" and changed:
         raise InputError(f"{command} serves the network that the flow was fitted to; for another {' or '.join(changed)} use transfer.")
+    if asked.get("start") and {*changed} - {"task"}:
+        raise InputError("start leads to the zoo's centre, and another network has other units: for transfer leave start=0.")
     drawn = command == "evaluate" and samples_file(config["checkpoint"]).exists()
     for name in (*FITTED, *OF_THE_MAIN_JOB, *(SAMPLING if drawn else ())):
         if name in asked and not (name in made_for and asked[name] == made_for[name]):
             what = "scores the saved samples" if name in SAMPLING else "takes the flow as it was fitted"
-            raise InputError(f"{command} {what}, so {name}={asked[name]} would change nothing. Leave it out.")
+            raise InputError(f"{command} {what}, so {_as_typed(name, asked[name])} would change nothing. Leave it out.")
     return network | {name: made_for[name] for name in FITTED}
+
+
+def _as_typed(name: str, value) -> str:
+    """An option as it is given: of a group what is not left open."""
+    group = value if isinstance(value, Mapping) else None
+    return f"{name}={value}" if group is None else " ".join(f"{name}.{key}={one}" for key, one in group.items() if one is not None)
 
 
 def _check(config: Mapping) -> None:
@@ -202,7 +212,12 @@ def _check_zoo(config: Mapping) -> None:
     for option, number in ZOO_NUMBERS.items():
         _check_number(f"zoo.{option}", config["zoo"][option], number)
     choose("zoo.schedule", str(config["zoo"]["schedule"]), SCHEDULES)
-    runs, snapshots = config["runs"], config["snapshots"]
+    runs, snapshots, zoo = config["runs"], config["snapshots"], config["zoo"]
+    if (snapshots - 1) * zoo["every"] >= zoo["epochs"]:
+        every, epochs = zoo["every"], zoo["epochs"]
+        raise InputError(
+            f"snapshots={snapshots} every zoo.every={every} epochs do not fit into zoo.epochs={epochs}. Train longer or keep fewer."
+        )
     kept = runs - max(1, round(config["heldout"] * runs))
     if kept < 2 or kept * snapshots < 3:
         raise InputError(

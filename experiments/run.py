@@ -130,8 +130,6 @@ def curve(_config, _run):
 @plainly()
 def sharpen(_config, _run):
     """Score networks that the flow of checkpoint=runs/3 draws with more and more sharpness: what they gain, and how alike they become."""
-    if not _config["sharpness"]:
-        raise InputError("sharpen goes up from 0 to the sharpness that is asked for: sharpness=2, for example.")
     folder = folder_of(_run)
     flow, network, spec, task = reopen(_config)
     device, seen = device_of(_config["device"]), len(task.x_test)  # as many examples of the training data: to choose by

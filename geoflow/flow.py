@@ -51,8 +51,9 @@ def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
 
 def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
     """v = the expectation for a Gaussian zoo + raw in units of what that leaves open: the network predicts numbers of size one at every
-    t, and where it predicts 0 the flow is the exact one of the Gaussian. Every unit counts the same, with the error of its weights relative
-    to what the Gaussian leaves open of them; at every t the loss where the network predicts 0 is one."""
+    t, and where it predicts 0 the flow is the Gaussian's: exactly in flat coordinates, nearly on spheres, by the less the fewer axes carry
+    a row. Every unit counts the same, with the error of its weights relative to what the Gaussian leaves open of them; the loss where the
+    network predicts 0 is then one at every t."""
     _, mean, rest = known
     unit_of, units = beside(chart.graph.unit_of, x), chart.graph.units
     left_open = x.new_zeros(len(x), units).index_add_(1, unit_of, rest.square())

@@ -11,7 +11,8 @@ CHECK = {"atol": 1e-5, "rtol": 1e-5}  # geoopt's own tolerances for membership
 
 
 class Sphere(geoopt.Sphere):
-    """The unit sphere of geoopt with repaired maps: exact at every angle, in both precisions, with finite gradients.
+    """The unit sphere of geoopt with repaired maps: exact at every angle, in both precisions, with finite gradients (but
+    for `transp` near pi, which loses what x and -y lose when they are added).
 
     geoopt clamps an arccosine, which in float32 bounds its distances by 0.0141 and 3.127, and divides by |u| at u = 0. Here the angle is
     atan2(|w|, <x, y>) with w the part of y orthogonal to x, computed from y -+ x so that nothing cancels at either end.

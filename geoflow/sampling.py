@@ -50,6 +50,7 @@ def rk4(v: Field, x: Tensor, t: Tensor, h: Tensor, manifold: Product) -> Tensor:
 
 
 SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
+AT_THE_END = ("heun", "rk4")  # look at t = 1, where a predicted endpoint says nothing of the velocity
 
 
 def integrate(
@@ -77,6 +78,7 @@ def integrate(
     return x
 
 
+@torch.inference_mode(False)  # tables that are made here are kept, and may be met again where gradients are wanted
 @torch.no_grad()
 def sample(
     flow: Flow,
@@ -102,9 +104,9 @@ def sample(
     noise; `batch` networks are integrated at once, batch after batch (None: as many as have CHUNK coordinates together), and `watch` sees
     their points at every time.
 
-    Raises ValueError for an unknown solver, a count, number of steps, sharpness or start that cannot be, a start for another architecture,
-    whose units no zoo has aligned, and for a role of it that the flow has never seen; FloatingPointError where networks with NaN or Inf
-    come out.
+    Raises ValueError for an unknown solver or one that does not serve this flow, a count, number of steps, sharpness or start that cannot
+    be, a start for another architecture, whose units no zoo has aligned, and for a role of it that the flow has never seen;
+    FloatingPointError where networks with NaN or Inf come out.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -119,6 +121,8 @@ def sample(
     if not 0 <= sharpness < float("inf"):
         raise ValueError(f"{sharpness=} must be a number of at least 0.")
     chart, step = flow.on(spec), choose("solver", solver, SOLVERS)
+    if solver in AT_THE_END and flow.config["prediction"] == "endpoint":
+        raise ValueError(f"{solver=} looks at t = 1, where a predicted endpoint says nothing of the velocity. Choose euler or midpoint.")
     _check_start(flow, chart, start)
     place = next(flow.field.parameters())
     flow.field.eval()

@@ -22,7 +22,7 @@ from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import VELOCITIES, complete_sizes
 
-# name: the distribution of t in [0, 1) by its quantiles
+# name: the distribution of t in [0, 1] by its quantiles
 TIMES = {
     "uniform": lambda share: share,
     # Beta(1, 2), early times more often: its distribution function 1 - (1 - t)^2 is inverted

@@ -304,15 +304,12 @@ def test_transfer_makes_another_architecture(finished, place, capsys):
 
 
 def test_sharpening_scores_known_sharpness_and_the_last(finished, place, capsys):
-    from options import InputError
 
     folder = launch(place, "sharpen", named=(), checkpoint=str(finished), count=3, steps=5, sharpness=0.15)
     found = read(folder, "sharpness.json")["sharpness"]
     assert list(found) == ["0", "0.1", "0.15"] and "sharpness 0.15" in capsys.readouterr().out
     assert found["0"]["generated"] != found["0.15"]["generated"] and found["0"]["diversity"]["generated"]["distance"] > 0
     assert {"accuracy", "nll", "ece"} == set(found["0"]["training"])
-    with pytest.raises(InputError, match="sharpness=2, for example"):
-        launch(place, "sharpen", named=(), checkpoint=str(finished), sharpness=0.0)
 
 
 def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
@@ -331,6 +328,21 @@ def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
     assert ensembles["generated_2"]["log_pool"]["nll"] != ensembles["generated"]["log_pool"]["nll"]
 
 
+def test_a_geoflow_from_elsewhere_makes_no_record(tmp_path):
+    from folder import ROOT, check_library
+
+    check_library(geoflow.__file__)
+    with pytest.raises(OSError, match=f"not from {ROOT}, whose commit a run records"):
+        check_library(str(tmp_path / "geoflow" / "__init__.py"))
+
+
+def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
+    from options import InputError
+
+    with pytest.raises(InputError, match=r"zoo\.batch=500 is more than the 120 training examples of iris"):
+        launch(place, zoo={"batch": 500})
+
+
 @pytest.mark.parametrize(
     ("command", "config", "words"),
     [
@@ -340,6 +352,9 @@ def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
         ("transfer", {}, "transfer needs another network"),
         ("sample", {"flow": "euclidean"}, "sample takes the flow as it was fitted, so flow=euclidean would change nothing"),
         ("sample", {"snapshots": 3}, "so snapshots=3 would change nothing"),
+        ("sample", {"sizes": {"node": 32}}, r"so sizes\.node=32 would change nothing"),
+        ("transfer", {"hidden": [9], "start": 0.1}, "another network has other units: for transfer leave start=0"),
+        ("sharpen", {"sharpness": 0.0}, "sharpen goes up from 0"),
         ("evaluate", {"seed": 4}, "evaluate scores the saved samples, so"),
         ("sample", {"hidden": [9]}, "for another hidden use transfer"),
         ("evaluate", {"task": "wine"}, "for another task use transfer"),
@@ -382,6 +397,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         ("with seed=-1", "seed=-1 must be a whole number"),
         ("with runs=2 snapshots=4", "leave 1 to fit the flow on"),
         ("with runs=10 snapshots=1", "batch=32 is more than the 9 networks that the flow is fitted to"),
+        ("with snapshots=5 zoo.epochs=3", "snapshots=5 every zoo.every=2 epochs do not fit into zoo.epochs=3."),
         ("with flwo=geometric", "There is no option 'flwo'. Is it flow"),
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),
         ("with xyzzy=3", "There is no option 'xyzzy'. Known: task, hidden, activation"),

@@ -532,6 +532,26 @@ def test_an_unknown_solver_is_answered_with_the_known(spec, thetas):
         sample(flow, 1, solver="eular")
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_that_looks_at_the_end_serves_no_predicted_endpoint(solver, spec, thetas):
+    flow, _ = prepare(spec, thetas, CONFIG | {"prediction": "endpoint"})
+    if solver in ("euler", "midpoint"):
+        assert sample(flow, 2, steps=2, solver=solver).shape == (2, spec.weights)
+    else:
+        with pytest.raises(ValueError, match=f"solver='{solver}' looks at t = 1.*Choose euler or midpoint"):
+            sample(flow, 2, steps=2, solver=solver)
+
+
+def test_sampling_in_inference_mode_leaves_a_flow_that_can_be_trained(spec, thetas, tmp_path):
+    prepare(spec, thetas, CONFIG)[0].save(tmp_path / "flow.safetensors")
+    flow = Flow.load(tmp_path / "flow.safetensors")
+    with torch.inference_mode():
+        drawn = sample(flow, 2, steps=2)
+    x_t = flow.chart.point(flow.canonical(drawn))
+    flow.matching_loss(x_t, torch.ones_like(x_t), torch.full((2,), 0.5)).backward()
+    assert any(parameter.grad is not None for parameter in flow.field.parameters())
+
+
 def test_batches_of_sampling_do_not_change_the_samples(spec, thetas):
     flow, _ = prepare(spec, thetas, CONFIG)
     randomise(flow.field)

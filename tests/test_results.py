@@ -25,6 +25,21 @@ def pages(results):
     return pages
 
 
+RECORD = {
+    "host": {"cpu": "", "gpus": None, "os": ["", ""], "python_version": "3"},
+    "start_time": "",
+    "experiment": {"repositories": [{"commit": "abc", "dirty": False}]},
+}
+
+
+def a_run(folder, command="main", **content):
+    """A run folder with what Sacred, and the command, wrote into it."""
+    folder.mkdir(exist_ok=True)
+    for name, part in {"run": RECORD | {"command": command}, **content}.items():
+        (folder / f"{name}.json").write_text(json.dumps(part))
+    return folder
+
+
 def test_the_pages_are_those_that_the_kept_runs_make(results, pages):
     folders = sorted(path for path in results.RESULTS.iterdir() if path.is_dir())
     assert folders and {path.name for path in folders} <= set(pages.PAGES)
@@ -64,7 +79,7 @@ def test_the_readme_shows_the_flow_of_today_that_was_trained_most(pages, results
 
 
 def test_a_shortfall_is_named(results, pages):
-    row = results._read(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "metrics.json")
+    row = results.read_json(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "metrics.json")
     assert pages.missed_of_the_main_job(row) == []
     worse = deepcopy(row)
     worse["generated"]["nll"]["mean"] = 0.21
@@ -97,7 +112,7 @@ def test_mnist_is_held_against_its_own_demands(pages):
 )
 def test_settings_are_named_where_they_are_not_as_in_most_runs(results, pages, couplings, named):
     kept = next((results.RESULTS / "main_job").glob("digits-geometric*"))
-    run = {name: results._read(kept / f"{name}.json") for name in ("metrics", "config", "ran")}
+    run = {name: results.read_json(kept / f"{name}.json") for name in ("metrics", "config", "ran")}
     runs = [run | {"config": run["config"] | {"coupling": coupling}} for coupling in couplings]
     assert {settings for _, _, settings in pages.groups(runs)} == named
     assert ("in most runs: digits (coupling ot)" if "-" in named else "in most runs.") in pages.page("main_job", runs, [])
@@ -117,7 +132,7 @@ def test_zoos_of_three_sizes_make_a_line_for_each_training(results, pages):
 
 
 def test_a_run_from_before_the_last_layer_was_flat_is_another_than_one_of_today(results, pages):
-    config = results._read(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "config.json")
+    config = results.read_json(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "config.json")
     before = {name: value for name, value in config.items() if name != "align"} | {"flow": "geometric"}
     assert pages.name_of(before) == pages.name_of(before | {"flow": "geometric_polar", "align": True})
     assert pages.name_of(before) != pages.name_of(before | {"align": True})
@@ -125,10 +140,10 @@ def test_a_run_from_before_the_last_layer_was_flat_is_another_than_one_of_today(
 
 
 def test_a_run_of_another_task_is_refused(results, tmp_path):
-    for name, content in {"metrics.json": {}, "config.json": {"task": "digits"}, "run.json": {}}.items():
-        (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(SystemExit, match="is a run of digits; the page mnist is for mnist"):
-        results.keep("mnist", tmp_path)
+        results.keep("mnist", a_run(tmp_path / "run", metrics={}, config={"task": "digits"}))
+    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, transfer"):
+        results.keep("mnist", a_run(tmp_path / "run", "evaluate", metrics={}, config={"task": "mnist"}))
     with pytest.raises(SystemExit, match="holds no finished run"):
         results.keep("mnist", tmp_path / "nothing")
 
@@ -136,38 +151,24 @@ def test_a_run_of_another_task_is_refused(results, tmp_path):
 def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_path, monkeypatch):
     """A page of two settings and two seeds names what differs, and has a curve where one was drawn."""
     kept = next(path for path in sorted((results.RESULTS / "main_job").iterdir()) if path.name.startswith("digits"))
-    run = {name: results._read(kept / f"{name}.json") for name in ("metrics", "config", "ran")}
+    run = {name: results.read_json(kept / f"{name}.json") for name in ("metrics", "config", "ran")}
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(results, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text("<!-- This table is written by `make results`. -->\n<!-- The end of the table. -->\nmore\n")
     for number, change in enumerate([{"seed": 0}, {"seed": 1}, {"seed": 0, "coupling": "ot"}]):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        record = {"host": run["ran"] | {"python_version": "3"}, "start_time": "", "experiment": {"repositories": [{"commit": "abc"}]}}
         metrics = run["metrics"] | {"seed": change["seed"]}
-        for name, content in {"metrics": metrics, "config": run["config"] | change, "run": record}.items():
-            (folder / f"{name}.json").write_text(json.dumps(content))
-        results.keep("main_job", folder)
-    curve = tmp_path / "curve"
-    curve.mkdir()
+        results.keep("main_job", a_run(tmp_path / str(number), metrics=metrics, config=run["config"] | change))
     drawn = {"task": "digits", "sharpness": 0.1, "steps": {"1": run["metrics"]["generated"], "2": run["metrics"]["generated"]}}
-    (curve / "curve.json").write_text(json.dumps(drawn))
-    (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "0")}))
+    curve = a_run(tmp_path / "curve", "curve", curve=drawn, config={"checkpoint": str(tmp_path / "0")})
     results.keep("main_job", curve)
-    sharper = tmp_path / "sharper"
-    sharper.mkdir()
     one = {"generated": run["metrics"]["generated"], "training": run["metrics"]["zoo"], "ensemble": run["metrics"]["ensemble"]}
     found = {"task": "digits", "count": 9, "steps": 3, "sharpness": {"0.5": one | {"diversity": run["metrics"]["diversity"]}}}
-    (sharper / "sharpness.json").write_text(json.dumps(found))
-    (sharper / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "0")}))
-    results.keep("main_job", sharper)
-    wider = tmp_path / "wider"
-    wider.mkdir()
+    results.keep("main_job", a_run(tmp_path / "sharper", "sharpen", sharpness=found, config={"checkpoint": str(tmp_path / "0")}))
     scored = {name: run["metrics"][name] for name in ("generated", "ensemble", "task")} | {"parameters": 2410}
     how = {"hidden": [32], "count": 8, "solver": "euler", "steps": 32, "start": 0.0, "sharpness": 0.1, "guidance": 0.0, "seed": 0}
-    (wider / "metrics.json").write_text(json.dumps(scored))
-    (wider / "config.json").write_text(json.dumps(how | {"task": "digits", "checkpoint": str(tmp_path / "0")}))
-    assert (results.keep("main_job", wider) / "transfer-digits-32.json").exists()
+    config = how | {"task": "digits", "checkpoint": str(tmp_path / "0")}
+    kept_there = results.keep("main_job", a_run(tmp_path / "wider", "transfer", metrics=scored, config=config))
+    assert results.read_json(kept_there / "transfer-digits-32.json")["ran"]["commit"] == ["abc"]
     results.rebuild()
     readme = (tmp_path / "README.md").read_text()
     assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
@@ -182,7 +183,7 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
     assert "## Transfer, without training: networks that the flow of digits-" in page
     assert row.startswith(f"| 0.5 | {one['generated']['accuracy']['mean']:.4f} | ")
     assert (tmp_path / "results" / "main_job" / "figures" / "tradeoff-digits.png").exists()
-    anew = results._read(tmp_path / "0" / "run.json") | {"start_time": "later"}
+    anew = RECORD | {"command": "main", "start_time": "later"}
     (tmp_path / "0" / "run.json").write_text(json.dumps(anew))
     assert {path.name for path in results.keep("main_job", tmp_path / "0").iterdir()} == {"metrics.json", "config.json", "ran.json"}
     (curve / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "elsewhere")}))
@@ -228,14 +229,20 @@ def test_a_sweep_goes_on_with_the_runs_that_are_what_it_means_today(pages, tmp_p
 )
 def test_a_run_of_another_network_or_part_is_refused(results, tmp_path, change, words):
     kept = next((results.RESULTS / "main_job").glob("digits-geometric*"))
-    config = results._read(kept / "config.json") | change
-    for name, content in {"metrics": results._read(kept / "metrics.json"), "config": config, "run": {}}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    config = results.read_json(kept / "config.json") | change
     with pytest.raises(SystemExit, match=words):
-        results.keep("main_job", tmp_path)
+        results.keep("main_job", a_run(tmp_path / "run", metrics=results.read_json(kept / "metrics.json"), config=config))
+
+
+def test_a_run_says_what_made_it_and_what_scored_it(pages):
+    import tables
+
+    made = {"ran": {"commit": ["1234567890+"]}, "metrics": {}}
+    assert tables.commits(made) == "1234567+"
+    assert tables.commits(made | {"metrics": {"rescored": {"date": "", "commit": "abcdefghij"}}}) == "1234567+, scored abcdefg"
 
 
 @pytest.mark.parametrize("change", [{"solver": "heun"}, {"heldout": 0.5}, {"snapshots": 3}, {"guidance": 0.1}, {"ema": 0.9}, {"count": 64}])
 def test_a_run_with_another_setting_takes_no_place_of_this_one(results, pages, change):
-    config = results._read(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "config.json")
+    config = results.read_json(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "config.json")
     assert pages.name_of(config) != pages.name_of(config | change)

@@ -76,6 +76,8 @@ def load_task(name: str, seed: int = 0, folder: str | Path | None = None, fetch:
 def validation_task(task: Task, share: float = 0.25, seed: int = 0) -> Task:
     """The same task with a stratified `share` of its training part in place of the test part, to choose settings on.
 
+    The inputs stay as the task has scaled them, by statistics of the whole training part.
+
     >>> task = validation_task(load_task("iris"))
     >>> len(task.x_train), len(task.x_test)
     (90, 30)
