@@ -8,7 +8,9 @@ import argparse
 import json
 import platform
 import re
+import subprocess
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -34,6 +36,12 @@ def described(device: str) -> dict[str, str | int]:
     return names | {"threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
 
 
+def commit() -> str | None:
+    """What the checkout is at, in short, with a + where files have changed since; None outside git."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=RESULTS.parent, capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {', '.join(WORKLOADS)}; none: all")
@@ -46,7 +54,8 @@ def main() -> None:
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     for name in options.workloads or WORKLOADS:
-        rows = [asdict(row) | {"holds": row.holds, "name": name} for row in WORKLOADS[name](options.device)]
+        when = {"date": datetime.now(UTC).date().isoformat(), "commit": commit()}
+        rows = [asdict(row) | {"holds": row.holds, "name": name} | when for row in WORKLOADS[name](options.device)]
         print(table(rows), flush=True)
         kept = [row for row in kept if row["name"] != name] + rows
         path.parent.mkdir(exist_ok=True)

@@ -37,6 +37,10 @@ def test_the_table_of_levels_is_that_of_the_docs():
     rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
     rooms = {room: int(level) for level, cell in rows for room in re.findall(r"(\w+)(?:/|\.py)", re.sub(r"\(.*?\)", "", cell))}
     assert {room: level for room, level in rooms.items() if level < FRONT} == LEVELS
+    for folder in ("canonical", "velocity"):
+        (listed,) = re.findall(rf"{folder}/ \((.*?)\)", "".join(cell for _, cell in rows))
+        there = {path.stem for path in (ROOT / "geoflow" / folder).glob("*.py")} - {"__init__"}
+        assert set(listed.split(", ")) == there, f"docs/architecture.md lists {listed} in {folder}/"
 
 
 @pytest.mark.parametrize(

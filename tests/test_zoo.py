@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 import geoflow
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
-from geoflow.zoo import idx, store, tasks
+from geoflow.zoo import idx, store
 from geoflow.zoo.networks import ACTIVATIONS, mlp
 from geoflow.zoo.store import ZOO_DEFAULTS, Zoo, digest, load_zoo, read_zoo, save_zoo, split_runs
 from geoflow.zoo.tasks import TASKS, load_task, validation_task
@@ -425,7 +425,3 @@ def test_split_holds_out_whole_runs():
 def test_split_without_a_run_on_one_side_is_refused(runs, share):
     with pytest.raises(ValueError, match=f"Holding out a share of {share} of {runs} runs leaves no run on one side"):
         split_runs(Zoo(torch.zeros(runs, 1, 3), EMPTY, {}), share, seeded())
-
-
-def test_task_table_and_doc_agree():
-    assert list(tasks.TASKS) == ["breast_cancer", "digits", "iris", "wine", "mnist", "fashion"]
