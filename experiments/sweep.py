@@ -94,6 +94,7 @@ SWEEPS: dict[str, tuple[Arguments, ...]] = {
     "couplings": (
         *((*SHORT, f"flow={flow}", f"coupling={coupling}") for flow, coupling in product(FLOWS, COUPLINGS)),
         *((*SHORT, f"flow={flow}", "zoo.seed=0", f"seed={seed}") for flow in FLOWS[:3] for seed in (1, 2)),
+        *((*SHORT, "coupling=equivariant_ot", "zoo.seed=0", f"seed={seed}") for seed in (1, 2)),  # of the geometric flow
     ),
 }
 LARGE = ("mnist", "fashion", "mnist32")  # pages that keep the trained flow of seed 0
