@@ -1,6 +1,8 @@
 """Keep what a run made: its folder, written so that a crash leaves no half file."""
 
 import json
+import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
@@ -16,7 +18,6 @@ from geoflow.spec import NetworkSpec
 
 with warnings.catch_warnings():  # sacred imports pkg_resources, which complains of its age at every start
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")
-    from sacred.dependencies import get_commit_if_possible
     from sacred.observers import FileStorageObserver
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,9 +55,12 @@ def read_json(path: Path) -> dict:
 
 
 def commit() -> str:
-    """What the checkout that this file belongs to is at; with a + where its files have changed since."""
-    _, found, dirty = get_commit_if_possible(__file__, save_git_info=True)
-    return found + "+" * dirty
+    """What the checkout is at; with a + where files have changed since, besides those that `make results` writes. Empty outside git."""
+    if shutil.which("git") is None:
+        return ""
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!README.md")
+    found, dirty = (subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True) for words in (("rev-parse", "HEAD"), changed))
+    return "" if found.returncode else found.stdout.strip() + "+" * bool(dirty.stdout)
 
 
 def check_library(imported: str) -> None:

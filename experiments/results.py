@@ -68,12 +68,12 @@ def keep_beside(name: str, run: Path, command: str) -> Path:
 
 
 def where_it_ran(run: Path) -> dict:
-    """Machine, device, commit (with a + where files had changed since) and start of a run."""
+    """Machine, device, commit and start of a run."""
     record = read_json(run / "run.json")
     host, info = record["host"], read_json(run / "info.json") if (run / "info.json").exists() else {}
     ran = {"cpu": host.get("cpu"), "gpus": host.get("gpus"), "python": host["python_version"], "os": host["os"]} | info
-    commits = [source["commit"] + "+" * source["dirty"] for source in record["experiment"]["repositories"]]
-    return ran | {"commit": commits[:1], "started": record["start_time"]}
+    commits = [source["commit"] for source in record["experiment"]["repositories"]][:1]  # of runs before they wrote it into info.json
+    return {"commit": commits} | ran | {"started": record["start_time"]}
 
 
 def rebuild() -> list[Path]:

@@ -20,7 +20,7 @@ from assess import Exam, assess, score, spread_and_scores
 from collect import cache_of, collect, network_for, task_for
 from configuration import ex
 from draw import generate, load_flow, reopen, sampling_settings
-from folder import RunFolder, Samples, read_samples, samples_file, save_samples, write_json
+from folder import RunFolder, Samples, commit, read_samples, samples_file, save_samples, write_json
 from options import NETWORK, InputError, device_name, device_of, flow_settings, plainly
 from sacred.run import Run
 
@@ -44,7 +44,7 @@ def main(_config, _run):
     """Train a zoo, fit a flow to it, make new networks, and say how good and how new they are."""
     folder, seconds = folder_of(_run), {}
     device, seed, settings = device_of(_config["device"]), _config["seed"], flow_settings(_config)
-    _run.info |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    _run.info |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__), "commit": commit()}
 
     with timed(seconds, "collect"):
         found = collect(_config, device)
