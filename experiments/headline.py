@@ -62,7 +62,7 @@ def _row(title: str, runs: Sequence[Run]) -> list[str]:
         name = min(known, key=lambda name: mean(one["baselines"][name]["nll"]["mean"] for one in several))
         novelty = mean(baseline_novelty(one, name) for one in several)
         cells += [_cell([one["baselines"][name] for one in several], novelty)]
-    ensembles = (_short(mean(small_ensemble(one, whose)["accuracy"] for one in several)) for whose in ("generated", "zoo"))
+    ensembles = (_three_digits(mean(small_ensemble(one, whose)["accuracy"] for one in several)) for whose in ("generated", "zoo"))
     apart = mean(novelty_of(one, "spread") for one in several)
     config = runs[0]["config"]
     on = ", ".join(sorted({place(run["ran"]) for run in runs}))
@@ -74,10 +74,10 @@ def _row(title: str, runs: Sequence[Run]) -> list[str]:
 
 def _cell(kind: Sequence[Mapping], *new: float) -> str:
     """Accuracy / NLL (novelty, copies), the means over seeds."""
-    scores = " / ".join(_short(mean(one[score]["mean"] for one in kind)) for score in ("accuracy", "nll"))
+    scores = " / ".join(_three_digits(mean(one[score]["mean"] for one in kind)) for score in ("accuracy", "nll"))
     known = ", ".join(f"{value:.2f}" for value in new if not isnan(value))
     return f"{scores} ({known})" if known else scores
 
 
-def _short(value: float) -> str:
+def _three_digits(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")

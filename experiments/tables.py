@@ -1,4 +1,4 @@
-"""Lay out the kept runs of a page as tables: quality first, then what they are held against, then what sharpness does."""
+"""Lay out the kept runs of a page as tables: quality, what they are held against, what sharpness does and transfers give; over zoo sizes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
