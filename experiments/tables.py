@@ -1,4 +1,4 @@
-"""Lay out the kept runs of a page as tables: quality, what they are held against, what sharpness does and transfers give; over zoo sizes."""
+"""Lay out the kept runs of a page as tables: quality, what they are held against, what sharpness does and transfers give; zoo sizes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
