@@ -108,7 +108,7 @@ def plot_sizes(
         lines = [[(found["ratio"], found["copies"], new["accuracy"]["mean"])[panel] for _, found, new, _ in points] for panel in range(3)]
         for axes, line in zip(panels, lines, strict=True):
             axes.plot([point[0] for point in points], line, label=name, **style)
-    labels = ("novelty ratio", "share that stands out as 1 % of the zoo", "accuracy")
+    labels = ("novelty ratio", "share of copies", "accuracy")
     for axes, label, own in zip(panels, labels, zip(*zoos.values(), strict=True), strict=True):
         axes.plot(list(zoos), own, color=BLACK, linestyle="--", linewidth=1, label="zoo")
         axes.set(xscale="log", xlabel="training runs in the zoo", ylabel=label)
