@@ -143,6 +143,8 @@ def sharpness_table(name: str, run: Run) -> str:
     begun = f" from time {found['start']:g} on" if found["start"] else ""
     return f"""## By sharpness: {name} ({found["count"]} networks, {found["steps"]} steps{begun})
 
+Without the zoo's ruler at hand *distance* is that in the flow's own canonical weights, nearly all of it the last layers'; the pictures show it too.
+
 {markdown(lines)}
 
 """
