@@ -143,7 +143,7 @@ def sharpness_table(name: str, run: Run) -> str:
     begun = f" from time {found['start']:g} on" if found["start"] else ""
     return f"""## By sharpness: {name} ({found["count"]} networks, {found["steps"]} steps{begun})
 
-Without the zoo's ruler at hand *distance* is that in the flow's own canonical weights, nearly all of it the last layers'; the pictures show it too.
+*distance* is in the flow's own canonical weights, without a ruler: nearly all of it is that of last layers, in pictures too.
 
 {markdown(lines)}
 
