@@ -88,7 +88,7 @@ def assess(
     are is measured by the ruler of the zoo, the same for every flow.
     `paths` [times, nets, size] are the points of the sampler on its way; without them there is no figure of the weights.
     """
-    train = flow.canonical(fitted.networks)
+    train, new = (flow.canonical(networks) for networks in (fitted.networks, thetas))
     made = {name: baseline(name, flow, train, len(thetas), generator) for name in BASELINES}
     scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
     some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]
@@ -100,8 +100,7 @@ def assess(
         "ensemble": exam.ensembles("generated", thetas) | exam.ensembles("zoo", some),
         "novelty": found,
         "diversity": {
-            name: exam.diversity(canonical, drawn)
-            for name, canonical, drawn in (("zoo", train, some), ("generated", flow.canonical(thetas), thetas))
+            name: exam.diversity(canonical, networks) for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
         },
     }
     figures = {
@@ -110,7 +109,7 @@ def assess(
         "distances": plot_distances(distances),
     }
     if paths is not None:
-        figures["weights"] = plot_weights(train, flow.canonical(thetas), _in_the_order_of_their_end(flow, paths))
+        figures["weights"] = plot_weights(train, new, _in_the_order_of_their_end(flow, paths))
     return metrics, figures
 
 

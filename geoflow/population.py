@@ -82,8 +82,7 @@ class _Linear(torch.autograd.Function):
         else:
             input = input.movedim(in_dims[0], 0)
             shape, examples = input.shape[1:-1], input.reshape(len(input), -1, input.shape[-1]).mT
-            products = weight @ examples
-            products = products if bias is None else products.add_(bias)  # baddbmm would first write the bias to every example
+            products = _plus(weight @ examples, bias)
         outputs = products.view(*weight.shape[:2], *shape).movedim(1, -1)
         return outputs if len(shape) < 2 else outputs.contiguous(), 0  # so that a module may view its last axes as one
 
@@ -93,12 +92,14 @@ def _product(
 ) -> Float[Tensor, "rows all_examples"]:
     """weight @ input.T + bias; the rim of the input is multiplied once."""
     if rim is None:
-        products = weight @ input.reshape(-1, input.shape[-1]).T
-    else:
-        products = weight.index_select(1, rim.columns) @ rim.inner.T
-        same = (weight @ rim.outer).unsqueeze(1)
-        bias = same if bias is None else bias + same
-    return products if bias is None else products.add_(bias)  # addmm would first write the bias to every example
+        return _plus(weight @ input.reshape(-1, input.shape[-1]).T, bias)
+    same = (weight @ rim.outer).unsqueeze(1)
+    return _plus(weight.index_select(1, rim.columns) @ rim.inner.T, _plus(same, bias))
+
+
+def _plus(products: Tensor, bias: Tensor | None) -> Tensor:
+    """In place: addmm and baddbmm would first write the bias to every example."""
+    return products if bias is None else products.add_(bias)
 
 
 @dataclass(frozen=True)
