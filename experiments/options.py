@@ -26,11 +26,12 @@ FITTED = (
     "ema", "part",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "seed")
+SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recalibrate", "seed")
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
+RECALIBRATE = ("auto", "never")
 STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
-SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0}
+SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "recalibrate": "auto"}
 
 CHOICES: dict[str, Mapping | tuple] = {
     **training.CHOICES,
@@ -40,6 +41,7 @@ CHOICES: dict[str, Mapping | tuple] = {
     "activation": ACTIVATIONS,
     "device": DEVICES,
     "part": PARTS,
+    "recalibrate": RECALIBRATE,
 }
 
 Number = tuple[type | tuple, Callable[[float], bool], str]

@@ -7,6 +7,7 @@ from geoflow.flow import Flow
 from geoflow.graph import graph_of, to_pyg
 from geoflow.guidance import task_guidance
 from geoflow.sampling import sample
+from geoflow.statistics import recalibrate
 from geoflow.symmetry import apply_symmetry, permute, random_symmetry, rescale
 from geoflow.training import fit
 from geoflow.vector import pack, unpack
@@ -24,6 +25,7 @@ __all__ = [
     "pack",
     "permute",
     "random_symmetry",
+    "recalibrate",
     "rescale",
     "rule",
     "sample",
