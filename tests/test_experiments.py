@@ -11,14 +11,17 @@ import matplotlib.image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import geoflow
 from geoflow import training
 from geoflow.evaluation.baselines import BASELINES
 from geoflow.flow import Flow
+from geoflow.statistics import statistics_of
 from geoflow.zoo import store
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.store import ZOO_DEFAULTS, read_zoo
+from geoflow.zoo.tasks import load_task
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = {
@@ -52,6 +55,7 @@ SCHEMA = {
     "task": str,
     "seed": int,
     "parameters": int,
+    "recalibrated": type(None),
 }
 
 
@@ -137,7 +141,15 @@ def test_samples_load_into_the_network(finished):
     samples, network = read_samples(finished / "samples.safetensors"), mlp(4, [5], 3)
     assert samples.thetas.shape == (8, samples.spec.weights) and samples.thetas.isfinite().all()
     network.load_state_dict(geoflow.unpack(samples.spec, samples.thetas[0]), strict=True)
-    assert samples.config["sampling"] == {"solver": "euler", "steps": 5, "start": 0.0, "sharpness": 0.0, "guidance": 0.0, "seed": 0}
+    assert samples.config["sampling"] == {
+        "solver": "euler",
+        "steps": 5,
+        "start": 0.0,
+        "sharpness": 0.0,
+        "guidance": 0.0,
+        "recalibrate": "auto",
+        "seed": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -367,6 +379,78 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         launch(place, command, named=(), checkpoint=str(finished), count=2, steps=2, **config)
 
 
+# Running statistics
+
+
+@pytest.fixture
+def normed(place, monkeypatch):
+    """Runs make networks with batch norm; the place of one such run, and of its cache."""
+
+    def network_for(task, config):
+        return nn.Sequential(nn.Linear(task.features, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, task.classes))
+
+    for module in ("collect", "draw", "run"):
+        monkeypatch.setattr(f"{module}.network_for", network_for)
+    return {"cache": str(place / "normed")}
+
+
+def kept(folder):
+    """The running statistics of the saved networks, and all else of them."""
+    from folder import read_samples
+
+    samples = read_samples(folder / "samples.safetensors")
+    index = statistics_of(samples.spec)
+    others = torch.ones(samples.spec.weights, dtype=torch.bool).index_fill(0, index, False)
+    return samples.thetas[:, index], samples.thetas[:, others], samples.config["recalibrated"]
+
+
+def test_generated_networks_and_baselines_are_measured_anew_and_the_zoo_is_not(normed, place):
+    from folder import read_samples
+
+    folders = {how: launch(place, **normed, recalibrate=how) for how in ("auto", "never")}
+    auto, never = (read(folder, "metrics.json") for folder in folders.values())
+    assert (auto["recalibrated"], never["recalibrated"]) == (120, 0)  # all training examples of iris
+    assert auto["zoo"] == never["zoo"] and auto["generated"] != never["generated"]
+    assert all(auto["baselines"][name] != never["baselines"][name] for name in BASELINES)
+    assert auto["baselines"]["retrieval"]["novelty"] < 1e-5  # a copy that was measured anew is a copy
+    assert "measured anew on 120 training inputs" in (folders["auto"] / "report.md").read_text()
+    assert "were not measured anew" in (folders["never"] / "report.md").read_text()
+    measured, drawn = (kept(folder) for folder in folders.values())
+    assert torch.equal(measured[1], drawn[1]) and not torch.isclose(measured[0], drawn[0]).any()
+    samples, task = read_samples(folders["auto"] / "samples.safetensors"), load_task("iris", 0)
+    network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    again = geoflow.recalibrate(network, samples.spec, samples.thetas, task.x_train)
+    torch.testing.assert_close(again, samples.thetas, rtol=1e-4, atol=1e-5)
+
+
+def test_further_commands_measure_as_the_run_did(normed, place, capsys, monkeypatch):
+    for how in ("auto", "never"):
+        made = launch(place, **normed, recalibrate=how)
+        expected = kept(made)[0]
+        drawn = launch(place, "sample", named=(), checkpoint=str(made), count=8)
+        assert torch.equal(kept(drawn)[0], expected) and read(drawn, "config.json")["recalibrate"] == how
+        scored = [read(launch(place, "evaluate", named=(), checkpoint=str(one)), "metrics.json") for one in (made, drawn)]
+        assert scored[0]["generated"] == scored[1]["generated"] == read(made, "metrics.json")["generated"]
+        assert [one["recalibrated"] for one in scored] == [{"auto": 120, "never": 0}[how]] * 2
+        other = launch(place, "sample", named=(), checkpoint=str(made), count=8, recalibrate={"auto": "never", "never": "auto"}[how])
+        assert not torch.isclose(kept(other)[0], expected).any()
+
+
+def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypatch):
+    made = launch(place, **normed)
+
+    def absent(*_):
+        raise FileNotFoundError("iris is nowhere.")
+
+    monkeypatch.setattr("collect.load_task", absent)
+    drawn = launch(place, "sample", named=(), checkpoint=str(made), count=8)
+    assert "running statistics are as the flow drew them, not measured anew: iris is nowhere." in capsys.readouterr().out
+    statistics, others, examples = kept(drawn)
+    assert examples == 0 and torch.equal(others, kept(made)[1]) and not torch.isclose(statistics, kept(made)[0]).any()
+    never = launch(place, "sample", named=(), checkpoint=str(made), count=8, recalibrate="never")
+    assert "as the flow drew them" not in capsys.readouterr().out and torch.equal(kept(never)[0], statistics)
+
+
 # Mistakes
 
 
@@ -383,6 +467,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         ("with activation=sine", "Unknown activation 'sine'. Known: relu, tanh, gelu."),
         ("with prediction=noise", "Unknown prediction 'noise'. Known: preconditioned, velocity, endpoint."),
         ("with weighting=cosine", "Unknown weighting 'cosine'. Known: balanced, uniform."),
+        ("with recalibrate=always", "Unknown recalibrate 'always'. Known: auto, never."),
         ("with device=gpu", "Unknown device 'gpu'. Known: auto, cpu, cuda."),
         ("with zoo.schedule=linear", "Unknown zoo.schedule 'linear'. Known: constant, cosine."),
         ("with hidden=[0]", "hidden=[0] must be a list of widths of at least 1"),
