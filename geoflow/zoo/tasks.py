@@ -75,13 +75,11 @@ class Source:
     image: tuple[int, int, int] | None = None
 
 
-# name: what one example is
-FORMS = {"table": "features [features]", "image": "images [channels, rows, columns]", "tokens": "tokens [tokens]"}
+# form: what one example is
+FORMS = {"table": "rows of a table", "image": "images", "tokens": "sentences"}
 
 
-def load_task(
-    name: str, seed: int = 0, folder: str | Path | None = None, fetch: Fetch = download, form: str | None = None
-) -> Task:
+def load_task(name: str, seed: int = 0, folder: str | Path | None = None, fetch: Fetch = download, form: str | None = None) -> Task:
     """The task `name` of TASKS in one of its forms (by default the first), inputs scaled by statistics of the training part alone.
 
     scikit-learn's tables are split, stratified by class, with 20 % for the test; `seed` chooses this split and nothing else.

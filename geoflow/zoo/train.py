@@ -21,11 +21,16 @@ from geoflow.zoo.tasks import Task
 State = dict[str, Tensor]
 COMMON = -1  # the number of the run that makes a common start
 
-# name: factor of the learning rate at the share of the training that is done
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: (1 + cos(pi * done)) / 2,
+# name: factor of the learning rate after `passed` of `epochs` epochs and a share of the next one
+SCHEDULES: dict[str, Callable[[int, float, int], float]] = {
+    "constant": lambda passed, share, epochs: 1.0,
+    "cosine": lambda passed, share, epochs: _cosine(passed / epochs),  # one rate for every epoch
+    "cosine_by_step": lambda passed, share, epochs: _cosine((passed + share) / epochs),  # for few epochs
 }
+
+
+def _cosine(done: float) -> float:
+    return (1 + cos(pi * done)) / 2
 
 
 def train_zoo(
@@ -108,8 +113,9 @@ def _train_crowd(
     optimizer = torch.optim.AdamW([v for v in state.values() if v.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
     snapshots = []
     for epoch in range(1, epochs + 1):
-        optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule]((epoch - 1) / epochs)
-        for places in shuffled_batches(generators, len(batches.x) if examples is None else examples, batch, device):
+        count = len(batches.x) if examples is None else examples
+        for number, places in enumerate(shuffled_batches(generators, count, batch, device)):
+            optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule](epoch - 1, number / (count // batch), epochs)
             rows = places if data is None else data.gather(1, places.long())
             losses = step(network, state, optimizer, *batches(rows))
         _check_finite(losses, epoch, numbers.start)

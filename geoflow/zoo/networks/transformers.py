@@ -136,9 +136,7 @@ class PostNormBlock(nn.Module):
         return f"heads={self.heads}"
 
     def forward(self, x: Float[Tensor, "batch tokens width"], mask: Tensor) -> Float[Tensor, "batch tokens width"]:
-        q, k, v = (
-            layer(x).view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
+        q, k, v = (layer(x).view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value))
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(x.shape)
         x = self.attention_norm(x + self.dense(attended))
         return self.output_norm(x + self.output(self.act(self.intermediate(x))))
