@@ -41,7 +41,7 @@ def config():
     part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
     # the flow
     flow = "geometric"  # euclidean, normalized, geometric or geometric_polar
-    metric = "inputs"  # how long a row of weights on the inputs is: the rms of what it makes of the training inputs, or as weights
+    metric = None  # inputs or weights: how long a row of weights on the inputs is; default: inputs, and weights where they are sentences
     align = True  # whether the flow sees the units of every network in the order of the zoo's centre, or as they came
     velocity = "transformer"  # transformer, identified or mlp
     coupling = "independent"  # independent, ot or equivariant_ot

@@ -183,10 +183,17 @@ def _of_the_task(config: Mapping) -> dict:
     name = STANDARD if config["network"] is None else str(config["network"])
     task = choose("network", name, NETWORKS).task if config["task"] is None else str(config["task"])
     network = _network(name, task, network_options(config))
+    numbers = NETWORKS[name].form != "tokens"
+    if config["metric"] == "inputs" and not numbers:
+        raise InputError(
+            f"metric=inputs measures weights on numbers, and network={name} reads sentences. Choose metric=weights or leave it out."
+        )
+    metric = {"metric": "inputs" if numbers else "weights"} if config["metric"] is None else {}
     zoo = config["zoo"]
     default = zoo_defaults(name, task, zoo["origin"]) | {"seed": config["seed"]}
     return (
         network
+        | metric
         | {option: default[option] if config[option] is None else config[option] for option in ("runs", "snapshots")}
         | {"zoo": {option: default[option] if value is None else value for option, value in zoo.items()}}
     )

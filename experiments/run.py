@@ -50,7 +50,7 @@ def main(_config, _run):
         found = collect(_config, device)
         task, network, spec, fitted = found.task, found.network, found.spec, found.fitted
     with timed(seconds, "prepare"):
-        untrained, points = prepare(spec, fitted.networks, settings, task.x_train if _config["metric"] == "inputs" else None)
+        untrained, points = prepare(spec, fitted.networks, settings, task.numbers if _config["metric"] == "inputs" else None)
     with timed(seconds, "train"):
         training = digest({"zoo": fitted.configuration, "heldout": _config["heldout"], "flow": settings})
         checkpoint = cache_of(_config) / f"flow-{task.name}-{training[:16]}.safetensors"

@@ -48,6 +48,11 @@ class Task:
     def classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def numbers(self) -> Tensor | None:
+        """The training inputs, by which rows of weights on them can be measured; None where they are tokens, which measure nothing."""
+        return self.x_train if self.x_train.is_floating_point() else None
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -62,16 +67,16 @@ class Raw:
     vocabulary: tuple[str, ...] = ()
 
 
-Scaling = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Scaling = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray] | tuple[float, float]]  # mean and scale of a training part
 
 
 @dataclass(frozen=True)
 class Source:
-    """A row of TASKS: where the data come from, the forms that they come in (the first by default), each with how it is scaled, and the
-    shape (channels, rows, columns) of images."""
+    """A row of TASKS: where the data come from, the forms that they come in (the first by default), each with how it is scaled, if it is,
+    and the shape (channels, rows, columns) of images."""
 
     load: Callable[..., Raw]
-    forms: Mapping[str, Scaling]
+    forms: Mapping[str, Scaling | None]
     image: tuple[int, int, int] | None = None
 
 
@@ -99,11 +104,11 @@ def load_task(name: str, seed: int = 0, folder: str | Path | None = None, fetch:
     form = next(iter(source.forms)) if form is None else form
     scaling = choose(f"form of {name}", form, source.forms)
     raw = source.load(seed=seed, folder=folder, fetch=fetch)
-    mean, scale = scaling(raw.x_train)
+    mean, scale = (0.0, 1.0) if scaling is None else scaling(raw.x_train)
 
     def examples(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
-        x = torch.from_numpy(((x - mean) / scale).astype(np.float32) if scale is not None else x)
-        return x.unflatten(1, source.image) if form == "image" else x, torch.from_numpy(y.astype(np.int64))
+        scaled = torch.from_numpy(x if scaling is None else ((x - mean) / scale).astype(np.float32))
+        return scaled.unflatten(1, source.image) if form == "image" else scaled, torch.from_numpy(y.astype(np.int64))
 
     parts = [examples(raw.x_train, raw.y_train), examples(raw.x_test, raw.y_test)]
     official = None if raw.official is None else examples(*raw.official)
@@ -143,15 +148,10 @@ def pixels(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(0), x.std(0) + x.std() / 3
 
 
-def image(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def image(x: np.ndarray) -> tuple[float, float]:
     """One mean and one deviation of all pixels: a convolution treats every place alike."""
     x = x.astype(np.float64)
     return x.mean(), x.std()
-
-
-def unscaled(x: np.ndarray) -> tuple[None, None]:
-    """Tokens are numbers of words."""
-    return None, None
 
 
 def _split_table(load: Callable, *, seed: int, folder, fetch) -> Raw:
@@ -195,5 +195,5 @@ TASKS = {
     "fashion": Source(partial(_official_split, "fashion", _CLOTHES), _IMAGES, (1, 28, 28)),
     "mnist14": Source(partial(_official_split, "mnist", _DIGITS, 2), _IMAGES, (1, 14, 14)),
     "fashion14": Source(partial(_official_split, "fashion", _CLOTHES, 2), _IMAGES, (1, 14, 14)),
-    "sst2": Source(partial(_sentences, ("negative", "positive")), {"tokens": unscaled}),
+    "sst2": Source(partial(_sentences, ("negative", "positive")), {"tokens": None}),
 }

@@ -6,7 +6,7 @@ from functools import partial
 from math import cos, pi
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -182,7 +182,7 @@ class Batches:
     def __init__(self, x: Tensor, y: Tensor):
         self.x, self.y, self.buffer = x, y, x.new_empty(0)
 
-    def __call__(self, rows: Int[Tensor, "runs batch"]) -> tuple[Float[Tensor, "runs batch ..."], Int[Tensor, "runs batch"]]:
+    def __call__(self, rows: Int[Tensor, "runs batch"]) -> tuple[Shaped[Tensor, "runs batch ..."], Int[Tensor, "runs batch"]]:
         """Inputs (until the next call) and labels."""
         flat = rows.flatten()
         if len(self.buffer) != len(flat):
@@ -192,7 +192,7 @@ class Batches:
 
 
 def step(
-    network: nn.Module, state: State, optimizer, x: Float[Tensor, "runs batch ..."], y: Int[Tensor, "runs batch"]
+    network: nn.Module, state: State, optimizer, x: Shaped[Tensor, "runs batch ..."], y: Int[Tensor, "runs batch"]
 ) -> Float[Tensor, " runs"]:
     """One step of every run on its own batch; the losses before the step."""
     optimizer.zero_grad()

@@ -72,7 +72,11 @@ def build_network(name: str, task: Task, options: Mapping) -> nn.Module:
     check_reads(name, task.name)
     if task.form != network.form:
         raise ValueError(f"network={name} reads the form {network.form!r}, and {task.name} was loaded as {task.form!r}. Load it so.")
-    return network.make(task, **options_of(name, options))
+    complete = options_of(name, options)
+    sizes = {option: size for option, size in complete.items() if option in ("width", "depth")}
+    if sizes and min(sizes.values()) < 1:
+        raise ValueError(f"{' and '.join(f'{option}={size}' for option, size in sizes.items())} must be at least 1.")
+    return network.make(task, **complete)
 
 
 def options_of(name: str, given: Mapping) -> dict:
