@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from architectures import network_options
 from folder import ROOT
-from options import network_options, zoo_settings
+from options import zoo_settings
 from torch import nn
 
 from geoflow.randomness import randomness

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 import torch
+from architectures import NETWORK, OF_NETWORKS, network_options, network_settings, whole_network, with_defaults
 from folder import described, sampled_with, samples_file
 from sacred.utils import SacredError, SacredInterrupt
 
@@ -12,17 +13,13 @@ from geoflow import training
 from geoflow.choices import choose
 from geoflow.sampling import SOLVERS
 from geoflow.velocity import complete_sizes
-from geoflow.zoo.networks import NETWORKS, check_reads, options_of
+from geoflow.zoo.networks import NETWORKS
 from geoflow.zoo.networks.mlp import ACTIVATIONS, NORMS
-from geoflow.zoo.recipes import zoo_defaults
-from geoflow.zoo.store import ORIGINS
 from geoflow.zoo.tasks import TASKS
 from geoflow.zoo.train import SCHEDULES
 
 DEVICES = ("auto", "cpu", "cuda")
 FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen")  # the commands on a saved flow
-OF_NETWORKS = tuple(dict.fromkeys(option for network in NETWORKS.values() for option in network.options))  # each has some of them
-NETWORK = ("task", "network", *OF_NETWORKS)  # what says which network is made
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
@@ -32,7 +29,6 @@ OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "seed")
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
-STANDARD = "mlp"  # the network where none is asked for
 SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0}
 
 CHOICES: dict[str, Mapping | tuple] = {
@@ -132,7 +128,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     if command == "main" and "checkpoint" in asked:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
     further = command in FURTHER
-    own = _of_the_checkpoint(config, command, asked) if further else _of_the_task(config)
+    own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
     inherited = [name for name in SAMPLER if not (name == "start" and command == "transfer")]  # nobody aligned another network's units
     sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
@@ -169,42 +165,6 @@ def flow_settings(config: Mapping) -> dict:
     return {name: config[name] for name in (*FITTED, "seed")} | network_settings(config) | {"sizes": sizes}
 
 
-def network_settings(config: Mapping) -> dict:
-    """What says which network is made, as plain values; an option that the network does not have is None."""
-    return {name: list(value) if isinstance(value := config[name], tuple) else value for name in NETWORK}
-
-
-def network_options(config: Mapping) -> dict:
-    """The options that the network of a completed configuration has."""
-    return {name: config[name] for name in OF_NETWORKS if config[name] is not None}
-
-
-def _of_the_task(config: Mapping) -> dict:
-    name = STANDARD if config["network"] is None else str(config["network"])
-    task = choose("network", name, NETWORKS).task if config["task"] is None else str(config["task"])
-    network = _network(name, task, network_options(config))
-    numbers = NETWORKS[name].form != "tokens"
-    if config["metric"] == "inputs" and not numbers:
-        raise InputError(
-            f"metric=inputs measures weights on numbers, and network={name} reads sentences. Choose metric=weights or leave it out."
-        )
-    metric = {"metric": "inputs" if numbers else "weights"} if config["metric"] is None else {}
-    zoo = config["zoo"]
-    default = zoo_defaults(name, task, zoo["origin"]) | {"seed": config["seed"]}
-    return (
-        network
-        | metric
-        | {option: default[option] if config[option] is None else config[option] for option in ("runs", "snapshots")}
-        | {"zoo": {option: default[option] if value is None else value for option, value in zoo.items()}}
-    )
-
-
-def _network(name: str, task: str, options: Mapping) -> dict:
-    """The values of NETWORK: the network's own options in full, those of others None."""
-    check_reads(name, task)
-    return {"task": task, "network": name} | dict.fromkeys(OF_NETWORKS) | options_of(name, options)
-
-
 def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     if config["checkpoint"] is None:
         raise InputError(f"{command} works on a saved flow: {command} with checkpoint=runs/3 (a run folder or a flow.safetensors).")
@@ -213,7 +173,7 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
         raise InputError(f"The flow of {config['checkpoint']} does not say its {', '.join(missing)}: experiments/run.py did not make it.")
     task, name = (str(made_for[option] if config[option] is None else config[option]) for option in ("task", "network"))
     options = network_options(config if name != made_for["network"] else {**made_for, **network_options(config)})
-    network = _network(name, task, options)
+    network = whole_network(name, task, options)
     changed = [name for name in NETWORK if network[name] != made_for[name]]
     if command == "transfer" and not changed:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
@@ -254,7 +214,6 @@ def _check_zoo(config: Mapping) -> None:
         _check_number(f"zoo.{option}", config["zoo"][option], number)
     choose("zoo.schedule", str(config["zoo"]["schedule"]), SCHEDULES)
     runs, snapshots, zoo = config["runs"], config["snapshots"], config["zoo"]
-    choose("zoo.origin", str(zoo["origin"]), ORIGINS)
     if zoo["origin"] == "independent" and zoo["common"] is not None:
         raise InputError(
             f"zoo.common={zoo['common']} says how long a shared start is trained, and with zoo.origin=independent runs share none. "

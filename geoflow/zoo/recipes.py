@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from geoflow.choices import choose
 
+ORIGINS = {"independent": "each run begins with weights of its own", "shared": "all runs begin with one network"}
+
 # network: task: origin (the first is the default): arguments of load_zoo. Learning rate, weight decay and epochs have the best mean NLL of
 # single networks on a validation part of the training data, never on the test part; mlp was measured with 30-16-16-2, 64-10-10, 4-16-3 and
 # 13-16-3. At 784-10-10 decay .1 is best (.207); .03 (.219) is taken because networks that shrink less differ more: their ensemble of 64 has
@@ -57,6 +59,7 @@ def zoo_defaults(network: str, task: str, origin: str | None = None) -> Mapping:
     """
     recipes = choose(f"task of {network}", task, choose("network", network, RECIPES))
     origin = next(iter(recipes)) if origin is None else origin
+    choose("zoo.origin", origin, ORIGINS)
     if origin in recipes:
         return recipes[origin] | {"origin": origin}
     (recipe,) = recipes.values()

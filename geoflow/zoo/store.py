@@ -15,11 +15,11 @@ from geoflow.choices import choose
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.spec import NetworkSpec
 from geoflow.vector import pack, unpack
+from geoflow.zoo.recipes import ORIGINS
 from geoflow.zoo.tasks import Task
 from geoflow.zoo.train import common_start, train_zoo
 
 FORMAT = 3  # counted up whenever the same configuration would give another zoo
-ORIGINS = {"independent": "each run begins with weights of its own", "shared": "all runs begin with one network"}
 ADDED = {"origin": "independent", "common": None, "examples": None}  # settings that were added later; absent where they are as before
 GROUP = 16  # runs at least from one writing of the file to the next
 ALL = 256  # runs that are trained at once where nothing else is said
