@@ -178,7 +178,7 @@ class Chart:
     def roles(self) -> dict[str, Int[Tensor, " coordinates"]]:
         """The flat coordinates of each role."""
         roles: dict[str, list[Tensor]] = {}
-        for part in (*self.graph.blocks, *self.graph.features):
+        for part in self.graph.parts:
             roles.setdefault(part.key, []).append(part.index.flatten())
         for number, coordinate in enumerate(self.graph.scalars):
             roles[f"scalar:{number}"] = [coordinate[None]]
@@ -193,7 +193,7 @@ class Chart:
                 f"The flow has never seen flat coordinates of the role {unseen[0]!r}; it knows {', '.join(sorted(self.statistics))}."
                 + cure * self.recipe.spheres
             )
-        parts = {part.key for part in (*self.graph.blocks, *self.graph.features)}
+        parts = {part.key for part in self.graph.parts}
         if curved := sorted(parts & set(self.statistics) - set(self.roles)):
             raise ValueError(f"The flow knows the role {curved[0]!r} as flat coordinates, not on spheres." + cure)
 

@@ -19,7 +19,7 @@ def spec_and_theta(request):
 def test_every_scalar_lies_in_the_graph_exactly_once(spec_and_theta):
     spec, _ = spec_and_theta
     graph = graph_of(spec, extras=3)
-    places = torch.cat([*(p.index.flatten() for p in (*graph.blocks, *graph.features)), graph.scalars])
+    places = torch.cat([*(p.index.flatten() for p in (*graph.blocks, *graph.features, *graph.diagonals)), graph.scalars])
     assert torch.equal(places.sort().values, torch.arange(spec.weights + 3))
     assert graph.size == spec.weights + 3
 
@@ -33,7 +33,7 @@ def test_the_graph_of_a_permuted_network_is_the_relabelled_graph(spec_and_theta,
     for block in graph.blocks:
         expected = theta[block.index][order[block.target]][:, order[block.source]]
         assert torch.equal(moved[block.index], expected)
-    for feature in graph.features:
+    for feature in graph.of_units:
         assert torch.equal(moved[feature.index], theta[feature.index][order[feature.site]])
 
 

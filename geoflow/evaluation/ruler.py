@@ -54,7 +54,7 @@ def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Fram
 def layers_of(spec: NetworkSpec) -> dict[str, Int[Tensor, " weights"]]:
     """By the site whose units they make, the weights of a network: those on its edges, biases and gains; "shared" belong to no unit."""
     graph, found = graph_of(spec), {}
-    for site, index in [(block.target, block.index) for block in graph.blocks] + [(part.site, part.index) for part in graph.features]:
+    for site, index in [(block.target, block.index) for block in graph.blocks] + [(part.site, part.index) for part in graph.of_units]:
         found.setdefault(spec.sites[site].name, []).append(index.flatten())
     found |= {"shared": [graph.scalars]} if len(graph.scalars) else {}
     return {name: torch.cat(parts) for name, parts in found.items()}
