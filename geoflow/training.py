@@ -114,9 +114,12 @@ def prepare(
     base = UNTURNED if inputs is None else metric_frame(graph_of(spec), inputs)
     canonical = canonicalize(spec, thetas, balance=recipe.balance, frame=base)
     chart = fit_chart(spec, recipe, canonical.theta, base)
-    flow = build_flow(chart, canonical.reference, config)
     seen = canonical.theta if config["align"] else unaligned(spec, thetas, recipe.balance, base)
-    return flow, chart.point(seen).to(next(flow.field.parameters()))
+    points = chart.point(seen)
+    if VELOCITIES[config["velocity"]].knows_units:
+        chart = chart.knowing_units(points)
+    flow = build_flow(chart, canonical.reference, config)
+    return flow, points.to(next(flow.field.parameters()))
 
 
 def train(
@@ -169,7 +172,7 @@ def check_config(config: Mapping) -> None:
     if not (config["lr"] > 0 and config["weight_decay"] >= 0 and 0 <= config["ema"] < 1):
         numbers = {name: config[name] for name in ("lr", "weight_decay", "ema")}
         raise ValueError(f"{numbers}: lr must be above 0, weight_decay at least 0, ema from 0 to below 1.")
-    if config["coupling"] == "equivariant_ot" and not VELOCITIES[config["velocity"]].equivariant:
+    if config["coupling"] == "equivariant_ot" and VELOCITIES[config["velocity"]].knows_units:
         raise ValueError(
             "coupling=equivariant_ot permutes the noise towards the data, which only a permutation-equivariant velocity allows: "
             "choose velocity=transformer, or coupling=independent or ot."

@@ -53,7 +53,7 @@ class Layer(nn.Module):
         self.edge_ends = nn.Linear(node, 2 * edge_hidden)  # of a target, of a source
         self.edge_mix = nn.Parameter(torch.randn(edge_hidden, edge + 2 * heads) / math.sqrt(edge + 2 * heads))
         self.edge_back = nn.Parameter(torch.randn(edge, edge_hidden) / math.sqrt(edge_hidden) / 4)
-        self.wires, self.norm_wires = (WireMessages(node, wires), nn.LayerNorm(node)) if wires else (None, None)
+        self.wires = WireMessages(node, wires) if wires else None
 
     def forward(
         self, graph: Graph, nodes: Float[Tensor, "nets units node"], inputs: dict[int, Tensor], edges: list[Tensor], time: Tensor
@@ -64,7 +64,7 @@ class Layer(nn.Module):
         messages, logits = self._listen(graph, normed, inputs, edges)
         nodes = nodes + self.out(messages.permute(1, 2, 0, 3).flatten(2))
         if self.wires is not None:
-            nodes = nodes + self.wires(graph, self.norm_wires(nodes))
+            nodes = nodes + self.wires(graph, nodes)
         nodes = nodes + self.mlp(self.norm_mlp(nodes))
         return nodes, self._change_edges(graph, self.norm_edge(nodes), inputs, edges, logits, edge_time)
 

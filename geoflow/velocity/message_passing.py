@@ -72,7 +72,7 @@ def message_passing_layer(layer: Layer, graph: Graph, data: Batch, nodes: Tensor
     ]
     new = nodes + layer.out(torch.cat([h.flatten(1) for h in heard], -1))
     if layer.wires is not None:
-        new = new + _along_wires(layer, data, layer.norm_wires(new), is_input)
+        new = new + _along_wires(layer, data, layer.wires.norm(new), is_input)
     new = new + layer.mlp(layer.norm_mlp(new))
     nodes = torch.where(is_input[:, None], nodes, new)
     end_target, end_source = layer.edge_ends(layer.norm_edge(nodes)).chunk(2, -1)

@@ -36,7 +36,7 @@ class RelationalTransformer(nn.Module):
     """v(graph, x, t): [nets, weights + scalars] -> the same shape; equivariant to every permutation that the spec declares."""
 
     Sizes = TransformerSizes
-    equivariant = True
+    knows_units = False  # by their place: then it is not equivariant
 
     def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes()):
         super().__init__()
@@ -165,7 +165,7 @@ class IdentifiedTransformer(RelationalTransformer):
     An equivariant field sees exchangeable units in pure noise, and must first decide which of them becomes which unit of the reference.
     """
 
-    equivariant = False
+    knows_units = True
 
     @staticmethod
     def sites_with_places(graph: Graph) -> dict[str, int]:

@@ -15,16 +15,17 @@ from geoflow.graph import Graph, moving_starts
 class WireMessages(nn.Module):
     """sum over kinds k of  1/sqrt(a) sum_j A_k n_j  +  1/sqrt(b) sum_j B_k n_j, for every moving unit.
 
-    The first sum runs over the a wires of kind k that lead to the unit, from units with states n_j; the second over the b wires that
+    The first sum runs over the a wires of kind k that lead to the unit, from units with normalised states n_j; the second over the b wires that
     leave it. Without matrices that are not zero the messages are zero.
     """
 
     def __init__(self, node: int, kinds: Sequence[str]):
         super().__init__()
+        self.norm = nn.LayerNorm(node)
         self.maps = nn.ModuleDict({kind: nn.Linear(node, 2 * node, bias=False) for kind in kinds})  # A_k above B_k
 
     def forward(self, graph: Graph, nodes: Float[Tensor, "nets units node"]) -> Float[Tensor, "nets units node"]:
-        heard = torch.zeros_like(nodes)
+        nodes, heard = self.norm(nodes), torch.zeros_like(nodes)
         for kind, ends in wire_ends(graph).items():
             forth, back = self.maps[kind].weight.chunk(2)
             target, source = beside(ends.target, nodes), beside(ends.source, nodes)
