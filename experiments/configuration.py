@@ -25,17 +25,23 @@ ex.observers.append(RunFolder(ROOT / "runs"))
 @ex.config
 def config():
     # the network and its zoo; None: the task's default, or what the checkpoint was made for
-    task = None  # breast_cancer, digits, iris, wine, mnist or fashion; default: breast_cancer
-    hidden = None  # widths of the hidden layers; default: [16, 16]
-    activation = None  # relu, tanh or gelu; default: relu
+    task = None  # breast_cancer, digits, iris, wine, mnist, fashion, mnist14, fashion14 or sst2; default: breast_cancer, or the network's
+    network = None  # mlp, residual_mlp, cnn, resnet, vit or bert; default: mlp
+    hidden = None  # of an mlp: widths of the hidden layers; default: [16, 16]
+    activation = None  # of an mlp: relu, tanh or gelu; default: relu
+    norm = None  # of an mlp: none or batch, behind each hidden layer; default: none
+    width = None  # of the other networks: units, channels of the first stage, or of the stream; default: the network's
+    depth = None  # of residual_mlp, resnet, vit and bert: blocks, of a resnet in each stage; default: the network's
     runs = None  # independent training runs
     snapshots = None  # networks kept from each
-    zoo = {"epochs": None, "batch": None, "lr": None, "weight_decay": None, "every": None, "schedule": None, "seed": None}  # their training
+    zoo = dict.fromkeys(  # their training
+        ("epochs", "batch", "lr", "weight_decay", "every", "schedule", "origin", "common", "examples", "seed")
+    )
     heldout = 0.125  # share of the runs that the flow does not see
     part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
     # the flow
     flow = "geometric"  # euclidean, normalized, geometric or geometric_polar
-    metric = "inputs"  # how long a row of weights on the inputs is: the rms of what it makes of the training inputs, or as weights
+    metric = None  # inputs or weights: how long a row of weights on the inputs is; default: inputs, and weights where they are sentences
     align = True  # whether the flow sees the units of every network in the order of the zoo's centre, or as they came
     velocity = "transformer"  # transformer, identified or mlp
     coupling = "independent"  # independent, ot or equivariant_ot
@@ -114,6 +120,16 @@ def mnist32():
     lr = 3e-3
     start = 0.1
     sharpness = 1.5
+
+
+for named, own in {"cnn14": {"network": "cnn"}, "resnet14": {"network": "resnet"}, "vit14": {"network": "vit"}}.items():
+    ex.add_named_config(named, own | {"task": "mnist14"})
+
+
+@ex.named_config  # sentiment of film reviews
+def bert():
+    network = "bert"
+    task = "sst2"
 
 
 @ex.option_hook

@@ -12,9 +12,10 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from geoflow import flow as flows
 from geoflow.files import read_tensors, under, whole, write_tensors
-from geoflow.flow import Flow, today
 from geoflow.spec import NetworkSpec
+from geoflow.zoo.store import ADDED
 
 with warnings.catch_warnings():  # sacred imports pkg_resources, which complains of its age at every start
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")
@@ -22,6 +23,8 @@ with warnings.catch_warnings():  # sacred imports pkg_resources, which complains
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = "geoflow-samples-1"
+# how runs were made that are older than these options
+OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None}
 
 
 class RunFolder(FileStorageObserver):
@@ -76,6 +79,14 @@ def write_json(path: Path, content: Mapping) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def today(config: Mapping) -> dict:
+    """The configuration of a run, a flow or its samples in today's words, with options that it is older than."""
+    config = flows.today(config)
+    if "task" in config:  # experiments/run.py made it
+        config = OLDER | config
+    return config | {"zoo": ADDED | dict(config["zoo"])} if isinstance(config.get("zoo"), Mapping) else config
+
+
 def save_samples(path: Path, samples: Samples) -> None:
     """Write samples as one safetensors file: `thetas`, and spec and configuration as JSON in its metadata."""
     tensors = {"thetas": samples.thetas.contiguous()} | {f"rest.{name}": value for name, value in samples.spec.rest.items()}
@@ -118,4 +129,4 @@ def described(checkpoint: str) -> Mapping:
         raise FileNotFoundError(f"The folder {checkpoint} holds neither a flow nor samples. A run writes both, sample the latter.")
     if not flow.exists() and samples.exists():
         return read_samples(samples).config
-    return Flow.load(flow).config
+    return today(flows.Flow.load(flow).config)

@@ -12,14 +12,17 @@ from geoflow import training
 from geoflow.choices import choose
 from geoflow.sampling import SOLVERS
 from geoflow.velocity import complete_sizes
-from geoflow.zoo.networks import ACTIVATIONS
-from geoflow.zoo.store import ZOO_DEFAULTS
+from geoflow.zoo.networks import NETWORKS, check_reads, options_of
+from geoflow.zoo.networks.mlp import ACTIVATIONS, NORMS
+from geoflow.zoo.recipes import zoo_defaults
+from geoflow.zoo.store import ORIGINS
 from geoflow.zoo.tasks import TASKS
 from geoflow.zoo.train import SCHEDULES
 
 DEVICES = ("auto", "cpu", "cuda")
 FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen")  # the commands on a saved flow
-NETWORK = ("task", "hidden", "activation")  # what says which network is made
+OF_NETWORKS = tuple(dict.fromkeys(option for network in NETWORKS.values() for option in network.options))  # each has some of them
+NETWORK = ("task", "network", *OF_NETWORKS)  # what says which network is made
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
@@ -29,7 +32,7 @@ OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "seed")
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
-STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
+STANDARD = "mlp"  # the network where none is asked for
 SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0}
 
 CHOICES: dict[str, Mapping | tuple] = {
@@ -37,7 +40,9 @@ CHOICES: dict[str, Mapping | tuple] = {
     "metric": METRICS,
     "solver": SOLVERS,
     "task": TASKS,
+    "network": NETWORKS,
     "activation": ACTIVATIONS,
+    "norm": NORMS,
     "device": DEVICES,
     "part": PARTS,
 }
@@ -49,6 +54,8 @@ NOT_NEGATIVE: Number = ((int, float), lambda n: 0 <= n < float("inf"), "a number
 SEED: Number = (int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
 SHARE: Number = (float, lambda n: 0 < n < 1, "a number between 0 and 1")
 NUMBERS: dict[str, Number] = {
+    "width": COUNT,
+    "depth": COUNT,
     "runs": COUNT,
     "snapshots": COUNT,
     "heldout": SHARE,
@@ -71,8 +78,11 @@ ZOO_NUMBERS: dict[str, Number] = {
     "lr": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
     "every": COUNT,
+    "common": COUNT,
+    "examples": COUNT,
     "seed": SEED,
 }
+LEFT_OPEN = ("runs", "snapshots", *OF_NETWORKS, "zoo.common", "zoo.examples")  # may stay None: that is not so of every network or zoo
 
 
 class InputError(SacredError):
@@ -156,15 +166,43 @@ def zoo_settings(config: Mapping) -> dict:
 def flow_settings(config: Mapping) -> dict:
     """The configuration that `prepare` takes, with what a saved flow must know of its network and its data."""
     sizes = {name: size for name, size in config["sizes"].items() if size is not None}
-    return {name: config[name] for name in (*FITTED, *NETWORK, "seed")} | {"hidden": list(config["hidden"]), "sizes": sizes}
+    return {name: config[name] for name in (*FITTED, "seed")} | network_settings(config) | {"sizes": sizes}
+
+
+def network_settings(config: Mapping) -> dict:
+    """What says which network is made, as plain values; an option that the network does not have is None."""
+    return {name: list(value) if isinstance(value := config[name], tuple) else value for name in NETWORK}
+
+
+def network_options(config: Mapping) -> dict:
+    """The options that the network of a completed configuration has."""
+    return {name: config[name] for name in OF_NETWORKS if config[name] is not None}
 
 
 def _of_the_task(config: Mapping) -> dict:
-    network = {name: STANDARD[name] if config[name] is None else config[name] for name in NETWORK}
-    choose("task", str(network["task"]), TASKS)
-    default = ZOO_DEFAULTS[network["task"]] | {"seed": config["seed"]}
-    zoo = {name: default[name] if value is None else value for name, value in config["zoo"].items()}
-    return network | {name: default[name] if config[name] is None else config[name] for name in ("runs", "snapshots")} | {"zoo": zoo}
+    name = STANDARD if config["network"] is None else str(config["network"])
+    task = choose("network", name, NETWORKS).task if config["task"] is None else str(config["task"])
+    network = _network(name, task, network_options(config))
+    numbers = NETWORKS[name].form != "tokens"
+    if config["metric"] == "inputs" and not numbers:
+        raise InputError(
+            f"metric=inputs measures weights on numbers, and network={name} reads sentences. Choose metric=weights or leave it out."
+        )
+    metric = {"metric": "inputs" if numbers else "weights"} if config["metric"] is None else {}
+    zoo = config["zoo"]
+    default = zoo_defaults(name, task, zoo["origin"]) | {"seed": config["seed"]}
+    return (
+        network
+        | metric
+        | {option: default[option] if config[option] is None else config[option] for option in ("runs", "snapshots")}
+        | {"zoo": {option: default[option] if value is None else value for option, value in zoo.items()}}
+    )
+
+
+def _network(name: str, task: str, options: Mapping) -> dict:
+    """The values of NETWORK: the network's own options in full, those of others None."""
+    check_reads(name, task)
+    return {"task": task, "network": name} | dict.fromkeys(OF_NETWORKS) | options_of(name, options)
 
 
 def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
@@ -173,7 +211,9 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     made_for = described(config["checkpoint"])
     if missing := [name for name in (*NETWORK, *FITTED) if name not in made_for]:
         raise InputError(f"The flow of {config['checkpoint']} does not say its {', '.join(missing)}: experiments/run.py did not make it.")
-    network = {name: made_for[name] if config[name] is None else config[name] for name in NETWORK}
+    task, name = (str(made_for[option] if config[option] is None else config[option]) for option in ("task", "network"))
+    options = network_options(config if name != made_for["network"] else {**made_for, **network_options(config)})
+    network = _network(name, task, options)
     changed = [name for name in NETWORK if network[name] != made_for[name]]
     if command == "transfer" and not changed:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
@@ -197,11 +237,12 @@ def _as_typed(name: str, value) -> str:
 
 def _check(config: Mapping) -> None:
     for option, table in CHOICES.items():
-        choose(option, str(config[option]), dict.fromkeys(table))
+        if not (config[option] is None and option in LEFT_OPEN):
+            choose(option, str(config[option]), dict.fromkeys(table))
     for option, number in NUMBERS.items():
         _check_number(option, config[option], number)
     hidden = config["hidden"]
-    if not isinstance(hidden, list | tuple) or not all(type(n) is int and n >= 1 for n in hidden):
+    if hidden is not None and not (isinstance(hidden, list | tuple) and all(type(n) is int and n >= 1 for n in hidden)):
         raise InputError(f"hidden={hidden} must be a list of widths of at least 1, such as hidden=[16,16].")
     device_of(config["device"])
     if config["runs"] is not None:
@@ -213,6 +254,16 @@ def _check_zoo(config: Mapping) -> None:
         _check_number(f"zoo.{option}", config["zoo"][option], number)
     choose("zoo.schedule", str(config["zoo"]["schedule"]), SCHEDULES)
     runs, snapshots, zoo = config["runs"], config["snapshots"], config["zoo"]
+    choose("zoo.origin", str(zoo["origin"]), ORIGINS)
+    if zoo["origin"] == "independent" and zoo["common"] is not None:
+        raise InputError(
+            f"zoo.common={zoo['common']} says how long a shared start is trained, and with zoo.origin=independent runs share none. "
+            "Leave it out, or choose zoo.origin=shared."
+        )
+    if zoo["examples"] is not None and zoo["examples"] < zoo["batch"]:
+        raise InputError(
+            f"zoo.examples={zoo['examples']} fill no batch of zoo.batch={zoo['batch']}. Draw more examples or choose a smaller batch."
+        )
     if (snapshots - 1) * zoo["every"] >= zoo["epochs"]:
         every, epochs = zoo["every"], zoo["epochs"]
         raise InputError(
@@ -232,7 +283,7 @@ def _check_zoo(config: Mapping) -> None:
 
 def _check_number(option: str, value, number: Number) -> None:
     kind, fits, words = number
-    if value is None and option in ("runs", "snapshots"):
+    if value is None and option in LEFT_OPEN:
         return
     if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
         raise InputError(f"{option}={value} must be {words}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 
-from folder import read_json
+from folder import OLDER, read_json, today
 from matplotlib.figure import Figure
 from tables import (
     BEFORE,
@@ -32,12 +32,13 @@ from tables import (
 from geoflow.chart import FLOWS
 from geoflow.evaluation.baselines import NOISE
 from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_summaries, plot_tradeoff
-from geoflow.flow import today
-from geoflow.zoo.store import ZOO_DEFAULTS
+from geoflow.zoo.recipes import zoo_defaults
+from geoflow.zoo.store import ADDED
 
 SHOWN_BASELINES = ("mean_network", "interpolation", "noised")
 # settings that name a run only where they are not these; so do those that older runs could not choose
 PLAIN = {"activation": "relu", "solver": "euler", "guidance": 0.0, "heldout": 0.125, "ema": 0.999, "weight_decay": 1e-3, "count": 256}
+PLAIN |= OLDER
 BEATEN = ("mean_network", "rescaled_mean", "interpolation", "gaussian", "pca_gaussian")  # whose NLL generated digits networks must be below
 
 
@@ -129,11 +130,12 @@ PAGES: dict[str, Page] = {
 def name_of(config: Mapping) -> str:
     """The name of a run's folder: task, flow, a digest of its other settings, seed. A run made anew takes the place of the old one."""
     config = today(config)
-    plain = PLAIN | BEFORE | {"snapshots": ZOO_DEFAULTS[config["task"]]["snapshots"]}
+    plain = PLAIN | BEFORE | {"snapshots": zoo_defaults(config["network"], config["task"])["snapshots"]}
     as_plain = {name for name, value in plain.items() if config.get(name, value) == value}
     settings = {name: config.get(name) for name in (*SETTINGS, *PLAIN, "snapshots", "sizes", "zoo") if name not in as_plain}
     if zoo_seed(config) == config["seed"]:  # seeds share a name but for their number
         settings["zoo"] = {name: value for name, value in config["zoo"].items() if name != "seed"}
+    settings["zoo"] = {name: value for name, value in settings["zoo"].items() if name not in ADDED or value != ADDED[name]}
     others = json.dumps(settings, sort_keys=True)
     return f"{config['task']}-{config['flow']}-{hashlib.sha256(others.encode()).hexdigest()[:6]}-{config['seed']}"
 

@@ -21,7 +21,7 @@ from collect import cache_of, collect, network_for, task_for
 from configuration import ex
 from draw import generate, load_flow, reopen, sampling_settings
 from folder import RunFolder, Samples, commit, read_samples, samples_file, save_samples, write_json
-from options import NETWORK, InputError, device_name, device_of, flow_settings, plainly
+from options import InputError, device_name, device_of, flow_settings, network_settings, plainly
 from sacred.run import Run
 
 from geoflow.evaluation.comparisons import plot_curve
@@ -50,7 +50,7 @@ def main(_config, _run):
         found = collect(_config, device)
         task, network, spec, fitted = found.task, found.network, found.spec, found.fitted
     with timed(seconds, "prepare"):
-        untrained, points = prepare(spec, fitted.networks, settings, task.x_train if _config["metric"] == "inputs" else None)
+        untrained, points = prepare(spec, fitted.networks, settings, task.numbers if _config["metric"] == "inputs" else None)
     with timed(seconds, "train"):
         training = digest({"zoo": fitted.configuration, "heldout": _config["heldout"], "flow": settings})
         checkpoint = cache_of(_config) / f"flow-{task.name}-{training[:16]}.safetensors"
@@ -98,7 +98,7 @@ def evaluate(_config, _run):
     print(f"The samples of {saved}:")
     samples = read_samples(saved)
     with timed(seconds, "evaluate"):
-        task = task_for(samples.config["task"], samples.config["seed"], samples.config["part"])
+        task = task_for(*(samples.config[name] for name in ("task", "seed", "part", "network")))
         exam = Exam(network_for(task, samples.config), samples.spec, task, device_of(_config["device"]))
         metrics = score(exam, samples.thetas)
     return report(metrics | {"time": seconds}, samples, folder_of(_run))
@@ -151,8 +151,7 @@ def score_new_networks(config: Mapping, run: Run) -> None:
     with timed(seconds, "sample"):
         flow, network, spec, task = reopen(config)
         thetas, _ = generate(flow, network, spec, task, config)
-        made_for = {name: config[name] for name in NETWORK} | {"hidden": list(config["hidden"])}
-        samples = Samples(thetas, spec, dict(flow.config) | made_for | sampling_settings(config))
+        samples = Samples(thetas, spec, dict(flow.config) | network_settings(config) | sampling_settings(config))
         save_samples(folder / "samples.safetensors", samples)
     with timed(seconds, "evaluate"):
         metrics = score(Exam(network, spec, task, device_of(config["device"])), thetas)

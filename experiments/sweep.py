@@ -17,12 +17,11 @@ from io import StringIO
 from itertools import product
 from pathlib import Path
 
-from folder import ROOT, read_json
+from folder import ROOT, read_json, today
 from pages import PAGES
 from run import ex
 from sacred.arg_parser import get_config_updates
 
-from geoflow.flow import today
 from results import LOCK, keep, rebuild
 
 RUNS = ROOT / "runs"

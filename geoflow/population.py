@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -33,7 +34,7 @@ def run(
     if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap knows no recurrent layers
         nets = len(next(iter(states.values())))
         return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
-    with WideProducts(rims):
+    with WideProducts(rims), sdpa_kernel(SDPBackend.MATH):  # vmap would call the fused attention once for every network
         return vmap(outputs)(dict(states))
 
 
