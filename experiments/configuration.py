@@ -61,6 +61,7 @@ def config():
     steps = None
     start = None  # the time that sampling begins at, so far from noise towards the centre of the aligned zoo
     sharpness = None  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
+    recalibrate = None  # auto or never: measure running statistics anew, where the network has any; default: as the checkpoint, else auto
     guidance = 0.0  # strength of the pull towards a low training loss
     checkpoint = None  # for the further commands: a run folder or a flow.safetensors
     # where and with which random numbers

@@ -29,11 +29,12 @@ FITTED = (
     "ema", "part",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "seed")
+SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recalibrate", "seed")
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
+RECALIBRATE = ("auto", "never")
 STANDARD = "mlp"  # the network where none is asked for
-SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0}
+SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "recalibrate": "auto"}
 
 CHOICES: dict[str, Mapping | tuple] = {
     **training.CHOICES,
@@ -45,6 +46,7 @@ CHOICES: dict[str, Mapping | tuple] = {
     "norm": NORMS,
     "device": DEVICES,
     "part": PARTS,
+    "recalibrate": RECALIBRATE,
 }
 
 Number = tuple[type | tuple, Callable[[float], bool], str]

@@ -19,7 +19,7 @@ import torch
 from assess import Exam, assess, score, spread_and_scores
 from collect import cache_of, collect, network_for, task_for
 from configuration import ex
-from draw import generate, load_flow, reopen, sampling_settings
+from draw import generate, load_flow, measuring_examples, recalibrated, recalibrates, reopen, sampling_settings
 from folder import RunFolder, Samples, commit, read_samples, samples_file, save_samples, write_json
 from options import InputError, device_name, device_of, flow_settings, network_settings, plainly
 from sacred.run import Run
@@ -60,10 +60,12 @@ def main(_config, _run):
         flow.save(folder / "flow.safetensors")
     with timed(seconds, "sample"):
         thetas, paths = generate(flow, network, spec, task, _config)
-        save_samples(folder / "samples.safetensors", Samples(thetas, spec, settings | sampling_settings(_config)))
+        seen = measuring_examples(spec, task, _config, seed)
+        made = settings | sampling_settings(_config) | recalibrated(spec, seen)
+        save_samples(folder / "samples.safetensors", Samples(thetas, spec, made))
     with timed(seconds, "evaluate"):
         exam = Exam(network, spec, task, device)
-        metrics, figures = assess(exam, flow, fitted, found.heldout, thetas, paths, randomness(seed, "evaluate"))
+        metrics, figures = assess(exam, flow, fitted, found.heldout, thetas, paths, randomness(seed, "evaluate"), seen)
         save_figures(folder / "figures", figures)
 
     metrics |= {"time": seconds, "flow": _config["flow"], "task": task.name, "seed": seed, "parameters": spec.weights}
@@ -78,13 +80,20 @@ def main(_config, _run):
 def sample(_config, _run):
     """Draw new networks from the flow of checkpoint=runs/3."""
     folder = folder_of(_run)
+    flow = load_flow(_config)
+    network, spec, task, seen = None, flow.spec, None, None  # without data
     if _config["guidance"]:
         flow, network, spec, task = reopen(_config)
-    else:  # without data
-        flow = load_flow(_config)
-        network, spec, task = None, flow.spec, None
+    elif recalibrates(spec, _config):
+        try:
+            flow, network, spec, task = reopen(_config)
+        except OSError as error:
+            print(f"The running statistics are as the flow drew them, not measured anew: {error}")
+    if task is not None:
+        seen = measuring_examples(spec, task, _config, flow.config["seed"])
     thetas, _ = generate(flow, network, spec, task, _config)
-    save_samples(folder / "samples.safetensors", Samples(thetas, spec, dict(flow.config) | sampling_settings(_config)))
+    made = dict(flow.config) | sampling_settings(_config) | recalibrated(spec, seen)
+    save_samples(folder / "samples.safetensors", Samples(thetas, spec, made))
     print(f"{len(thetas)} networks of {spec.weights} parameters written to {folder / 'samples.safetensors'}")
 
 
@@ -100,7 +109,7 @@ def evaluate(_config, _run):
     with timed(seconds, "evaluate"):
         task = task_for(*(samples.config[name] for name in ("task", "seed", "part", "network")))
         exam = Exam(network_for(task, samples.config), samples.spec, task, device_of(_config["device"]))
-        metrics = score(exam, samples.thetas)
+        metrics = score(exam, samples.thetas) | {"recalibrated": samples.config.get("recalibrated")}
     return report(metrics | {"time": seconds}, samples, folder_of(_run))
 
 
@@ -151,10 +160,11 @@ def score_new_networks(config: Mapping, run: Run) -> None:
     with timed(seconds, "sample"):
         flow, network, spec, task = reopen(config)
         thetas, _ = generate(flow, network, spec, task, config)
-        samples = Samples(thetas, spec, dict(flow.config) | network_settings(config) | sampling_settings(config))
+        made = recalibrated(spec, measuring_examples(spec, task, config, flow.config["seed"]))
+        samples = Samples(thetas, spec, dict(flow.config) | network_settings(config) | sampling_settings(config) | made)
         save_samples(folder / "samples.safetensors", samples)
     with timed(seconds, "evaluate"):
-        metrics = score(Exam(network, spec, task, device_of(config["device"])), thetas)
+        metrics = score(Exam(network, spec, task, device_of(config["device"])), thetas) | made
     report(metrics | {"time": seconds}, samples, folder)
 
 

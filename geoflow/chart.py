@@ -13,11 +13,11 @@ from geoflow.frame import UNTURNED, Frame, fit_moments, principal_frame
 from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
+from geoflow.statistics import entries_of, exp_variances, log_variances
 
 Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation)
 DEAD = 1e-5  # a row below this norm belongs to a dead unit, not to one of norm 1 that a flat flow missed
 FLOOR = 1e-2  # the least standard deviation of a coordinate, in units of the noise
-TINY_VARIANCE = 1e-8  # keeps the logarithm of a batch norm's variance finite
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,7 @@ class Chart:
         weights, norms = raw.split([self.spec.weights, len(self.outputs)], -1)
         for index, norm in zip(self.outputs, norms.unbind(-1), strict=True):
             weights = weights.index_copy(-1, index.to(x.device), weights[..., index] * norm.exp().unsqueeze(-1))
-        if len(self._variances):
-            variances = (weights[..., self._variances].exp() - TINY_VARIANCE).clamp_min(0)
-            weights = weights.index_copy(-1, self._variances.to(x.device), variances)
+        weights = exp_variances(weights, self._variances)
         if self.recipe.balance and not self.recipe.spheres:
             weights = self._with_rows_of_norm_one(weights)
         return self.frame.turn_back(self.graph, weights)
@@ -175,21 +173,14 @@ class Chart:
             norm = theta[..., index].norm(dim=-1, keepdim=True)
             theta = theta.index_copy(-1, index.to(theta.device), theta[..., index] / norm)
             norms.append(norm.log())
-        if len(self._variances):
-            theta = theta.index_copy(-1, self._variances.to(theta.device), (theta[..., self._variances] + TINY_VARIANCE).log())
-        return torch.cat([theta, *norms], -1) * self._root_fan.to(theta)
+        return torch.cat([log_variances(theta, self._variances), *norms], -1) * self._root_fan.to(theta)
 
     def _standardised(self, raw: Tensor) -> Tensor:
         return torch.where(self.flat.to(raw.device), (raw - self._mean.to(raw)) / self._divisor.to(raw), raw)
 
     @cached_property
     def _variances(self) -> Tensor:
-        ranges = [
-            torch.arange(offset, offset + tensor.numel)
-            for tensor, offset in zip(self.spec.tensors, self.spec.offsets, strict=True)
-            if tensor.kind == "running_var"
-        ]
-        return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.long)
+        return entries_of(self.spec, "running_var")
 
     @cached_property
     def _root_fan(self) -> Tensor:

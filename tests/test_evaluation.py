@@ -14,8 +14,7 @@ from torch import nn
 import geoflow
 from geoflow import fit, spec_of
 from geoflow.canonical.scaling import incoming
-from geoflow.evaluation import comparisons, plots
-from geoflow.evaluation import metrics as metrics_module
+from geoflow.evaluation import comparisons, plots, predictions
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
 from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, scores, summary
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
@@ -47,7 +46,7 @@ def networks():
 @pytest.mark.parametrize("part", [1000, 20])
 @pytest.mark.parametrize("batch", [1, 120, 2**18])
 def test_evaluate_equals_one_network_after_the_other(networks, batch, part, monkeypatch):
-    monkeypatch.setattr(metrics_module, "PART", part)
+    monkeypatch.setattr(predictions, "PART", part)
     nets, spec, thetas, x, y = networks
     together = evaluate(nets[0], spec, thetas, x, y, batch=batch)
     for i, net in enumerate(nets):
@@ -96,7 +95,7 @@ def test_of_equal_classes_the_first_is_predicted():
 @pytest.mark.parametrize("part", [1000, 20])
 @pytest.mark.parametrize("pool", ["linear", "log"])
 def test_ensembles_average_probabilities_or_log_probabilities(networks, pool, part, monkeypatch):
-    monkeypatch.setattr(metrics_module, "PART", part)
+    monkeypatch.setattr(predictions, "PART", part)
     nets, spec, thetas, x, y = networks
     thetas = 5 * thetas  # confident networks, where the two averages differ
     for net, theta in zip(nets, thetas, strict=True):
