@@ -12,7 +12,8 @@ import geoflow
 from geoflow import apply_symmetry, pack, random_symmetry, recalibrate, spec_of, unpack
 from geoflow.population import itself
 from geoflow.statistics import STATISTICS, entries_of, exp_variances, log_variances
-from tests.networks import NETWORKS, mlp
+from tests.keeping import Keeping
+from tests.networks import NETWORKS, mlp, row
 
 EXAMPLES = 23  # divided by no batch below
 
@@ -29,24 +30,9 @@ class ByHand(nn.Module):
         return self.last(self.call(self.first(x), self.kept[:4], self.kept[4:]))
 
 
-class Cached(nn.Module):
-    """Keeps a table of its weights from eval() on, and has a batch norm behind it."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.bias, self.norm, self.last = nn.Linear(5, 4), nn.Parameter(torch.randn(4)), nn.BatchNorm1d(4), nn.Linear(4, 2)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        self.table = None if mode else self.bias.detach() * 2
-        return self
-
-    def forward(self, x):
-        return self.last(self.norm(self.first(x) + (self.bias * 2 if self.training else self.table)).relu())
-
-
 def volumes() -> nn.Module:
-    return nn.Sequential(nn.Conv3d(1, 3, 2), nn.BatchNorm3d(3), nn.ReLU(), nn.Conv3d(3, 2, 2), nn.SyncBatchNorm(2), nn.Flatten(), nn.Linear(2, 2))
+    last = [nn.Conv3d(3, 2, 2), nn.SyncBatchNorm(2), nn.Flatten(), nn.Linear(2, 2)]
+    return nn.Sequential(nn.Conv3d(1, 3, 2), nn.BatchNorm3d(3), nn.ReLU(), *last)
 
 
 def instances() -> nn.Module:
@@ -54,21 +40,28 @@ def instances() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), norms[0], nn.ReLU(), nn.Conv2d(4, 3, 3), norms[1], nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
 
 
+def dropout() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.Dropout(), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def sequences() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2))
+
+
+def called() -> nn.Module:
+    return ByHand(lambda x, mean, variance: torch.batch_norm(x, None, None, mean, variance, False, 0.1, 1e-5, False))
+
+
+OF_THE_LIST = ("mlp batch norm", "mlp plain batch norm", "cnn batch norm after flatten", "resnet", "densenet", "mobile")
 CASES = {
-    **{name: NETWORKS[name] for name in (
-        "mlp batch norm", "mlp plain batch norm", "cnn batch norm after flatten", "resnet", "densenet", "mobile",
-    )},
-    "dropout": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Dropout(), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)), lambda: torch.zeros(3, 5)),
-    "sequences": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)), lambda: torch.zeros(2, 2, 8)),
-    "volumes and SyncBatchNorm": (volumes, lambda: torch.zeros(2, 1, 3, 3, 3)),
-    "instances": (instances, lambda: torch.zeros(2, 1, 6, 6)),
-    "by hand": (ByHand, lambda: torch.zeros(3, 5)),
-    "torch.batch_norm": (
-        lambda: ByHand(lambda x, mean, variance: torch.batch_norm(x, None, None, mean, variance, False, 0.1, 1e-5, False)),
-        lambda: torch.zeros(3, 5),
-    ),
-    "tables of weights": (Cached, lambda: torch.zeros(3, 5)),
-}  # fmt: skip
+    **{name: NETWORKS[name] for name in OF_THE_LIST},
+    "dropout": (dropout, row(3, 5)),
+    "sequences": (sequences, row(2, 2, 8)),
+    "volumes and SyncBatchNorm": (volumes, row(2, 1, 3, 3, 3)),
+    "instances": (instances, row(2, 1, 6, 6)),
+    "by hand": (ByHand, row(3, 5)),
+    "torch.batch_norm": (called, row(3, 5)),
+}
 
 
 @cache
@@ -194,12 +187,23 @@ def test_a_norm_that_is_used_twice_keeps_the_average(generator):
     torch.testing.assert_close(found["norm.running_var"], (first.var(0) + last.var(0)) / 2)
 
 
-@pytest.mark.parametrize("build", [lambda: mlp(5, 4, 2), lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False))])
+@pytest.mark.parametrize(
+    "build", [lambda: mlp(5, 4, 2), lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False))]
+)
 def test_networks_without_running_statistics_come_back_as_they_are(build, generator):
     spec = spec_of(build(), torch.zeros(3, 5))
     thetas = torch.randn(3, spec.weights, generator=generator)
     found = recalibrate(build(), spec, thetas, torch.randn(7, 5, generator=generator))
     assert torch.equal(found, thetas) and found.data_ptr() != thetas.data_ptr()
+
+
+@pytest.mark.parametrize("keep", ["forward", "eval", "forever"])
+def test_tables_that_modules_keep_are_those_of_each_network(keep, generator):
+    plain, x = nn.Sequential(Keeping(), nn.BatchNorm1d(3), nn.Linear(3, 2)), torch.randn(EXAMPLES, 5, generator=generator)
+    spec = spec_of(plain, x)
+    thetas = pack(spec, plain.state_dict()) + 0.3 * torch.rand(3, spec.weights, generator=generator)
+    network = nn.Sequential(Keeping(keep), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    torch.testing.assert_close(recalibrate(network, spec, thetas, x), recalibrate(plain, spec, thetas, x))
 
 
 def test_a_network_that_overflows_comes_back_as_it_came(generator):
@@ -267,7 +271,7 @@ def test_variances_go_to_logarithms_and_back(generator):
 
 
 def test_the_chart_and_the_statistics_share_their_logarithms(generator):
-    network, spec, thetas, x = population("mlp batch norm", generator, nets=20)
+    _, spec, thetas, _ = population("mlp batch norm", generator, nets=20)
     flow = geoflow.fit(spec, thetas, flow="euclidean", iterations=1, batch=4, progress=False)
     index = entries_of(spec, "running_var")
     raw = flow.chart._raw(thetas)[:, : spec.weights][:, index]
