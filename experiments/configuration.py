@@ -43,7 +43,7 @@ def config():
     flow = "geometric"  # euclidean, normalized, geometric or geometric_polar
     metric = None  # inputs or weights: how long a row of weights on the inputs is; default: inputs, and weights where they are sentences
     align = True  # whether the flow sees the units of every network in the order of the zoo's centre, or as they came
-    velocity = "transformer"  # transformer, identified or mlp
+    velocity = "auto"  # transformer, identified, mlp, or auto: identified for zoos from one common start, else transformer
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint

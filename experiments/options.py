@@ -33,6 +33,7 @@ SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recal
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 RECALIBRATE = ("auto", "never")
+VELOCITY_OF = {"independent": "transformer", "shared": "identified"}  # origin of a zoo: the field that serves it
 STANDARD = "mlp"  # the network where none is asked for
 SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "recalibrate": "auto"}
 
@@ -193,9 +194,11 @@ def _of_the_task(config: Mapping) -> dict:
     metric = {"metric": "inputs" if numbers else "weights"} if config["metric"] is None else {}
     zoo = config["zoo"]
     default = zoo_defaults(name, task, zoo["origin"]) | {"seed": config["seed"]}
+    velocity = {"velocity": VELOCITY_OF[default["origin"]]} if config["velocity"] == training.AUTO else {}
     return (
         network
         | metric
+        | velocity
         | {option: default[option] if config[option] is None else config[option] for option in ("runs", "snapshots")}
         | {"zoo": {option: default[option] if value is None else value for option, value in zoo.items()}}
     )

@@ -49,6 +49,8 @@ def main(_config, _run):
     with timed(seconds, "collect"):
         found = collect(_config, device)
         task, network, spec, fitted = found.task, found.network, found.spec, found.fitted
+    if _config["zoo"]["origin"] == "shared" and _config["velocity"] == "identified":
+        print("velocity=identified: all networks have one common start (zoo.origin=shared), so that their units are in one order.")
     with timed(seconds, "prepare"):
         untrained, points = prepare(spec, fitted.networks, settings, task.numbers if _config["metric"] == "inputs" else None)
     with timed(seconds, "train"):
