@@ -10,7 +10,6 @@ from torch import Tensor
 
 from geoflow.spec import NetworkSpec, Piece
 
-
 ONE_UNIT = ("norm", "gain", "depthwise", "function")  # wires from a unit to what a map of this unit alone makes of it
 
 
@@ -55,8 +54,9 @@ class Diagonal:
 class Graph:
     """The structure of a network's graph; `index` fields point into a weight vector, so any theta of this spec fits it.
 
-    `blocks` are dense rectangles of edges, `diagonals` edges from unit to unit. `scalars` are the weights that belong to no unit (a PReLU slope shared by all) and, behind them, `extras` further coordinates
-    that a chart appends to the weight vector; `unseen` are coordinates that this view leaves out (see `leading`).
+    `blocks` are dense rectangles of edges, `diagonals` edges from unit to unit. `scalars` are the weights that belong to no unit (a PReLU
+    slope shared by all). Behind them stand the `extras` further coordinates that a chart appends to the weight vector. `unseen` are
+    coordinates that this view leaves out (see `leading`).
     """
 
     spec: NetworkSpec

@@ -72,13 +72,15 @@ def fit(
 
     The conditional flow matching loss E |v(x_t, t) - dx_t|^2 (Lipman et al. 2023; on manifolds Chen and Lipman 2024) is minimised by
     Muon (matrices of hidden layers) and AdamW (all else) with cosine decay; the flow's weights are the exponential moving average.
-    `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES, PREDICTIONS
-    and WEIGHTINGS; velocity="auto" takes what the zoo calls for (see `velocity_for`), and `sizes` are the velocity's own. The field and its samples are in torch's default precision, whatever the zoo's. With
-    `inputs`, examples of what the networks read, rows of weights on them are measured by what they make of them (see `metric_frame`,
-    also for several inputs): networks that compute nearly the same are then near each other. Without `align` the flow sees the units of
-    every network in the order and with the signs in which they came; where no signs are free it is all the same to the transformer with
-    independent pairs, which cannot tell one order from another. With a `checkpoint` path the state is written there every `every`
-    iterations, and training goes on from it: on the CPU the result is bit-identical to an uninterrupted one.
+    `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES, PREDICTIONS and
+    WEIGHTINGS. velocity="auto" takes what the zoo calls for (see `velocity_for`). `sizes` are the velocity's own. The field and its
+    samples are in torch's default precision, whatever the zoo's.
+
+    With `inputs`, examples of what the networks read, rows of weights on them are measured by what they make of them (see `metric_frame`,
+    also for several inputs). Networks that compute nearly the same are then near each other. Without `align` the flow sees the units of
+    every network in the order, and with the signs, in which they came. Where no signs are free, this changes nothing for the transformer
+    with independent pairs, which cannot tell one order from another. With a `checkpoint` path the state is written there every `every`
+    iterations, and training goes on from it. On the CPU the result is bit-identical to an uninterrupted one.
 
     Raises ValueError for an unknown name, fewer than 2 networks or than `batch`, networks with NaN or, on spheres, dead units, and a
     checkpoint of another configuration; FloatingPointError where the loss is not finite.
@@ -134,9 +136,8 @@ def prepare(
 def velocity_for(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> tuple[str, str]:
     """The row of VELOCITIES that serves a zoo, and why: `identified` where its networks come from one start, else `transformer`."""
     kept = order_kept(spec, thetas)
-    if kept >= KEPT:
-        return "identified", f"velocity=identified: {kept:.0%} of the units keep their place under alignment, as from one common start."
-    return "transformer", f"velocity=transformer: {max(0.0, kept):.0%} of the units keep their place under alignment, as from independent starts."
+    velocity, origin = ("identified", "one common start") if kept >= KEPT else ("transformer", "independent starts")
+    return velocity, f"velocity={velocity}: {max(0.0, kept):.0%} of the units keep their place under alignment, as from {origin}."
 
 
 def train(

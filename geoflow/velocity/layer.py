@@ -10,10 +10,11 @@ sources) and column (a source looks at its targets), one layer computes, for eve
     n_i <- n_i + MLP(n_i)
     e_ij <- e_ij + MLP(e_ij, l_ij, n_i, n_j)                         the logits carry the bilinear n_i . n_j into the edges
 
-after Diao & Loynd (Relational Attention, 2023) and Kofinas et al. (Neural graphs, 2024); the signed sum and the logits as
-edge features are ours: with them one layer projects a row of weights on a learned basis and writes a row back. Units of one site
-also attend to each other. Without the messages along wires no field could pair a unit's incoming weights, which belong to a site
-before a normalisation, with its outgoing ones, which belong to a site behind it. Input units have no weights of their own; their states are learned and fixed, so that wide inputs cost little.
+after Diao & Loynd (Relational Attention, 2023) and Kofinas et al. (Neural graphs, 2024). The signed sum, the logits as edge features
+and the messages along wires are ours. With the first two, one layer projects a row of weights on a learned basis and writes a row back.
+Without the third, no field could pair a unit's incoming weights, which belong to a site before a normalisation, with its outgoing ones,
+which belong to a site behind it. Units of one site also attend to each other. Input units have no weights of their own; their states are
+learned and fixed, so that wide inputs cost little.
 """
 
 import math

@@ -92,8 +92,8 @@ class RelationalTransformer(nn.Module):
             )
         if unseen := sorted(set(wire_ends(graph)) - set(self.wires)):
             raise ValueError(
-                f"The field has never seen units tied by {unseen[0]!r}; it knows {', '.join(self.wires) or 'no such ties'}. Fit the flow to "
-                "networks that have them too."
+                f"The field has never seen units tied by {unseen[0]!r}; it knows {', '.join(self.wires) or 'no such ties'}. "
+                "Fit the flow to networks that have them too."
             )
         for name, size in self.units_with_places(graph).items():
             units = self.units.get(name, 0)

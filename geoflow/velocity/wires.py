@@ -13,10 +13,12 @@ from geoflow.graph import Graph, moving_starts
 
 
 class WireMessages(nn.Module):
-    """sum over kinds k of  1/sqrt(a) sum_j A_k n_j  +  1/sqrt(b) sum_j B_k n_j, for every moving unit.
+    """What every moving unit hears from its partners, with maps that are learned for each kind of wire:
 
-    The first sum runs over the a wires of kind k that lead to the unit, from units with normalised states n_j; the second over the b wires that
-    leave it. Without matrices that are not zero the messages are zero.
+        sum over kinds k of   1/sqrt(a) sum_j A_k n_j   +   1/sqrt(b) sum_j B_k n_j
+
+    The first sum runs over the a wires of kind k that lead to the unit, the second over the b wires that leave it; n_j are the normalised
+    states at their other ends. Where all matrices are zero, so are the messages.
     """
 
     def __init__(self, node: int, kinds: Sequence[str]):
