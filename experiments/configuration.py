@@ -123,14 +123,37 @@ def mnist32():
     sharpness = 1.5
 
 
-for named, own in {"cnn14": {"network": "cnn"}, "resnet14": {"network": "resnet"}, "vit14": {"network": "vit"}}.items():
-    ex.add_named_config(named, own | {"task": "mnist14"})
+@ex.named_config  # two pre-norm blocks of width 16 on the digits
+def residual_mlp():
+    network = "residual_mlp"
+    task = "digits"
+    iterations = 3000
+    batch = 64
 
 
-@ex.named_config  # sentiment of film reviews
-def bert():
-    network = "bert"
-    task = "sst2"
+@ex.named_config  # two convolutions and a hidden layer
+def cnn14():
+    network = "cnn"
+    task = "mnist14"
+    runs = 1170
+    iterations = 4000
+    batch = 64
+    count = 128
+
+
+# from one common start: the Gaussian of every coordinate is a good beginning, and few steps are to learn
+for named, own in {"resnet14": ("resnet", "mnist14"), "vit14": ("vit", "mnist14"), "bert": ("bert", "sst2")}.items():
+    one_start = {"iterations": 400, "batch": 16, "solver": "midpoint", "steps": 50, "count": 64}
+    ex.add_named_config(named, dict(zip(("network", "task"), own, strict=True)) | one_start)
+
+
+@ex.named_config  # a ResNet (or network=vit) whose runs have nothing in common
+def deep():
+    network = "resnet"
+    task = "digits"
+    iterations = 3000
+    batch = 32
+    count = 128
 
 
 @ex.option_hook

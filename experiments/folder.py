@@ -79,6 +79,12 @@ def write_json(path: Path, content: Mapping) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def setting(config: Mapping, option: str):
+    """The value of an option, which may stand in a group, as zoo.origin."""
+    group, _, name = option.rpartition(".")
+    return config[group][name] if group else config[name]
+
+
 def today(config: Mapping) -> dict:
     """The configuration of a run, a flow or its samples in today's words, with options that it is older than."""
     config = flows.today(config)
