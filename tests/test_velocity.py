@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from geoflow import apply_symmetry, fit, graph_of, permute, random_symmetry, sample, spec_of
+from geoflow import apply_symmetry, fit, graph_of, pack, permute, random_symmetry, sample, spec_of, unpack
 from geoflow.chart import FLOWS, fit_chart
 from geoflow.symmetry import Symmetry
 from geoflow.velocity import IdentifiedTransformer, MLPVelocity, RelationalTransformer, complete_sizes
@@ -76,6 +76,34 @@ def test_a_unit_is_the_same_unit_at_all_sites_of_its_group(name):
         change = (field(graph, x[:, order], t) - v[:, order]).abs().max() / v.abs().max()
         moves_nothing = torch.equal(order, torch.arange(graph.size))
         assert moves_nothing or change > 1e-3, f"a lone move of {graph.spec.sites[number]} changes the field by {change:.1g}"
+
+
+def test_gates_are_told_apart():
+    """Exchanging two whole gates of an LSTM is no symmetry, and the field sees it: each gate has a wire of its own kind."""
+    make, example = NETWORKS["lstm"]
+    spec = spec_of(make(), example())
+    graph = graph_of(spec)
+    field, (x, t) = randomised(graph), inputs(graph, nets=1)
+    entries = unpack(spec, torch.arange(spec.weights).double())
+    for name in (name for name in entries if name.startswith("layer.")):
+        gates = list(entries[name].chunk(4))
+        gates[0], gates[1] = gates[1], gates[0]
+        entries[name] = torch.cat(gates)
+    order = pack(spec, entries).long()
+    v = field(graph, x, t)
+    assert (field(graph, x[:, order], t) - v[:, order]).abs().max() > 1e-3 * v.abs().max()
+
+
+def test_ties_that_were_never_seen_are_named():
+    plain, normed = (graph_of(spec_of(network, torch.zeros(2, 5))) for network in (bare(), bare(torch.nn.LayerNorm(4))))
+    field = randomised(plain)
+    field.node_in.update({part.key: torch.nn.Linear(1, 16) for part in normed.of_units})  # it would know their features
+    with pytest.raises(ValueError, match="never seen units tied by 'norm'; it knows no such ties"):
+        field(normed, *inputs(normed))
+
+
+def bare(*between):
+    return torch.nn.Sequential(torch.nn.Linear(5, 4), *between, torch.nn.Tanh(), torch.nn.Linear(4, 2))
 
 
 def shared_sites(spec):
