@@ -128,6 +128,14 @@ def sampled_with(checkpoint: str, names: Iterable[str]) -> dict:
     return {name: config[name] for name in names if config.get(name) is not None}
 
 
+def config_of(checkpoint: str) -> Mapping:
+    """The configuration of the run around a checkpoint. Raises FileNotFoundError where there is only a flow."""
+    path = flow_file(checkpoint).parent / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: this command needs the run folder of the flow, which says how its zoo was trained.")
+    return today(read_json(path))
+
+
 def described(checkpoint: str) -> Mapping:
     """What the flow of a checkpoint was made with; where only samples are left, what their flow was made with."""
     flow, samples = flow_file(checkpoint), samples_file(checkpoint)

@@ -20,7 +20,7 @@ from geoflow.zoo.tasks import TASKS
 from geoflow.zoo.train import SCHEDULES
 
 DEVICES = ("auto", "cpu", "cuda")
-FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen")  # the commands on a saved flow
+FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages")  # the commands on a saved flow
 OF_NETWORKS = tuple(dict.fromkeys(option for network in NETWORKS.values() for option in network.options))  # each has some of them
 NETWORK = ("task", "network", *OF_NETWORKS)  # what says which network is made
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
