@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 
 from geoflow.choices import choose
+from geoflow.training import AUTO
 from geoflow.zoo.networks import NETWORKS, check_reads, options_of
 from geoflow.zoo.recipes import zoo_defaults
 
 STANDARD = "mlp"  # the network where none is asked for
+VELOCITY_OF = {"independent": "transformer", "shared": "identified"}  # origin of a zoo: the field that serves it
 OF_NETWORKS = tuple(dict.fromkeys(option for network in NETWORKS.values() for option in network.options))  # each has some of them
 NETWORK = ("task", "network", *OF_NETWORKS)  # what says which network is made
 
 
 def with_defaults(config: Mapping) -> dict:
-    """Of a configuration what says its network, its zoo and its metric, with defaults in place of what was left open.
+    """Of a configuration what says its network, its zoo, its metric and its velocity, with defaults in place of what was left open.
 
     Raises ValueError for an unknown network, task or origin, and for what the network does not have or cannot read.
     """
@@ -23,6 +25,7 @@ def with_defaults(config: Mapping) -> dict:
     default = zoo_defaults(name, task, None if zoo["origin"] is None else str(zoo["origin"])) | {"seed": config["seed"]}
     own = {option: default[option] if config[option] is None else config[option] for option in ("runs", "snapshots")}
     own |= {"zoo": {option: default[option] if value is None else value for option, value in zoo.items()}}
+    own |= {"velocity": VELOCITY_OF[default["origin"]] if config["velocity"] == AUTO else config["velocity"]}
     return network | own | {"metric": _metric(name, config["metric"])}
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from statistics import fmean
 
 import torch
-from jaxtyping import Float
+from draw import recalibrated
+from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from geoflow.flow import Flow
 from geoflow.frame import metric_frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
+from geoflow.statistics import STATISTICS, entries_of, recalibrate
 from geoflow.symmetry import apply_symmetry
 from geoflow.zoo.store import Zoo
 from geoflow.zoo.tasks import Task
@@ -47,11 +49,13 @@ class Exam:
         return found
 
     def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float | None]:
-        """How far two networks are from each other in canonical weights, and how often they predict different classes; None of one."""
+        """How far two networks are from each other in canonical weights, and how often they predict different classes; None of one. Running
+        statistics do not count as weights."""
         if len(thetas) == 1:
             return {"distance": None, "disagreement": None}
         different = disagreement(self.network, self.spec, thetas.to(self.device), self.x)
-        return {"distance": spread(canonical), "disagreement": different}
+        learned = torch.ones(self.spec.weights, dtype=torch.bool).index_fill(0, entries_of(self.spec, *STATISTICS), False)
+        return {"distance": spread(canonical[:, learned]), "disagreement": different}
 
     def _ensemble(self, thetas: Thetas) -> dict:
         found = pooled_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
@@ -80,16 +84,26 @@ def spread_and_scores(exam: Exam, flow: Flow, thetas: Thetas) -> dict:
 
 
 def assess(
-    exam: Exam, flow: Flow, fitted: Zoo, heldout: Zoo, thetas: Thetas, paths: Tensor | None, generator: torch.Generator
+    exam: Exam,
+    flow: Flow,
+    fitted: Zoo,
+    heldout: Zoo,
+    thetas: Thetas,
+    paths: Tensor | None,
+    generator: torch.Generator,
+    seen: Shaped[Tensor, "examples ..."] | None,
 ) -> tuple[dict, Mapping[str, Figure]]:
     """Generated networks beside the zoo that the flow was fitted to and beside the baselines: what metrics.json says, and the figures.
 
-    Baselines are made in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances. How new networks
-    are is measured by the ruler of the zoo, the same for every flow.
+    Baselines are made in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances. Their running
+    statistics are measured anew on the training inputs `seen`, as those of the generated networks were (None: they were not); the zoo's
+    networks keep theirs. How new networks are is measured by the ruler of the zoo, the same for every flow.
     `paths` [times, nets, size] are the points of the sampler on its way; without them there is no figure of the weights.
     """
     train, new = (flow.canonical(networks) for networks in (fitted.networks, thetas))
     made = {name: baseline(name, flow, train, len(thetas), generator) for name in BASELINES}
+    if seen is not None:
+        made = {name: recalibrate(exam.network, exam.spec, one.to(exam.device), seen.to(exam.device)).cpu() for name, one in made.items()}
     scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
     some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]
     found, placed, distances = _how_new(exam, fitted, {"generated": thetas, "heldout": heldout.networks, **made})
@@ -102,6 +116,7 @@ def assess(
         "diversity": {
             name: exam.diversity(canonical, networks) for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
         },
+        **recalibrated(exam.spec, seen),
     }
     figures = {
         "scores": plot_scores(scores),

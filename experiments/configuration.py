@@ -43,7 +43,7 @@ def config():
     flow = "geometric"  # euclidean, normalized, geometric or geometric_polar
     metric = None  # inputs or weights: how long a row of weights on the inputs is; default: inputs, and weights where they are sentences
     align = True  # whether the flow sees the units of every network in the order of the zoo's centre, or as they came
-    velocity = "transformer"  # transformer, identified or mlp
+    velocity = "auto"  # transformer, identified, mlp, or auto: identified for zoos from one common start, else transformer
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint
@@ -61,6 +61,7 @@ def config():
     steps = None
     start = None  # the time that sampling begins at, so far from noise towards the centre of the aligned zoo
     sharpness = None  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
+    recalibrate = None  # auto or never: measure running statistics anew, where the network has any; default: as the checkpoint, else auto
     guidance = 0.0  # strength of the pull towards a low training loss
     checkpoint = None  # for the further commands: a run folder or a flow.safetensors
     # where and with which random numbers
@@ -122,14 +123,37 @@ def mnist32():
     sharpness = 1.5
 
 
-for named, own in {"cnn14": {"network": "cnn"}, "resnet14": {"network": "resnet"}, "vit14": {"network": "vit"}}.items():
-    ex.add_named_config(named, own | {"task": "mnist14"})
+@ex.named_config  # two pre-norm blocks of width 16 on the digits
+def residual_mlp():
+    network = "residual_mlp"
+    task = "digits"
+    iterations = 3000
+    batch = 64
 
 
-@ex.named_config  # sentiment of film reviews
-def bert():
-    network = "bert"
-    task = "sst2"
+@ex.named_config  # two convolutions and a hidden layer
+def cnn14():
+    network = "cnn"
+    task = "mnist14"
+    runs = 1170
+    iterations = 4000
+    batch = 64
+    count = 128
+
+
+# from one common start: the Gaussian of every coordinate is a good beginning, and few steps are to learn
+for named, own in {"resnet14": ("resnet", "mnist14"), "vit14": ("vit", "mnist14"), "bert": ("bert", "sst2")}.items():
+    one_start = {"iterations": 400, "batch": 16, "solver": "midpoint", "steps": 50, "count": 64}
+    ex.add_named_config(named, dict(zip(("network", "task"), own, strict=True)) | one_start)
+
+
+@ex.named_config  # a ResNet (or network=vit) whose runs have nothing in common
+def deep():
+    network = "resnet"
+    task = "digits"
+    iterations = 3000
+    batch = 32
+    count = 128
 
 
 @ex.option_hook

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from collect import network_for, task_for
 from folder import flow_file
+from jaxtyping import Shaped
 from options import SAMPLING, device_of
 from torch import Tensor, nn
 
@@ -14,14 +15,17 @@ from geoflow.guidance import no_guidance, task_guidance
 from geoflow.randomness import randomness
 from geoflow.sampling import sample
 from geoflow.spec import NetworkSpec
+from geoflow.statistics import STATISTICS, entries_of, recalibrate
 from geoflow.wiring import spec_of
 from geoflow.zoo.tasks import Task
 
 GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
+MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 
 
 def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Task | None, config: Mapping) -> tuple[Tensor, Tensor]:
-    """New networks [count, weights], and the points [times, nets, size] of some of them on their way. Guidance needs task and network."""
+    """New networks [count, weights], and the points [times, nets, size] of some of them on their way. Guidance needs task and
+    network; without them running statistics stay as the flow drew them."""
     generator, guidance, points = randomness(config["seed"], "sample"), no_guidance, []
     if config["guidance"]:
         some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "guidance"))[:GUIDING_EXAMPLES]
@@ -32,7 +36,30 @@ def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Tas
         sharpness=config["sharpness"], guidance=guidance, generator=generator,
         watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=True,
     )  # fmt: skip
+    seen = None if task is None else measuring_examples(spec, task, config, flow.config["seed"])
+    if seen is not None:
+        thetas = recalibrate(network, spec, thetas, seen.to(thetas.device), progress=True)
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def recalibrates(spec: NetworkSpec, config: Mapping) -> bool:
+    """Whether networks have running statistics, and these are to be measured anew."""
+    return config["recalibrate"] == "auto" and len(entries_of(spec, *STATISTICS)) > 0
+
+
+def measuring_examples(spec: NetworkSpec, task: Task, config: Mapping, seed: int) -> Shaped[Tensor, "examples ..."] | None:
+    """The training inputs that running statistics are measured on, chosen by the seed of the flow; None where none are measured."""
+    if not recalibrates(spec, config):
+        return None
+    some = torch.randperm(len(task.x_train), generator=randomness(seed, "recalibrate"))[:MEASURING_EXAMPLES]
+    return task.x_train[some]
+
+
+def recalibrated(spec: NetworkSpec, seen: Tensor | None) -> dict[str, int | None]:
+    """For the record: on how many examples running statistics were measured anew; 0 where they were not, None where there are none."""
+    if not len(entries_of(spec, *STATISTICS)):
+        return {"recalibrated": None}
+    return {"recalibrated": 0 if seen is None else len(seen)}
 
 
 def load_flow(config: Mapping) -> Flow:

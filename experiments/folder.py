@@ -79,6 +79,12 @@ def write_json(path: Path, content: Mapping) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def setting(config: Mapping, option: str):
+    """The value of an option, which may stand in a group, as zoo.origin."""
+    group, _, name = option.rpartition(".")
+    return config[group][name] if group else config[name]
+
+
 def today(config: Mapping) -> dict:
     """The configuration of a run, a flow or its samples in today's words, with options that it is older than."""
     config = flows.today(config)
@@ -120,6 +126,14 @@ def sampled_with(checkpoint: str, names: Iterable[str]) -> dict:
     path = flow_file(checkpoint).parent / "config.json"
     config = read_json(path) if path.exists() else {}
     return {name: config[name] for name in names if config.get(name) is not None}
+
+
+def config_of(checkpoint: str) -> Mapping:
+    """The configuration of the run around a checkpoint. Raises FileNotFoundError where there is only a flow."""
+    path = flow_file(checkpoint).parent / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: this command needs the run folder of the flow, which says how its zoo was trained.")
+    return today(read_json(path))
 
 
 def described(checkpoint: str) -> Mapping:

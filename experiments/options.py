@@ -19,17 +19,18 @@ from geoflow.zoo.tasks import TASKS
 from geoflow.zoo.train import SCHEDULES
 
 DEVICES = ("auto", "cpu", "cuda")
-FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen")  # the commands on a saved flow
+FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages")  # the commands on a saved flow
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
     "ema", "part",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "seed")
+SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recalibrate", "seed")
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
-SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0}
+RECALIBRATE = ("auto", "never")
+SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "recalibrate": "auto"}
 
 CHOICES: dict[str, Mapping | tuple] = {
     **training.CHOICES,
@@ -41,6 +42,7 @@ CHOICES: dict[str, Mapping | tuple] = {
     "norm": NORMS,
     "device": DEVICES,
     "part": PARTS,
+    "recalibrate": RECALIBRATE,
 }
 
 Number = tuple[type | tuple, Callable[[float], bool], str]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from assess import Exam, assess
 from collect import collect
+from draw import measuring_examples
 from folder import commit, flow_file, read_json, read_samples, samples_file, today, write_json
 from options import device_of
 
@@ -24,13 +25,14 @@ from geoflow.training import fingerprint
 def rescore(run: Path, device: str) -> dict:
     """Write what `assess` says today of the networks of a run folder; returns it."""
     old, config = (read_json(run / name) for name in ("metrics.json", "config.json"))
-    config = today(config)
+    config = {"recalibrate": "auto"} | today(config)  # which older runs do not say
     flow, samples = Flow.load(flow_file(str(run)), device), read_samples(samples_file(str(run)))
     found = collect(config, device)
     if flow.config["zoo"] != fingerprint(found.fitted.networks):
         raise ValueError(f"{run}: the zoo of its configuration is not the one that its flow was fitted to.")
     exam = Exam(found.network, found.spec, found.task, device)
-    metrics, figures = assess(exam, flow, found.fitted, found.heldout, samples.thetas, None, randomness(config["seed"], "evaluate"))
+    seen = measuring_examples(found.spec, found.task, config, config["seed"])
+    metrics, figures = assess(exam, flow, found.fitted, found.heldout, samples.thetas, None, randomness(config["seed"], "evaluate"), seen)
     metrics |= {name: value for name, value in old.items() if name not in metrics} | {"flow": config["flow"]}
     metrics |= {"rescored": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}}
     write_json(run / "metrics.json", metrics)

@@ -4,9 +4,11 @@ from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS
 from geoflow.evaluation.metrics import evaluate
 from geoflow.flow import Flow
-from geoflow.graph import graph_of, to_pyg
+from geoflow.graph import graph_of
 from geoflow.guidance import task_guidance
+from geoflow.pyg import to_pyg
 from geoflow.sampling import sample
+from geoflow.statistics import recalibrate
 from geoflow.symmetry import apply_symmetry, permute, random_symmetry, rescale
 from geoflow.training import fit
 from geoflow.vector import pack, unpack
@@ -24,6 +26,7 @@ __all__ = [
     "pack",
     "permute",
     "random_symmetry",
+    "recalibrate",
     "rescale",
     "rule",
     "sample",

@@ -13,10 +13,11 @@ from geoflow.frame import UNTURNED, Frame, fit_moments, principal_frame
 from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
+from geoflow.statistics import entries_of, exp_variances, log_variances
 
 Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation)
 DEAD = 1e-5  # a row below this norm belongs to a dead unit, not to one of norm 1 that a flat flow missed
-TINY_VARIANCE = 1e-8  # keeps the logarithm of a batch norm's variance finite
+FLOOR = 1e-2  # the least standard deviation of a coordinate, in units of the noise
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,16 @@ class Chart:
     Flat coordinates are standardised by role (kind of tensor and of the sites it joins), weights by root fan-in before, so that the
     statistics serve other widths; variances of batch norm are taken by their logarithm. Before all that, weights on an input are brought
     to the axes of `frame`; in these coordinates the weight vectors are canonical, and rows have norm 1.
+
+    `own` are mean and standard deviation of every single coordinate over the zoo, in units of the noise. They are kept for fields that
+    know units by their place; other fields know what the frame says of each axis of the inputs.
     """
 
     spec: NetworkSpec
     recipe: Recipe
     statistics: Statistics
     frame: Frame = UNTURNED
+    own: Float[Tensor, "2 _size"] | None = None
 
     @cached_property
     def outputs(self) -> tuple[Int[Tensor, " entries"], ...]:
@@ -95,8 +100,28 @@ class Chart:
 
     @cached_property
     def moments(self) -> Float[Tensor, "2 size"]:
-        """Mean and standard deviation of each coordinate over the zoo, in units of the noise, as far as the frame knows them."""
-        return self.frame.along(self.graph)
+        """Mean and standard deviation of each coordinate over the zoo, in units of the noise, as far as they are known."""
+        return self.frame.along(self.graph) if self.own is None else self.own
+
+    @cached_property
+    def middle(self) -> tuple[Float[Tensor, "1 size"], Float[Tensor, "1 size"]]:
+        """On each sphere the direction of the zoo's mean, and the length of that mean, in every coordinate of the sphere."""
+        mean = (self.moments[0] / self.scale)[None]
+        length = self.manifold.cosines(mean, mean).sqrt()
+        return torch.where(self.flat, 0.0, mean / length.clamp_min(FLOOR)), length.clamp_max(1 - FLOOR**2)
+
+    def knowing_units(self, points: Float[Tensor, "nets size"]) -> "Chart":
+        """This chart with the moments of every coordinate of the zoo that consists of these points.
+
+        To what was seen of a coordinate one network of its role's mean variance is added, and FLOOR in quadrature: what hardly varied in
+        a small zoo is not taken for impossible.
+        """
+        x = points * self.scale.to(points)
+        seen, usual = x.var(0, unbiased=False), torch.zeros_like(x[0])
+        for index in [part.index.flatten() for part in self.graph.parts] + [self.graph.scalars]:
+            usual[index] = seen[index].mean()
+        variance = (len(x) * seen + usual) / (len(x) + 1) + FLOOR**2
+        return replace(self, own=torch.stack([x.mean(0), variance.sqrt()]).cpu())
 
     def point(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch size"]:
         """The point of a canonical weight vector. Raises ValueError for a dead unit, whose direction on a sphere is undefined."""
@@ -121,9 +146,7 @@ class Chart:
         weights, norms = raw.split([self.spec.weights, len(self.outputs)], -1)
         for index, norm in zip(self.outputs, norms.unbind(-1), strict=True):
             weights = weights.index_copy(-1, index.to(x.device), weights[..., index] * norm.exp().unsqueeze(-1))
-        if len(self._variances):
-            variances = (weights[..., self._variances].exp() - TINY_VARIANCE).clamp_min(0)
-            weights = weights.index_copy(-1, self._variances.to(x.device), variances)
+        weights = exp_variances(weights, self._variances)
         if self.recipe.balance and not self.recipe.spheres:
             weights = self._with_rows_of_norm_one(weights)
         return self.frame.turn_back(self.graph, weights)
@@ -150,21 +173,14 @@ class Chart:
             norm = theta[..., index].norm(dim=-1, keepdim=True)
             theta = theta.index_copy(-1, index.to(theta.device), theta[..., index] / norm)
             norms.append(norm.log())
-        if len(self._variances):
-            theta = theta.index_copy(-1, self._variances.to(theta.device), (theta[..., self._variances] + TINY_VARIANCE).log())
-        return torch.cat([theta, *norms], -1) * self._root_fan.to(theta)
+        return torch.cat([log_variances(theta, self._variances), *norms], -1) * self._root_fan.to(theta)
 
     def _standardised(self, raw: Tensor) -> Tensor:
         return torch.where(self.flat.to(raw.device), (raw - self._mean.to(raw)) / self._divisor.to(raw), raw)
 
     @cached_property
     def _variances(self) -> Tensor:
-        ranges = [
-            torch.arange(offset, offset + tensor.numel)
-            for tensor, offset in zip(self.spec.tensors, self.spec.offsets, strict=True)
-            if tensor.kind == "running_var"
-        ]
-        return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.long)
+        return entries_of(self.spec, "running_var")
 
     @cached_property
     def _root_fan(self) -> Tensor:
@@ -178,7 +194,7 @@ class Chart:
     def roles(self) -> dict[str, Int[Tensor, " coordinates"]]:
         """The flat coordinates of each role."""
         roles: dict[str, list[Tensor]] = {}
-        for part in (*self.graph.blocks, *self.graph.features):
+        for part in self.graph.parts:
             roles.setdefault(part.key, []).append(part.index.flatten())
         for number, coordinate in enumerate(self.graph.scalars):
             roles[f"scalar:{number}"] = [coordinate[None]]
@@ -193,7 +209,7 @@ class Chart:
                 f"The flow has never seen flat coordinates of the role {unseen[0]!r}; it knows {', '.join(sorted(self.statistics))}."
                 + cure * self.recipe.spheres
             )
-        parts = {part.key for part in (*self.graph.blocks, *self.graph.features)}
+        parts = {part.key for part in self.graph.parts}
         if curved := sorted(parts & set(self.statistics) - set(self.roles)):
             raise ValueError(f"The flow knows the role {curved[0]!r} as flat coordinates, not on spheres." + cure)
 

@@ -1,6 +1,7 @@
 """Run many networks of one architecture at once."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,10 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from geoflow.canonical.matching import check_zoo
+from geoflow.spec import NetworkSpec
+from geoflow.vector import check_state
+
 MOST = 0.9  # of the inputs vary: where more do, choosing them costs more than it saves
 
 
@@ -19,6 +24,9 @@ def run(
     network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "examples ..."], rims: "Rims | None" = None
 ) -> Float[Tensor, "nets examples ..."]:
     """The outputs of all networks whose state dicts are stacked in `states` [nets, ...]; of `network` the forward pass alone matters.
+
+    What the forward pass leaves on modules, such as a table of its weights, ends with this call. A table that a module makes before, in
+    eval() or in an earlier pass of the caller's, is that of the module's own weights: compare with `itself` where that may be.
 
     `rims` remembers what is the same in all examples of x: give it again where more networks run on this very x.
 
@@ -29,13 +37,58 @@ def run(
     """
 
     def outputs(state: dict[str, Tensor]) -> Tensor:
-        return functional_call(network, state, (x,), tie_weights=False)  # a state dict holds tied weights under each of their names
+        fresh = deepcopy(network, {id(entry): entry for entry in network.state_dict(keep_vars=True).values()})
+        return functional_call(fresh, state, (x,), tie_weights=False)  # a state dict holds tied weights under each of their names
 
     if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap knows no recurrent layers
         nets = len(next(iter(states.values())))
         return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
     with WideProducts(rims), sdpa_kernel(SDPBackend.MATH):  # vmap would call the fused attention once for every network
         return vmap(outputs)(dict(states))
+
+
+def faster_together(network: nn.Module, x: Shaped[Tensor, "examples ..."]) -> bool:
+    """Whether `run` is faster than one network after the other: on a GPU always, on a CPU where only linear layers read rows of numbers.
+
+    Their products join to wide ones. All else is slower under vmap. Milliseconds per network for 1,000 examples on one thread of a CPU,
+    together and alone: vit 629 and 179, bert 300 and 69, cnn 114 and 49, resnet 112 and 69, residual_mlp 5 and 3; 1,000 mlps together
+    take a quarter of the time.
+    """
+    learned = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
+    rows = x.ndim == 2 and x.is_floating_point()
+    return x.device.type != "cpu" or (rows and all(isinstance(module, nn.Linear) for module in learned))
+
+
+def itself(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A network of its own with this state dict loaded, in evaluation mode, on the device and in the precision of the state.
+
+    Tables that modules keep of their weights are made from these: a module drops them when training begins, and so they are dropped.
+    """
+    twin = copy_of(network).to(next(value for value in state.values() if value.is_floating_point()))
+    twin.load_state_dict(state)
+    return twin.train().eval()
+
+
+def copy_of(network: nn.Module) -> nn.Module:
+    """A copy of the caller's network. Raises ValueError where it holds what cannot be copied."""
+    try:
+        return deepcopy(network)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{type(network).__name__} cannot be copied: {reason}. Where a module keeps a tensor made of its weights, network.train() "
+            "drops it; or build the network anew."
+        ) from error
+
+
+def check_population(network: nn.Module, spec: NetworkSpec, thetas: Float[Tensor, "..."]) -> None:
+    """Raise ValueError where there is no network, and where weights are not finite, or not of this network."""
+    if thetas.ndim != 2:
+        raise ValueError(f"thetas must be [nets, weights], not {tuple(thetas.shape)}; one network is theta[None].")
+    if len(thetas) == 0:
+        raise ValueError("There is no network to evaluate: thetas is empty.")
+    check_zoo(spec, thetas, "population")
+    check_state(spec, network.state_dict())
 
 
 class WideProducts(TorchFunctionMode):

@@ -14,13 +14,13 @@ from torch import nn
 import geoflow
 from geoflow import fit, spec_of
 from geoflow.canonical.scaling import incoming
-from geoflow.evaluation import comparisons, plots
-from geoflow.evaluation import metrics as metrics_module
+from geoflow.evaluation import comparisons, plots, predictions
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
 from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, scores, summary
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
 from geoflow.evaluation.report import metrics_table, write_report
 from geoflow.evaluation.ruler import fit_ruler, layers_of
+from geoflow.statistics import STATISTICS, entries_of
 from geoflow.symmetry import permute, rescale
 from geoflow.zoo.networks import mlp
 
@@ -47,7 +47,7 @@ def networks():
 @pytest.mark.parametrize("part", [1000, 20])
 @pytest.mark.parametrize("batch", [1, 120, 2**18])
 def test_evaluate_equals_one_network_after_the_other(networks, batch, part, monkeypatch):
-    monkeypatch.setattr(metrics_module, "PART", part)
+    monkeypatch.setattr(predictions, "PART", part)
     nets, spec, thetas, x, y = networks
     together = evaluate(nets[0], spec, thetas, x, y, batch=batch)
     for i, net in enumerate(nets):
@@ -96,7 +96,7 @@ def test_of_equal_classes_the_first_is_predicted():
 @pytest.mark.parametrize("part", [1000, 20])
 @pytest.mark.parametrize("pool", ["linear", "log"])
 def test_ensembles_average_probabilities_or_log_probabilities(networks, pool, part, monkeypatch):
-    monkeypatch.setattr(metrics_module, "PART", part)
+    monkeypatch.setattr(predictions, "PART", part)
     nets, spec, thetas, x, y = networks
     thetas = 5 * thetas  # confident networks, where the two averages differ
     for net, theta in zip(nets, thetas, strict=True):
@@ -255,6 +255,55 @@ def test_pca_gaussian_stays_in_the_span():
     assert torch.linalg.matrix_rank(made - few.mean(0)) == 3
 
 
+@pytest.fixture(scope="module")
+def normed():
+    """A flow on networks with batch norm whose running variances differ by factors of a thousand; examples, classes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3), nn.BatchNorm1d(3))
+    x, y = torch.randn(60, 4), torch.randint(3, (60,))
+    spec = geoflow.spec_of(network, x[:2])
+    thetas = geoflow.pack(spec, network.state_dict()) + 0.3 * torch.randn(40, spec.weights, generator=seeded())
+    variances = entries_of(spec, "running_var")
+    thetas[:, variances] = (2 * torch.randn(40, len(variances), generator=seeded(1))).exp()
+    return network, fit(spec, thetas, iterations=1, batch=8, progress=False), thetas, x, y
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_have_positive_variances_and_score(normed, name):
+    network, flow, thetas, x, y = normed
+    made = baseline(name, flow, flow.canonical(thetas), 200, seeded())
+    assert (made[:, entries_of(flow.spec, "running_var")] > 0).all()
+    assert evaluate(network, flow.spec, made, x, y).nll.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["mean_network", "rescaled_mean", "interpolation", "gaussian", "pca_gaussian", "noised"])
+def test_baselines_average_and_draw_variances_by_their_logarithm(normed, name):
+    """The mean logarithm is the zoo's. Interpolation and noise keep it on average: the standard error of 200 draws is below .2."""
+    _, flow, thetas, _, _ = normed
+    variances = entries_of(flow.spec, "running_var")
+    zoo = flow.canonical(thetas)
+    logs = (one[:, variances].log().mean(0) for one in (baseline(name, flow, zoo, 400, seeded()), zoo))
+    torch.testing.assert_close(*logs, atol=1e-4 if "mean" in name else 0.6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mean_network", "gaussian", "pca_gaussian", "noised"])
+def test_without_variances_baselines_are_plain_sums_bit_for_bit(flow, zoo, name):
+    draw = seeded()
+    made = {
+        "mean_network": lambda: zoo.mean(0, keepdim=True),
+        "gaussian": lambda: zoo.mean(0) + zoo.std(0) * torch.randn(9, 5, generator=draw).double(),
+        "pca_gaussian": lambda: zoo.mean(0) + (torch.randn(9, 300, generator=draw).double() / 299**0.5) @ (zoo - zoo.mean(0)),
+        "noised": lambda: zoo[torch.randint(300, (9,), generator=draw)] + NOISE * zoo.std(0) * torch.randn(9, 5, generator=draw).double(),
+    }
+    assert torch.equal(baseline(name, flow, zoo, 9, seeded()), made[name]())
+
+
+def test_retrieval_copies_variances_bit_for_bit(normed):
+    _, flow, thetas, _, _ = normed
+    made = baseline("retrieval", flow, thetas, 20, seeded())
+    assert all((network == thetas).all(1).any() for network in made)
+
+
 @pytest.fixture
 def relu_flow():
     spec = spec_of(mlp(3, [4], 2), torch.zeros(1, 3))
@@ -395,6 +444,18 @@ def test_the_ruler_knows_networks_that_compute_the_same(generator):
     torch.testing.assert_close(ruler.place(rescale(spec, permute(spec, zoo, order), scale)), ruler.place(zoo), atol=1e-4, rtol=1e-4)
 
 
+def test_running_statistics_do_not_count_in_distances(normed, generator):
+    """A copy whose statistics were measured anew is a copy."""
+    _, flow, thetas, _, _ = normed
+    ruler, spec = fit_ruler(flow.spec, thetas), flow.spec
+    index = entries_of(spec, *STATISTICS)
+    again = thetas.index_copy(1, index, torch.rand(len(thetas), len(index), generator=generator) + 0.1)
+    torch.testing.assert_close(ruler.place(again), ruler.place(thetas))
+    counted = torch.cat(list(layers_of(spec).values())).sort().values
+    assert torch.equal(torch.cat([counted, index]).sort().values, torch.arange(spec.weights))
+    assert spread(ruler.place(thetas)) == pytest.approx(1, rel=0.05)
+
+
 def test_a_copied_layer_is_seen_by_itself():
     spec, zoo = some_zoo(200, 0)
     ruler, fresh = fit_ruler(spec, zoo), some_zoo(100, 1)[1]
@@ -529,7 +590,9 @@ def test_report_tells_the_run_and_shows_only_figures_that_exist(metrics, tmp_pat
         '"hidden"',
     ):
         assert part in text
-    assert "scores.png" not in text
+    assert "scores.png" not in text and "unning statistics" not in text
+    for examples, words in ((2000, "were measured anew on 2,000 training inputs"), (0, "were not measured anew")):
+        assert words in write_report(tmp_path, metrics | {"recalibrated": examples}, {}).read_text(encoding="utf-8")
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table[: 2 + 10]}) == 1
 

@@ -6,7 +6,8 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from geoflow import pack, spec_of, unpack
-from geoflow.population import Rims, WideProducts, run
+from geoflow.population import Rims, WideProducts, itself, run
+from tests.keeping import Keeping
 from tests.networks import NETWORKS
 
 
@@ -21,6 +22,45 @@ def test_every_network_answers_as_it_does_alone(name, generator):
     together = run(network, unpack(spec, thetas), x)
     alone = torch.stack([functional_call(network, unpack(spec, theta), (x,), tie_weights=False) for theta in thetas])
     assert torch.allclose(together, alone, atol=1e-9)
+
+
+def test_what_a_forward_pass_leaves_on_modules_ends_with_it(generator):
+    """A table of the weights of earlier networks, or of the number of them, would be met by the later."""
+    network, x = Keeping("forward").eval(), torch.randn(6, 5, generator=generator)
+    spec = spec_of(Keeping(), x)
+    for nets in (3, 3, 2):
+        states = unpack(spec, torch.randn(nets, spec.weights, generator=generator))
+        alone = [itself(network, {name: value[i] for name, value in states.items()})(x) for i in range(nets)]
+        torch.testing.assert_close(run(network, states, x), torch.stack(alone))
+        assert network.kept == {}
+
+
+class Gated(nn.Module):
+    """A recurrent layer, which vmap does not know, and a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.table = nn.GRU(5, 5, batch_first=True), Keeping("forward")
+
+    def forward(self, x):
+        return self.table(self.gru(x)[0][:, -1])
+
+
+def test_networks_that_run_one_after_the_other_keep_no_table_of_each_other(generator):
+    network, x = Gated().eval(), torch.randn(6, 3, 5, generator=generator)
+    states = {name: torch.randn(3, *value.shape, generator=generator) for name, value in network.state_dict().items()}
+    alone = [itself(network, {name: value[i] for name, value in states.items()})(x) for i in range(3)]
+    torch.testing.assert_close(run(network, states, x), torch.stack(alone))
+
+
+def test_a_network_itself_is_loaded_and_in_evaluation_mode_and_leaves_the_callers_alone(generator):
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = {name: torch.rand_like(value.double()) if value.is_floating_point() else value for name, value in before.items()}
+    twin = itself(network, state)
+    assert all(torch.equal(value, state[name]) for name, value in twin.state_dict().items())  # in double precision, as the state
+    assert not any(module.training for module in twin.modules()) and all(module.training for module in network.modules())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("bias", [True, False])

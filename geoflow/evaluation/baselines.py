@@ -1,6 +1,7 @@
 """Make new weight vectors the easy ways, which a flow has to beat."""
 
 from collections.abc import Callable
+from functools import wraps
 
 import torch
 from jaxtyping import Float
@@ -8,39 +9,57 @@ from torch import Generator, Tensor
 
 from geoflow.choices import choose
 from geoflow.flow import Flow
+from geoflow.statistics import entries_of, exp_variances, log_variances
 
 NOISE = 0.3
 
 Thetas = Float[Tensor, "nets weights"]
 Made = Float[Tensor, "made weights"]
+Make = Callable[[Flow, Thetas, int, Generator], Made]
 
 
+def by_logarithm(make: Make) -> Make:
+    """Running variances enter and leave as logarithms, as in the flow's chart: they come out positive, and their mean is geometric."""
+
+    @wraps(make)
+    def made(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
+        variances = entries_of(flow.spec, "running_var")
+        return exp_variances(make(flow, log_variances(thetas, variances), count, generator), variances)
+
+    return made
+
+
+@by_logarithm
 def mean_network(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """The average of all networks, [1, weights] whatever the count: there is only one."""
+    """The average of all networks, [1, weights] whatever the count: there is only one. Of running variances it is the geometric mean."""
     return thetas.mean(0, keepdim=True)
 
 
 def rescaled_mean(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """The average in the flow's canonical scale: rows that averaging has shortened have norm 1 again, where the zoo's have."""
-    return flow.chart.nearest(thetas.mean(0, keepdim=True))
+    return flow.chart.nearest(mean_network(flow, thetas, count, generator))
 
 
 def interpolation(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """(1 - a) theta_i + a theta_j, rescaled, of two different networks drawn at random, the second aligned to the first; a uniform.
 
-    Source: Ainsworth et al., Git Re-Basin, 2023.
+    Running variances are interpolated by their logarithm. Source: Ainsworth et al., Git Re-Basin, 2023.
     """
     first = _draw(len(thetas), count, generator)
     second = (first + 1 + _draw(len(thetas) - 1, count, generator)) % len(thetas)
-    aligned = flow.canonical(thetas[second], thetas[first])
-    return flow.chart.nearest(torch.lerp(thetas[first], aligned, torch.rand(count, 1, generator=generator).to(thetas)))
+    variances = entries_of(flow.spec, "running_var")
+    ends = (log_variances(one, variances) for one in (thetas[first], flow.canonical(thetas[second], thetas[first])))
+    between = torch.lerp(*ends, torch.rand(count, 1, generator=generator).to(thetas))
+    return flow.chart.nearest(exp_variances(between, variances))
 
 
+@by_logarithm
 def gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """A Gaussian with the mean and the variance of each coordinate, coordinates independent."""
     return thetas.mean(0) + thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
 
 
+@by_logarithm
 def pca_gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """The Gaussian with the networks' mean and their full sample covariance, of rank min(nets - 1, weights).
 
@@ -52,6 +71,7 @@ def pca_gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -
     return mean + z @ (thetas - mean)
 
 
+@by_logarithm
 def noised(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """Networks drawn at random, with Gaussian noise of NOISE times each coordinate's standard deviation."""
     return retrieval(flow, thetas, count, generator) + NOISE * thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
@@ -62,7 +82,7 @@ def retrieval(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> M
     return thetas[_draw(len(thetas), count, generator)]
 
 
-BASELINES: dict[str, Callable[[Flow, Thetas, int, Generator], Made]] = {
+BASELINES: dict[str, Make] = {
     "mean_network": mean_network,
     "rescaled_mean": rescaled_mean,
     "interpolation": interpolation,
@@ -75,7 +95,8 @@ BASELINES: dict[str, Callable[[Flow, Thetas, int, Generator], Made]] = {
 
 def baseline(name: str, flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """`count` weight vectors (one where there is only one mean) from the baseline `name` of BASELINES, given training networks in the
-    flow's canonical form.
+    flow's canonical form. Running variances are averaged and drawn by their logarithm, as the flow has them. Running statistics do not
+    fit averaged or noised weights as they fit trained ones: `geoflow.recalibrate` measures them anew.
 
     Raises ValueError for an unknown name, an empty zoo, and a zoo of one network, which has no spread.
 

@@ -1,9 +1,7 @@
 """Measure how well networks predict: accuracy, likelihood and calibration."""
 
-from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from math import log
 
 import torch
@@ -11,14 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from geoflow.canonical import check_zoo
 from geoflow.choices import choose
-from geoflow.population import Rims, run
+from geoflow.evaluation.predictions import divided, predictors
 from geoflow.spec import NetworkSpec
-from geoflow.vector import State, check_state, unpack
 
 ECE_BINS = 15
-PART = 1000  # examples in work at once: with a few hundred networks their activations fit the cache
 
 
 @dataclass(frozen=True)
@@ -38,14 +33,18 @@ def evaluate(
     x: Float[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
     batch: int = 2 * 10**5,
+    batch_size: int | None = None,
 ) -> Scores:
     """The scores of every network on the examples (x, y). Of `network` only the forward pass in evaluation mode matters, not its weights.
 
-    Examples are taken in parts, as by a loader; `batch` bounds how many pairs of a network and an example are in work at once (at least one
-    network with one part).
+    They are those of each network by itself, whichever networks and examples are evaluated beside it; `predictors` says how that is made
+    sure of. A network whose answer depends on the other examples of its batch, as with batch norm without running statistics, has no
+    scores but on given batches: it is refused, unless `batch_size` says which. Then examples are taken in their order, `batch_size` at
+    a time and the rest at the end, as a loader without shuffling gives them. `batch` bounds how many pairs of a network and an example
+    are in work at once (at least one network with one part).
 
-    Raises ValueError if there is no network or no example, for weights that are not finite or not of this network, and for labels that are
-    not one class index for each example.
+    Raises ValueError if there is no network or no example, for weights that are not finite or not of this network, for labels that are
+    not one class index for each example, and for answers that depend on the batch.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)
@@ -54,10 +53,13 @@ def evaluate(
     >>> evaluate(network, spec, theta[None], torch.eye(2), torch.tensor([0, 1])).accuracy
     tensor([1.])
     """
-    predictors = _predictors(network, spec, thetas, x, y, batch)
-    order = y.argsort()  # examples of one class are alike: more inputs are the same in a whole part, and `run` multiplies them once
-    parts = list(zip(x[order].split(PART), y[order].split(PART), strict=True))
-    sums = [sum(_sums(predict(x_part), y_part) for x_part, y_part in parts) for predict in predictors]
+    chunks = predictors(network, spec, thetas, x, batch, batch_size)
+    _check_labels(x, y)
+    if batch_size is None:
+        order = y.argsort()  # examples of one class are alike: more inputs are the same in a whole part, and `run` multiplies them once
+        x, y = x[order], y[order]
+    parts = list(zip(divided(x, batch_size), divided(y, batch_size), strict=True))
+    sums = [sum(_sums(predict(x_part), y_part) for x_part, y_part in parts) for predict in chunks]
     return _scores(torch.cat(sums), len(x))
 
 
@@ -70,15 +72,16 @@ def ensemble_scores(
     y: Int[Tensor, " examples"],
     batch: int = 2 * 10**5,
     pool: str = "linear",
+    batch_size: int | None = None,
 ) -> Scores:
     """The scores [] of all networks together, pooled as POOLS names it: their average probabilities, or their average log-probabilities.
 
     linear is the posterior predictive, p(y|x) = mean_k softmax(f_k(x))_y, which is less sure than its members the more they differ; log is
-    p(y|x) = softmax(mean_k f_k(x))_y, as sure as its members are on average.
+    p(y|x) = softmax(mean_k f_k(x))_y, as sure as its members are on average. `batch_size` as in `evaluate`.
     Source: Genest and Zidek, Combining probability distributions, 1986 (linear and logarithmic opinion pools).
     """
     choose("pool", pool, POOLS)
-    return pooled_scores(network, spec, thetas, x, y, batch, (pool,))[pool]
+    return pooled_scores(network, spec, thetas, x, y, batch, (pool,), batch_size)[pool]
 
 
 @torch.no_grad()
@@ -90,11 +93,14 @@ def pooled_scores(
     y: Int[Tensor, " examples"],
     batch: int = 2 * 10**5,
     pools: Sequence[str] = ("linear", "log"),
+    batch_size: int | None = None,
 ) -> dict[str, Scores]:
     """What `ensemble_scores` gives for each of several pools, from one run of the networks."""
     found: dict[str, list[Tensor]] = {pool: [] for pool in pools}
-    for predict in _predictors(network, spec, thetas, x, y, batch):
-        parts = [{pool: POOLS[pool][0](log_probs) for pool in pools} for log_probs in map(predict, x.split(PART))]
+    chunks = predictors(network, spec, thetas, x, batch, batch_size)
+    _check_labels(x, y)
+    for predict in chunks:
+        parts = [{pool: POOLS[pool][0](log_probs) for pool in pools} for log_probs in map(predict, divided(x, batch_size))]
         for pool in pools:
             found[pool].append(torch.cat([part[pool] for part in parts]))
     return {pool: scores(POOLS[pool][1](POOLS[pool][0](torch.stack(found[pool])), len(thetas)), y) for pool in pools}
@@ -114,11 +120,14 @@ def disagreement(
     thetas: Float[Tensor, "nets weights"],
     x: Float[Tensor, "examples ..."],
     batch: int = 2 * 10**5,
+    batch_size: int | None = None,
 ) -> float:
-    """How often two different networks predict different classes: the share of examples, averaged over all pairs. NaN for one network."""
+    """How often two different networks predict different classes: the share of examples, averaged over all pairs. NaN for one network.
+
+    `batch_size` as in `evaluate`."""
     votes = 0
-    for predict in _predictors(network, spec, thetas, x, torch.zeros(len(x), dtype=torch.long), batch):
-        log_probs = torch.cat([predict(part) for part in x.split(PART)], 1)
+    for predict in predictors(network, spec, thetas, x, batch, batch_size):
+        log_probs = torch.cat([predict(part) for part in divided(x, batch_size)], 1)
         votes = votes + one_hot(log_probs.argmax(-1), log_probs.shape[-1]).sum(0)
     pairs = len(thetas) * (len(thetas) - 1)
     return 1 - (votes * (votes - 1)).sum(-1).double().mean().item() / pairs if pairs else float("nan")
@@ -179,25 +188,6 @@ def summary(scores: Scores) -> dict[str, dict[str, float]]:
     return {name: {"mean": v.mean().item(), "std": v.std().item() if len(v) > 1 else 0.0} for name, v in columns.items()}
 
 
-def _predictors(network, spec, thetas, x, y, batch) -> Iterator[Callable[[Tensor], Float[Tensor, "nets examples classes"]]]:
-    """For one chunk of the networks after the other, the function that gives their log-probabilities on a part of the examples."""
-    if thetas.ndim != 2:
-        raise ValueError(f"thetas must be [nets, weights], not {tuple(thetas.shape)}; one network is theta[None].")
-    if len(thetas) == 0:
-        raise ValueError("There is no network to evaluate: thetas is empty.")
-    if len(x) == 0:
-        raise ValueError("There is no example to evaluate on: x is empty.")
+def _check_labels(x: Tensor, y: Tensor) -> None:
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ValueError(f"y must hold one class index for each of the {len(x)} examples, not {tuple(y.shape)} of {y.dtype}.")
-    check_zoo(spec, thetas, "population")
-    check_state(spec, network.state_dict())
-    network = deepcopy(network).to(thetas.device).eval()  # the caller's keeps its mode
-    chunks = thetas.split(max(1, batch // min(PART, len(x))))
-    rims = Rims()  # for all chunks: they meet the same examples
-    states = ({name: value.contiguous() for name, value in unpack(spec, chunk).items()} for chunk in chunks)
-    return (partial(_log_probabilities, network, some, rims) for some in states)
-
-
-def _log_probabilities(network: nn.Module, states: State, rims: Rims, x: Tensor) -> Float[Tensor, "nets examples classes"]:
-    logits = run(network, states, x, rims).movedim(-1, 1).contiguous()  # examples inmost: sums over classes take whole rows at once
-    return logits.log_softmax(1).movedim(1, -1)

@@ -77,6 +77,7 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
         f"Networks of {metrics['parameters']:,} parameters. Scores on the {part}: mean ± standard deviation over single networks.",
         _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
+        *_statistics(metrics.get("recalibrated")),
         "## Novelty\n\nMedians of the distances to the nearest training run, each layer counting the same; 1 is the root mean square "
         "distance of two training networks. The ratio is generated to train over zoo leave one out: near 0 for copies of training "
         "networks, near 1 for networks as new as another training run; of a layer by itself it is near 0 where that is copied. The share "
@@ -95,6 +96,16 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
     with whole(path) as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _statistics(examples: int | None) -> list[str]:
+    """A line on running statistics, of networks that have any."""
+    if examples is None:
+        return []
+    if not examples:
+        return ["Running statistics of the generated networks and of the baselines were not measured anew."]
+    return [f"Running statistics of the generated networks and of the baselines were measured anew on {examples:,} training inputs; the "
+            "zoo's networks keep theirs."]  # fmt: skip
 
 
 def _rows(metrics: Mapping) -> Iterator[list[str]]:

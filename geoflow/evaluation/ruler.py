@@ -10,12 +10,14 @@ from geoflow.canonical import align, balance, centre
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
+from geoflow.statistics import STATISTICS, entries_of
 
 
 @dataclass(frozen=True, eq=False)
 class Ruler:
     """Coordinates in which the Euclidean distance of two networks of a zoo is 1 on average (root mean square), every layer having the same
-    share of its square. In plain weights nearly all of it would be the last layer's: it holds the scale of all others.
+    share of its square. In plain weights nearly all of it would be the last layer's: it holds the scale of all others. Running statistics
+    do not count: they follow from the weights and the data, and a copy of a network remains one when they are measured anew.
 
     `frame` says how long a row of weights on an input is, `scale` what brings each weight to these units, `reference` where units belong.
     """
@@ -45,6 +47,7 @@ def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Fram
     layers = layers_of(spec)
     variance = align(spec, balanced, first)[0].var(0)
     scale = torch.ones_like(variance)
+    scale[entries_of(spec, *STATISTICS).to(scale.device)] = 0
     for index in layers.values():
         if square := 2 * variance[index].sum().item():
             scale[index] = (square * len(layers)) ** -0.5
@@ -52,12 +55,16 @@ def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Fram
 
 
 def layers_of(spec: NetworkSpec) -> dict[str, Int[Tensor, " weights"]]:
-    """By the site whose units they make, the weights of a network: those on its edges, biases and gains; "shared" belong to no unit."""
+    """By the site whose units they make, the weights of a network: those on its edges, biases and gains; "shared" belong to no unit.
+
+    Running statistics are left out."""
     graph, found = graph_of(spec), {}
-    for site, index in [(block.target, block.index) for block in graph.blocks] + [(part.site, part.index) for part in graph.features]:
+    for site, index in [(block.target, block.index) for block in graph.blocks] + [(part.site, part.index) for part in graph.of_units]:
         found.setdefault(spec.sites[site].name, []).append(index.flatten())
     found |= {"shared": [graph.scalars]} if len(graph.scalars) else {}
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    layers, statistics = {name: torch.cat(parts) for name, parts in found.items()}, entries_of(spec, *STATISTICS)
+    counted = {name: index[~torch.isin(index, statistics)] for name, index in layers.items()}
+    return {name: index for name, index in counted.items() if len(index)}
 
 
 def _balanced(spec: NetworkSpec, thetas: Tensor, frame: Frame) -> Tensor:

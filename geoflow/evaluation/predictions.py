@@ -1,0 +1,126 @@
+"""Let many networks predict, each what it predicts by itself."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from geoflow.population import Rims, check_population, copy_of, faster_together, itself, run
+from geoflow.spec import NetworkSpec
+from geoflow.vector import State, unpack
+from geoflow.wiring.check import RoundedTo
+
+PART = 1000  # examples in work at once: with a few hundred networks their activations fit the cache
+FEW = 8  # examples that the checks look at
+
+Predict = Callable[[Tensor], Float[Tensor, "_nets _examples ..."]]
+
+
+def predictors(
+    network: nn.Module,
+    spec: NetworkSpec,
+    thetas: Float[Tensor, "..."],
+    x: Shaped[Tensor, "examples ..."],
+    batch: int,
+    batch_size: int | None = None,
+) -> Iterator[Predict]:
+    """For one chunk of the networks after the other, the function that gives their log-probabilities on some of the examples x.
+
+    `batch` bounds the pairs of a network and an example in work at once. Two networks are first run as a user would run them, loaded and
+    on their own, on the first `batch_size` examples, or a FEW. Where that differs from all networks at once (modules that keep tables of
+    their weights, operations that vmap does not know), networks run one after the other, each loaded: what it would say alone. So they do
+    where this is faster (see `faster_together`).
+
+    Raises ValueError where thetas or x are empty, for weights that are not finite or not of this network, for outputs that are no tensor,
+    and, without a `batch_size`, where what a network says of an example depends on the examples beside it.
+    """
+    check_population(network, spec, thetas)
+    if len(x) == 0:
+        raise ValueError("There is no example to evaluate on: x is empty.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"{batch_size=} must be at least 1 example, or None.")
+    pair = torch.stack([thetas[0], thetas[-1]])
+    some = x[torch.linspace(0, len(x) - 1, min(FEW, len(x))).long().to(x.device)] if batch_size is None else x[:batch_size]
+    alone = [itself(network, unpack(spec, theta)) for theta in pair]
+    with RoundedTo() as rounded:
+        expected = torch.stack([_logits(one, some) for one in alone])
+    tolerance = max(torch.finfo(dtype).eps for dtype in (expected.dtype, rounded.dtype)) ** 0.5
+    if batch_size is None:
+        _check_company(alone, some, expected, tolerance)
+    empty = _without_weights(network, spec).to(thetas.device)
+    if not (faster_together(network, x) and _together(empty, _states(spec, pair), some, expected, tolerance)):
+        return (partial(_one, itself(network, unpack(spec, theta))) for theta in thetas)
+    rims = Rims()  # for all chunks: they meet the same examples
+    chunks = thetas.split(max(1, batch // min(batch_size or PART, len(x))))
+    return (partial(_all, empty, _states(spec, chunk), rims) for chunk in chunks)
+
+
+def divided(x: Shaped[Tensor, "examples ..."], batch_size: int | None) -> tuple[Shaped[Tensor, "_part ..."], ...]:
+    """The examples in their order, some at a time: `batch_size`, or as many as run fast."""
+    return x.split(batch_size or PART)
+
+
+def _states(spec: NetworkSpec, thetas: Tensor) -> State:
+    return {name: value.contiguous() for name, value in unpack(spec, thetas).items()}
+
+
+def _one(network: nn.Module, x: Tensor) -> Tensor:
+    return network(x).log_softmax(-1).unsqueeze(0)
+
+
+def _all(network: nn.Module, states: State, rims: Rims, x: Tensor) -> Tensor:
+    logits = run(network, states, x, rims).movedim(-1, 1).contiguous()  # examples inmost: sums over classes take whole rows at once
+    return logits.log_softmax(1).movedim(1, -1)
+
+
+def _logits(network: nn.Module, x: Tensor) -> Tensor:
+    logits = network(x)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"{type(network).__name__} gives a {type(logits).__name__}, not a tensor of logits [examples, classes]. Wrap it in a module "
+            "that gives its logits alone."
+        )
+    return logits
+
+
+def _without_weights(network: nn.Module, spec: NetworkSpec) -> nn.Module:
+    """A copy that has none of the caller's weights: what it would use of its own, in place of those it is given, shows."""
+    empty = copy_of(network)
+    state = empty.state_dict(keep_vars=True)
+    for tensor in spec.tensors:
+        state[tensor.name].detach().zero_()
+    return empty.train().eval()
+
+
+def _together(network: nn.Module, states: State, x: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether networks give together what each gave alone."""
+    try:
+        found = run(network, states, x)
+    except RuntimeError:  # vmap does not know it; the network itself has run
+        return False
+    return found.shape == expected.shape and bool(_alike(found, expected, tolerance).all())
+
+
+def _check_company(networks: list[nn.Module], x: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Raise ValueError where a network says something else of examples in other company, in another order."""
+    examples = torch.arange(len(x), device=x.device)
+    for half in examples.tensor_split(min(2, len(x))):
+        rows = torch.cat([half.flip(0), half[:1]])
+        found = torch.stack([one(x[rows]) for one in networks])
+        if not _alike(found, expected[:, rows], tolerance).all():
+            raise ValueError(
+                f"What {type(networks[0]).__name__} says of an example depends on the other examples of its batch, so its scores would "
+                "depend on how examples are divided. Give its norms running statistics (track_running_stats=True, then "
+                "geoflow.recalibrate); or pass batch_size=..., to score it on batches of this many examples in their order, as a loader "
+                "gives them."
+            )
+
+
+def _alike(found: Tensor, expected: Tensor, tolerance: float) -> Bool[Tensor, " nets"]:
+    """By network, whether outputs are the same but for rounding, relative to the largest; those that are not finite tell nothing."""
+    finite = expected.isfinite()
+    scale = expected.abs().masked_fill(~finite, 0).flatten(1).amax(1).clamp_min(tolerance)  # logits below it change no score
+    off = (found - expected).abs().masked_fill(~finite, 0).flatten(1).amax(1)
+    return off <= tolerance * scale

@@ -1,0 +1,51 @@
+"""Build networks whose modules keep tables of their weights, as LeViT and its kin do, or that look at their whole batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class Keeping(nn.Module):
+    """A layer plus a table of biases, which is computed from a parameter; `keep` says where the table stays in evaluation mode.
+
+    no: nowhere. forward: in a dictionary by device, from the first forward pass until training begins, as timm's LeViT. eval: from eval()
+    on, as the first LeViT. forever: from the first forward pass on.
+    """
+
+    def __init__(self, keep: str = "no"):
+        super().__init__()
+        self.keep, self.kept = keep, {}
+        self.first, self.last, self.biases = nn.Linear(5, 4), nn.Linear(4, 3), nn.Parameter(torch.randn(2))
+
+    def table(self) -> Tensor:
+        return self.biases[torch.tensor([0, 1, 1, 0])] * 2
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.keep == "forward" and mode:
+            self.kept = {}
+        if self.keep == "eval":
+            self.kept = {} if mode else {"table": self.table().detach()}
+        return self
+
+    def forward(self, x):
+        if self.keep == "no" or self.training:
+            table = self.table()
+        else:
+            key = "table" if self.keep == "eval" else x.device
+            if key not in self.kept:
+                self.kept[key] = self.table()
+            table = self.kept[key]
+        return self.last((self.first(x) + table).relu())
+
+
+class Company(nn.Module):
+    """Examples pass a function of the whole batch, and then layers."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor] = lambda x: x):
+        super().__init__()
+        self.mix, self.layers = mix, nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.layers(self.mix(x))
