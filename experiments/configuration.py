@@ -25,19 +25,25 @@ ex.observers.append(RunFolder(ROOT / "runs"))
 @ex.config
 def config():
     # the network and its zoo; None: the task's default, or what the checkpoint was made for
-    task = None  # breast_cancer, digits, iris, wine, mnist or fashion; default: breast_cancer
-    hidden = None  # widths of the hidden layers; default: [16, 16]
-    activation = None  # relu, tanh or gelu; default: relu
+    task = None  # breast_cancer, digits, iris, wine, mnist, fashion, mnist14, fashion14 or sst2; default: breast_cancer, or the network's
+    network = None  # mlp, residual_mlp, cnn, resnet, vit or bert; default: mlp
+    hidden = None  # of an mlp: widths of the hidden layers; default: [16, 16]
+    activation = None  # of an mlp: relu, tanh or gelu; default: relu
+    norm = None  # of an mlp: none or batch, behind each hidden layer; default: none
+    width = None  # of the other networks: units, channels of the first stage, or of the stream; default: the network's
+    depth = None  # of residual_mlp, resnet, vit and bert: blocks, of a resnet in each stage; default: the network's
     runs = None  # independent training runs
     snapshots = None  # networks kept from each
-    zoo = {"epochs": None, "batch": None, "lr": None, "weight_decay": None, "every": None, "schedule": None, "seed": None}  # their training
+    zoo = dict.fromkeys(  # their training
+        ("epochs", "batch", "lr", "weight_decay", "every", "schedule", "origin", "common", "examples", "seed")
+    )
     heldout = 0.125  # share of the runs that the flow does not see
     part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
     # the flow
     flow = "geometric"  # euclidean, normalized, geometric or geometric_polar
-    metric = "inputs"  # how long a row of weights on the inputs is: the rms of what it makes of the training inputs, or as weights
+    metric = None  # inputs or weights: how long a row of weights on the inputs is; default: inputs, and weights where they are sentences
     align = True  # whether the flow sees the units of every network in the order of the zoo's centre, or as they came
-    velocity = "transformer"  # transformer, identified or mlp
+    velocity = "auto"  # transformer, identified, mlp, or auto: identified for zoos from one common start, else transformer
     coupling = "independent"  # independent, ot or equivariant_ot
     time = "uniform"  # uniform or beta
     prediction = "preconditioned"  # preconditioned, velocity or endpoint
@@ -115,6 +121,39 @@ def mnist32():
     lr = 3e-3
     start = 0.1
     sharpness = 1.5
+
+
+@ex.named_config  # two pre-norm blocks of width 16 on the digits
+def residual_mlp():
+    network = "residual_mlp"
+    task = "digits"
+    iterations = 3000
+    batch = 64
+
+
+@ex.named_config  # two convolutions and a hidden layer
+def cnn14():
+    network = "cnn"
+    task = "mnist14"
+    runs = 1170
+    iterations = 4000
+    batch = 64
+    count = 128
+
+
+# from one common start: the Gaussian of every coordinate is a good beginning, and few steps are to learn
+for named, own in {"resnet14": ("resnet", "mnist14"), "vit14": ("vit", "mnist14"), "bert": ("bert", "sst2")}.items():
+    one_start = {"iterations": 400, "batch": 16, "solver": "midpoint", "steps": 50, "count": 64}
+    ex.add_named_config(named, dict(zip(("network", "task"), own, strict=True)) | one_start)
+
+
+@ex.named_config  # a ResNet (or network=vit) whose runs have nothing in common
+def deep():
+    network = "resnet"
+    task = "digits"
+    iterations = 3000
+    batch = 32
+    count = 128
 
 
 @ex.option_hook

@@ -70,7 +70,7 @@ def load_flow(config: Mapping) -> Flow:
 def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
     """A saved flow, and what it is to make: a network, its table, and the task with the test part that the flow never saw."""
     flow = load_flow(config)
-    task = task_for(config["task"], flow.config["seed"], flow.config["part"])
+    task = task_for(config["task"], flow.config["seed"], flow.config["part"], config["network"])
     network = network_for(task, config)
     spec = spec_of(network, task.x_train[:2])
     return flow, network, spec, task

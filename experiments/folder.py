@@ -12,9 +12,10 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from geoflow import flow as flows
 from geoflow.files import read_tensors, under, whole, write_tensors
-from geoflow.flow import Flow, today
 from geoflow.spec import NetworkSpec
+from geoflow.zoo.store import ADDED
 
 with warnings.catch_warnings():  # sacred imports pkg_resources, which complains of its age at every start
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")
@@ -22,6 +23,8 @@ with warnings.catch_warnings():  # sacred imports pkg_resources, which complains
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = "geoflow-samples-1"
+# how runs were made that are older than these options
+OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None}
 
 
 class RunFolder(FileStorageObserver):
@@ -76,6 +79,20 @@ def write_json(path: Path, content: Mapping) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def setting(config: Mapping, option: str):
+    """The value of an option, which may stand in a group, as zoo.origin."""
+    group, _, name = option.rpartition(".")
+    return config[group][name] if group else config[name]
+
+
+def today(config: Mapping) -> dict:
+    """The configuration of a run, a flow or its samples in today's words, with options that it is older than."""
+    config = flows.today(config)
+    if "task" in config:  # experiments/run.py made it
+        config = OLDER | config
+    return config | {"zoo": ADDED | dict(config["zoo"])} if isinstance(config.get("zoo"), Mapping) else config
+
+
 def save_samples(path: Path, samples: Samples) -> None:
     """Write samples as one safetensors file: `thetas`, and spec and configuration as JSON in its metadata."""
     tensors = {"thetas": samples.thetas.contiguous()} | {f"rest.{name}": value for name, value in samples.spec.rest.items()}
@@ -111,6 +128,14 @@ def sampled_with(checkpoint: str, names: Iterable[str]) -> dict:
     return {name: config[name] for name in names if config.get(name) is not None}
 
 
+def config_of(checkpoint: str) -> Mapping:
+    """The configuration of the run around a checkpoint. Raises FileNotFoundError where there is only a flow."""
+    path = flow_file(checkpoint).parent / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: this command needs the run folder of the flow, which says how its zoo was trained.")
+    return today(read_json(path))
+
+
 def described(checkpoint: str) -> Mapping:
     """What the flow of a checkpoint was made with; where only samples are left, what their flow was made with."""
     flow, samples = flow_file(checkpoint), samples_file(checkpoint)
@@ -118,4 +143,4 @@ def described(checkpoint: str) -> Mapping:
         raise FileNotFoundError(f"The folder {checkpoint} holds neither a flow nor samples. A run writes both, sample the latter.")
     if not flow.exists() and samples.exists():
         return read_samples(samples).config
-    return Flow.load(flow).config
+    return today(flows.Flow.load(flow).config)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 import torch
+from architectures import NETWORK, OF_NETWORKS, network_options, network_settings, whole_network, with_defaults
 from folder import described, sampled_with, samples_file
 from sacred.utils import SacredError, SacredInterrupt
 
@@ -12,14 +13,13 @@ from geoflow import training
 from geoflow.choices import choose
 from geoflow.sampling import SOLVERS
 from geoflow.velocity import complete_sizes
-from geoflow.zoo.networks import ACTIVATIONS
-from geoflow.zoo.store import ZOO_DEFAULTS
+from geoflow.zoo.networks import NETWORKS
+from geoflow.zoo.networks.mlp import ACTIVATIONS, NORMS
 from geoflow.zoo.tasks import TASKS
 from geoflow.zoo.train import SCHEDULES
 
 DEVICES = ("auto", "cpu", "cuda")
-FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen")  # the commands on a saved flow
-NETWORK = ("task", "hidden", "activation")  # what says which network is made
+FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages")  # the commands on a saved flow
 # how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
@@ -30,7 +30,6 @@ SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recal
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 RECALIBRATE = ("auto", "never")
-STANDARD = {"task": "breast_cancer", "hidden": [16, 16], "activation": "relu"}
 SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "recalibrate": "auto"}
 
 CHOICES: dict[str, Mapping | tuple] = {
@@ -38,7 +37,9 @@ CHOICES: dict[str, Mapping | tuple] = {
     "metric": METRICS,
     "solver": SOLVERS,
     "task": TASKS,
+    "network": NETWORKS,
     "activation": ACTIVATIONS,
+    "norm": NORMS,
     "device": DEVICES,
     "part": PARTS,
     "recalibrate": RECALIBRATE,
@@ -51,6 +52,8 @@ NOT_NEGATIVE: Number = ((int, float), lambda n: 0 <= n < float("inf"), "a number
 SEED: Number = (int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
 SHARE: Number = (float, lambda n: 0 < n < 1, "a number between 0 and 1")
 NUMBERS: dict[str, Number] = {
+    "width": COUNT,
+    "depth": COUNT,
     "runs": COUNT,
     "snapshots": COUNT,
     "heldout": SHARE,
@@ -73,8 +76,11 @@ ZOO_NUMBERS: dict[str, Number] = {
     "lr": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
     "every": COUNT,
+    "common": COUNT,
+    "examples": COUNT,
     "seed": SEED,
 }
+LEFT_OPEN = ("runs", "snapshots", *OF_NETWORKS, "zoo.common", "zoo.examples")  # may stay None: that is not so of every network or zoo
 
 
 class InputError(SacredError):
@@ -124,7 +130,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     if command == "main" and "checkpoint" in asked:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
     further = command in FURTHER
-    own = _of_the_checkpoint(config, command, asked) if further else _of_the_task(config)
+    own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
     inherited = [name for name in SAMPLER if not (name == "start" and command == "transfer")]  # nobody aligned another network's units
     sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
@@ -158,15 +164,7 @@ def zoo_settings(config: Mapping) -> dict:
 def flow_settings(config: Mapping) -> dict:
     """The configuration that `prepare` takes, with what a saved flow must know of its network and its data."""
     sizes = {name: size for name, size in config["sizes"].items() if size is not None}
-    return {name: config[name] for name in (*FITTED, *NETWORK, "seed")} | {"hidden": list(config["hidden"]), "sizes": sizes}
-
-
-def _of_the_task(config: Mapping) -> dict:
-    network = {name: STANDARD[name] if config[name] is None else config[name] for name in NETWORK}
-    choose("task", str(network["task"]), TASKS)
-    default = ZOO_DEFAULTS[network["task"]] | {"seed": config["seed"]}
-    zoo = {name: default[name] if value is None else value for name, value in config["zoo"].items()}
-    return network | {name: default[name] if config[name] is None else config[name] for name in ("runs", "snapshots")} | {"zoo": zoo}
+    return {name: config[name] for name in (*FITTED, "seed")} | network_settings(config) | {"sizes": sizes}
 
 
 def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
@@ -175,7 +173,9 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     made_for = described(config["checkpoint"])
     if missing := [name for name in (*NETWORK, *FITTED) if name not in made_for]:
         raise InputError(f"The flow of {config['checkpoint']} does not say its {', '.join(missing)}: experiments/run.py did not make it.")
-    network = {name: made_for[name] if config[name] is None else config[name] for name in NETWORK}
+    task, name = (str(made_for[option] if config[option] is None else config[option]) for option in ("task", "network"))
+    options = network_options(config if name != made_for["network"] else {**made_for, **network_options(config)})
+    network = whole_network(name, task, options)
     changed = [name for name in NETWORK if network[name] != made_for[name]]
     if command == "transfer" and not changed:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
@@ -199,11 +199,12 @@ def _as_typed(name: str, value) -> str:
 
 def _check(config: Mapping) -> None:
     for option, table in CHOICES.items():
-        choose(option, str(config[option]), dict.fromkeys(table))
+        if not (config[option] is None and option in LEFT_OPEN):
+            choose(option, str(config[option]), dict.fromkeys(table))
     for option, number in NUMBERS.items():
         _check_number(option, config[option], number)
     hidden = config["hidden"]
-    if not isinstance(hidden, list | tuple) or not all(type(n) is int and n >= 1 for n in hidden):
+    if hidden is not None and not (isinstance(hidden, list | tuple) and all(type(n) is int and n >= 1 for n in hidden)):
         raise InputError(f"hidden={hidden} must be a list of widths of at least 1, such as hidden=[16,16].")
     device_of(config["device"])
     if config["runs"] is not None:
@@ -215,6 +216,15 @@ def _check_zoo(config: Mapping) -> None:
         _check_number(f"zoo.{option}", config["zoo"][option], number)
     choose("zoo.schedule", str(config["zoo"]["schedule"]), SCHEDULES)
     runs, snapshots, zoo = config["runs"], config["snapshots"], config["zoo"]
+    if zoo["origin"] == "independent" and zoo["common"] is not None:
+        raise InputError(
+            f"zoo.common={zoo['common']} says how long a shared start is trained, and with zoo.origin=independent runs share none. "
+            "Leave it out, or choose zoo.origin=shared."
+        )
+    if zoo["examples"] is not None and zoo["examples"] < zoo["batch"]:
+        raise InputError(
+            f"zoo.examples={zoo['examples']} fill no batch of zoo.batch={zoo['batch']}. Draw more examples or choose a smaller batch."
+        )
     if (snapshots - 1) * zoo["every"] >= zoo["epochs"]:
         every, epochs = zoo["every"], zoo["epochs"]
         raise InputError(
@@ -234,7 +244,7 @@ def _check_zoo(config: Mapping) -> None:
 
 def _check_number(option: str, value, number: Number) -> None:
     kind, fits, words = number
-    if value is None and option in ("runs", "snapshots"):
+    if value is None and option in LEFT_OPEN:
         return
     if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
         raise InputError(f"{option}={value} must be {words}.")

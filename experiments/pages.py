@@ -2,138 +2,48 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from math import isnan
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from folder import read_json
+from folder import OLDER, read_json, today
 from matplotlib.figure import Figure
+from studies import PAGES
 from tables import (
     BEFORE,
     SETTINGS,
-    UNKNOWN,
     Run,
     ahead_table,
     beside_table,
     by_distance,
     by_size,
     groups,
-    log_pool,
-    novelty_of,
     quality_table,
     sharpness_table,
-    small_ensemble,
     transfer_table,
     usual,
     zoo_seed,
 )
 
-from geoflow.chart import FLOWS
 from geoflow.evaluation.baselines import NOISE
 from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_summaries, plot_tradeoff
-from geoflow.flow import today
-from geoflow.zoo.store import ZOO_DEFAULTS
+from geoflow.zoo.recipes import zoo_defaults
+from geoflow.zoo.store import ADDED
 
 SHOWN_BASELINES = ("mean_network", "interpolation", "noised")
 # settings that name a run only where they are not these; so do those that older runs could not choose
 PLAIN = {"activation": "relu", "solver": "euler", "guidance": 0.0, "heldout": 0.125, "ema": 0.999, "weight_decay": 1e-3, "count": 256}
-BEATEN = ("mean_network", "rescaled_mean", "interpolation", "gaussian", "pca_gaussian")  # whose NLL generated digits networks must be below
-
-
-@dataclass(frozen=True)
-class Page:
-    """A table in results/: its title, the tasks it is for with the hidden layers of their networks, which demands a run of its own falls
-    short of, and how to read it."""
-
-    text: str
-    tasks: Mapping[str, list[int]]
-    missed: Callable[[Mapping], list[str]]
-    note: str
-
-
-def missed_of_the_main_job(metrics: Mapping) -> list[str]:
-    """What is asked of breast cancer and digits."""
-    zoo, new, digits = metrics["zoo"], metrics["generated"], metrics["task"] == "digits"
-    least = 0.94 if digits else zoo["accuracy"]["mean"] - 0.01
-    most = 0.20 if digits else (1.2 if FLOWS[metrics["flow"]].spheres else 1.4) * zoo["nll"]["mean"]
-    found = _short(new["accuracy"]["mean"], least, "accuracy") + _over(new["nll"]["mean"], most, "NLL")
-    found += _outside(novelty_of(metrics, "ratio"), 0.7, 1.5, "novelty")
-    if digits:
-        found += [] if small_ensemble(metrics, "generated")["accuracy"] >= zoo["accuracy"]["mean"] else ["ensemble"]
-        found += [f"NLL > {name}" for name in BEATEN if new["nll"]["mean"] >= metrics["baselines"].get(name, UNKNOWN)["nll"]["mean"]]
-    return found
-
-
-def missed_of_a_split(metrics: Mapping) -> list[str]:
-    """What is asked of breast cancer."""
-    return _over(metrics["generated"]["nll"]["mean"], 1.05 * metrics["zoo"]["nll"]["mean"], "NLL")
-
-
-def missed_of_fashion(metrics: Mapping) -> list[str]:
-    """What is asked of 784-10-10 on Fashion-MNIST."""
-    return _short(metrics["generated"]["accuracy"]["mean"], metrics["zoo"]["accuracy"]["mean"] - 0.01, "accuracy")
-
-
-def missed_of_mnist32(metrics: Mapping) -> list[str]:
-    """What is asked of 784-32-32-10 on MNIST."""
-    return _short(metrics["generated"]["accuracy"]["mean"], 0.96, "accuracy") + _outside(novelty_of(metrics, "ratio"), 0.8, 1.3, "novelty")
-
-
-def missed_of_mnist(metrics: Mapping) -> list[str]:
-    """What is asked of 784-10-10 on MNIST; of its ensembles, where both were measured, of the log pool."""
-    measured = "log_pool" in small_ensemble(metrics, "generated")
-    pool = log_pool if measured else small_ensemble
-    new, ensemble, zoo = metrics["generated"], pool(metrics, "generated"), pool(metrics, "zoo")
-    found = _short(new["accuracy"]["mean"], 0.92, "accuracy") + _over(new["nll"]["mean"], 0.30, "NLL")
-    found += _over(new["accuracy"]["std"], 0.02, "std") + _outside(novelty_of(metrics, "ratio"), 0.8, 1.3, "novelty")
-    found += _short(ensemble["accuracy"], max(0.955, zoo["accuracy"] - 0.005), "ensemble accuracy")
-    return found + (_over(ensemble["ece"], new["ece"]["mean"], "log pool ECE") if measured else ["log pool not measured"])
-
-
-NOTHING_ASKED = "Nothing is asked of these runs."
-PAGES: dict[str, Page] = {
-    "main_job": Page(
-        "The main job, measured: breast cancer and digits", {"breast_cancer": [16, 16], "digits": [10]}, missed_of_the_main_job,
-        "Asked for: novelty from .7 to 1.5; of breast cancer accuracy within .01 of the zoo and NLL at most 1.2 times the "
-        "zoo's (1.4 of flat flows); of digits accuracy .94, NLL .20 and below the baselines' but noised and copied networks, an "
-        "ensemble as accurate as the zoo. Settings were chosen on validation parts of splits of the same examples.",
-    ),
-    "ablations": Page(
-        "What carries it: one change each to a short training on digits (64-10-10)", {"digits": [10]}, lambda metrics: [],
-        f"{NOTHING_ASKED} One seed each: differences of accuracy below .005 may be chance (benchmarks/NOTES.md).",
-    ),
-    "mnist": Page(
-        "MNIST, 784-10-10: single generated networks without fine-tuning", {"mnist": [10]}, missed_of_mnist,
-        "Asked for: accuracy .92 with a standard deviation of at most .02, NLL .30, novelty from .8 to 1.3; of the log pool "
-        "accuracy .955 and within .005 of the zoo's, ECE below the single networks'. The average of probabilities is not as "
-        "well calibrated, nor is the zoo's.",
-    ),
-    "fashion": Page(
-        "Fashion-MNIST, 784-10-10: single generated networks without fine-tuning", {"fashion": [10]}, missed_of_fashion,
-        "Asked for: accuracy within .01 of the zoo.",
-    ),
-    "mnist32": Page(
-        "MNIST, 784-32-32-10: single generated networks without fine-tuning", {"mnist": [32, 32]}, missed_of_mnist32,
-        "Asked for: accuracy .96, novelty from .8 to 1.3.",
-    ),
-    "zoos": Page("Where memorising ends: short trainings on zoos of MNIST, 784-10-10", {"mnist": [10]}, lambda metrics: [], NOTHING_ASKED),
-    "couplings": Page("Flows and couplings: short trainings on MNIST, 784-10-10", {"mnist": [10]}, lambda metrics: [], NOTHING_ASKED),
-    "splits": Page(
-        "Breast cancer, 30-16-16-2, over splits of the data (complete with 20)", {"breast_cancer": [16, 16]}, missed_of_a_split,
-        "Asked for: NLL at most 1.05 times the zoo's. Settings were chosen on validation parts of other splits of the same 569 examples.",
-    ),
-}  # fmt: skip
+PLAIN |= OLDER
 
 
 def name_of(config: Mapping) -> str:
     """The name of a run's folder: task, flow, a digest of its other settings, seed. A run made anew takes the place of the old one."""
     config = today(config)
-    plain = PLAIN | BEFORE | {"snapshots": ZOO_DEFAULTS[config["task"]]["snapshots"]}
+    plain = PLAIN | BEFORE | {"snapshots": zoo_defaults(config["network"], config["task"])["snapshots"]}
     as_plain = {name for name, value in plain.items() if config.get(name, value) == value}
     settings = {name: config.get(name) for name in (*SETTINGS, *PLAIN, "snapshots", "sizes", "zoo") if name not in as_plain}
     if zoo_seed(config) == config["seed"]:  # seeds share a name but for their number
         settings["zoo"] = {name: value for name, value in config["zoo"].items() if name != "seed"}
+    settings["zoo"] = {name: value for name, value in settings["zoo"].items() if name not in ADDED or value != ADDED[name]}
     others = json.dumps(settings, sort_keys=True)
     return f"{config['task']}-{config['flow']}-{hashlib.sha256(others.encode()).hexdigest()[:6]}-{config['seed']}"
 
@@ -223,15 +133,3 @@ def figures(runs: list[Run]) -> dict[str, Figure]:
 def _summaries(metrics: Mapping) -> dict[str, Mapping]:
     """The scores of the networks that the picture of a page shows side by side."""
     return {kind: metrics[kind] for kind in ("zoo", "generated")} | {kind: metrics["baselines"][kind] for kind in SHOWN_BASELINES}
-
-
-def _short(value: float, least: float, name: str) -> list[str]:
-    return [] if value >= least else [f"{name} < {least:.4f}"]
-
-
-def _over(value: float, most: float, name: str) -> list[str]:
-    return [] if value <= most else [f"{name} > {most:.4f}"]
-
-
-def _outside(value: float, least: float, most: float, name: str) -> list[str]:
-    return [f"{name} not measured"] if isnan(value) else [] if least <= value <= most else [name]

@@ -12,12 +12,12 @@ from pathlib import Path
 from assess import Exam, assess
 from collect import collect
 from draw import measuring_examples
-from folder import commit, flow_file, read_json, read_samples, samples_file, write_json
+from folder import commit, flow_file, read_json, read_samples, samples_file, today, write_json
 from options import device_of
 
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import metrics_table, write_report
-from geoflow.flow import Flow, today
+from geoflow.flow import Flow
 from geoflow.randomness import randomness
 from geoflow.training import fingerprint
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock
-from folder import ROOT, read_json, write_json
+from folder import ROOT, read_json, setting, today, write_json
 from headline import headline, inserted
-from pages import PAGES, figures, name_of, page, read_runs
+from pages import figures, name_of, page, read_runs
+from studies import PAGES
 
 from geoflow.evaluation.plots import save_figures
 
@@ -95,8 +96,10 @@ def _check(name: str, run: Path, config: Mapping) -> None:
     tasks = PAGES[name].tasks
     if config["task"] not in tasks:
         raise SystemExit(f"{run} is a run of {config['task']}; the page {name} is for {', '.join(tasks)}.")
-    if list(config["hidden"]) != tasks[config["task"]]:
-        raise SystemExit(f"{run} has the hidden layers {config['hidden']}; the page {name} is for {tasks[config['task']]}.")
+    config = today(config)
+    for option, value in tasks[config["task"]].items():
+        if (found := setting(config, option)) != value:
+            raise SystemExit(f"{run} has {option}={found}; the page {name} is for {option}={value}.")
     if config["part"] != "test":
         raise SystemExit(f"{run} was scored on the {config['part']} part; results/ is for the test part.")
 

@@ -7,6 +7,7 @@ python experiments/run.py evaluate with checkpoint=runs/3
 python experiments/run.py transfer with checkpoint=runs/3 'hidden=[32]'
 python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
 python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
+python experiments/run.py stages with checkpoint=runs/3 count=64
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,23 +17,29 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from architectures import network_settings
 from assess import Exam, assess, score, spread_and_scores
 from collect import cache_of, collect, network_for, task_for
 from configuration import ex
 from draw import generate, load_flow, measuring_examples, recalibrated, recalibrates, reopen, sampling_settings
-from folder import RunFolder, Samples, commit, read_samples, samples_file, save_samples, write_json
-from options import NETWORK, InputError, device_name, device_of, flow_settings, plainly
+from folder import RunFolder, Samples, commit, config_of, read_samples, samples_file, save_samples, write_json
+from options import InputError, device_name, device_of, flow_settings, plainly
 from sacred.run import Run
+from torch import Tensor
 
 from geoflow.evaluation.comparisons import plot_curve
 from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import diversity_table, metrics_table, scores_table, write_report
+from geoflow.evaluation.stages import brought_back, layer_by_layer
 from geoflow.randomness import randomness
+from geoflow.statistics import recalibrate
 from geoflow.training import prepare, train
 from geoflow.zoo.store import digest
 
 POWERS = [2**n for n in range(12)]
+TIMES = [0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95]
+LAYER_TIMES = [0.0, 0.5, 0.9]
 SHARPER = [0.0, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0]
 
 ex.doc = __doc__
@@ -49,8 +56,10 @@ def main(_config, _run):
     with timed(seconds, "collect"):
         found = collect(_config, device)
         task, network, spec, fitted = found.task, found.network, found.spec, found.fitted
+    if _config["zoo"]["origin"] == "shared" and _config["velocity"] == "identified":
+        print("velocity=identified: all networks have one common start (zoo.origin=shared), so that their units are in one order.")
     with timed(seconds, "prepare"):
-        untrained, points = prepare(spec, fitted.networks, settings, task.x_train if _config["metric"] == "inputs" else None)
+        untrained, points = prepare(spec, fitted.networks, settings, task.numbers if _config["metric"] == "inputs" else None)
     with timed(seconds, "train"):
         training = digest({"zoo": fitted.configuration, "heldout": _config["heldout"], "flow": settings})
         checkpoint = cache_of(_config) / f"flow-{task.name}-{training[:16]}.safetensors"
@@ -107,7 +116,7 @@ def evaluate(_config, _run):
     print(f"The samples of {saved}:")
     samples = read_samples(saved)
     with timed(seconds, "evaluate"):
-        task = task_for(samples.config["task"], samples.config["seed"], samples.config["part"])
+        task = task_for(*(samples.config[name] for name in ("task", "seed", "part", "network")))
         exam = Exam(network_for(task, samples.config), samples.spec, task, device_of(_config["device"]))
         metrics = score(exam, samples.thetas) | {"recalibrated": samples.config.get("recalibrated")}
     return report(metrics | {"time": seconds}, samples, folder_of(_run))
@@ -155,14 +164,36 @@ def sharpen(_config, _run):
     print(scores, diversity_table({name: one["diversity"]["generated"] for name, one in rows.items()}), f"Written to {folder}", sep="\n\n")
 
 
+@ex.command
+@plainly()
+def stages(_config, _run):
+    """Find where the flow of checkpoint=runs/3 loses quality: score networks of its zoo that it made anew from times on their paths."""
+    folder, seed, device = folder_of(_run), _config["seed"], device_of(_config["device"])
+    flow, network, spec, task = reopen(_config)
+    zoo = collect(config_of(_config["checkpoint"]) | {"cache": _config["cache"]}, device).fitted
+    some = zoo.networks[torch.randperm(len(zoo.networks), generator=randomness(seed, "stages"))[: _config["count"]]]
+    exam, seen = Exam(network, spec, task, device), measuring_examples(spec, task, _config, flow.config["seed"])
+
+    def scored(thetas: Tensor) -> dict:
+        return summary(exam.single(thetas if seen is None else recalibrate(network, spec, thetas, seen)))
+
+    made = brought_back(flow, some, TIMES, randomness(seed, "sample"), _config["solver"], _config["steps"])
+    whole = {f"{t:g}": scored(one) for t, one in made.items()}
+    layers = {f"{t:g}": {name: scored(one) for name, one in layer_by_layer(flow, some, made[t]).items()} for t in LAYER_TIMES}
+    how = {name: _config[name] for name in ("task", "network", "flow", "solver", "steps", "count", "seed")}
+    write_json(folder / "stages.json", how | {"zoo": scored(some), "whole": whole, "layers": layers})
+    rows = {f"from t = {t}": one for t, one in whole.items()}
+    rows |= {f"from t = {t}, {name or 'the rest'} alone": one for t, several in layers.items() for name, one in several.items()}
+    print(scores_table({"the networks themselves": scored(some), **rows}), f"Written to {folder}", sep="\n\n")
+
+
 def score_new_networks(config: Mapping, run: Run) -> None:
     folder, seconds = folder_of(run), {}
     with timed(seconds, "sample"):
         flow, network, spec, task = reopen(config)
         thetas, _ = generate(flow, network, spec, task, config)
-        made_for = {name: config[name] for name in NETWORK} | {"hidden": list(config["hidden"])}
         made = recalibrated(spec, measuring_examples(spec, task, config, flow.config["seed"]))
-        samples = Samples(thetas, spec, dict(flow.config) | made_for | sampling_settings(config) | made)
+        samples = Samples(thetas, spec, dict(flow.config) | network_settings(config) | sampling_settings(config) | made)
         save_samples(folder / "samples.safetensors", samples)
     with timed(seconds, "evaluate"):
         metrics = score(Exam(network, spec, task, device_of(config["device"])), thetas) | made

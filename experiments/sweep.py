@@ -17,12 +17,11 @@ from io import StringIO
 from itertools import product
 from pathlib import Path
 
-from folder import ROOT, read_json
-from pages import PAGES
+from folder import ROOT, read_json, today
 from run import ex
 from sacred.arg_parser import get_config_updates
+from studies import PAGES
 
-from geoflow.flow import today
 from results import LOCK, keep, rebuild
 
 RUNS = ROOT / "runs"
@@ -95,6 +94,16 @@ SWEEPS: dict[str, tuple[Arguments, ...]] = {
         *((*SHORT, f"flow={flow}", f"coupling={coupling}") for flow, coupling in product(FLOWS, COUPLINGS)),
         *((*SHORT, f"flow={flow}", "zoo.seed=0", f"seed={seed}") for flow in FLOWS[:3] for seed in (1, 2)),
         *((*SHORT, "coupling=equivariant_ot", "zoo.seed=0", f"seed={seed}") for seed in (1, 2)),  # of the geometric flow
+    ),
+    "batch_norm": _seeds(3, "digits", "norm=batch"),
+    "residual_mlp": _seeds(3, "residual_mlp"),
+    "cnn": _seeds(3, "cnn14", "zoo.seed=0"),
+    "resnet": _seeds(3, "resnet14", "zoo.seed=0"),
+    "vit": _seeds(3, "vit14", "zoo.seed=0"),
+    "bert": _seeds(3, "bert", "zoo.seed=0"),
+    "independent": (
+        *(("deep", "zoo.seed=0", f"network={network}", f"seed={seed}") for network in ("resnet", "vit") for seed in range(3)),
+        *(("deep", f"network={network}", f"runs={runs}", "batch=24") for network in ("resnet", "vit") for runs in (64, 192)),
     ),
 }
 LARGE = ("mnist", "fashion", "mnist32")  # pages that keep the trained flow of seed 0

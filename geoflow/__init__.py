@@ -4,8 +4,9 @@ from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS
 from geoflow.evaluation.metrics import evaluate
 from geoflow.flow import Flow
-from geoflow.graph import graph_of, to_pyg
+from geoflow.graph import graph_of
 from geoflow.guidance import task_guidance
+from geoflow.pyg import to_pyg
 from geoflow.sampling import sample
 from geoflow.statistics import recalibrate
 from geoflow.symmetry import apply_symmetry, permute, random_symmetry, rescale

@@ -17,6 +17,7 @@ from geoflow.statistics import exp_variances, log_variances, variances_of
 
 Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation)
 DEAD = 1e-5  # a row below this norm belongs to a dead unit, not to one of norm 1 that a flat flow missed
+FLOOR = 1e-2  # the least standard deviation of a coordinate, in units of the noise
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,16 @@ class Chart:
     Flat coordinates are standardised by role (kind of tensor and of the sites it joins), weights by root fan-in before, so that the
     statistics serve other widths; variances of batch norm are taken by their logarithm. Before all that, weights on an input are brought
     to the axes of `frame`; in these coordinates the weight vectors are canonical, and rows have norm 1.
+
+    `own` are mean and standard deviation of every single coordinate over the zoo, in units of the noise. They are kept for fields that
+    know units by their place; other fields know what the frame says of each axis of the inputs.
     """
 
     spec: NetworkSpec
     recipe: Recipe
     statistics: Statistics
     frame: Frame = UNTURNED
+    own: Float[Tensor, "2 _size"] | None = None
 
     @cached_property
     def outputs(self) -> tuple[Int[Tensor, " entries"], ...]:
@@ -95,8 +100,28 @@ class Chart:
 
     @cached_property
     def moments(self) -> Float[Tensor, "2 size"]:
-        """Mean and standard deviation of each coordinate over the zoo, in units of the noise, as far as the frame knows them."""
-        return self.frame.along(self.graph)
+        """Mean and standard deviation of each coordinate over the zoo, in units of the noise, as far as they are known."""
+        return self.frame.along(self.graph) if self.own is None else self.own
+
+    @cached_property
+    def middle(self) -> tuple[Float[Tensor, "1 size"], Float[Tensor, "1 size"]]:
+        """On each sphere the direction of the zoo's mean, and the length of that mean, in every coordinate of the sphere."""
+        mean = (self.moments[0] / self.scale)[None]
+        length = self.manifold.cosines(mean, mean).sqrt()
+        return torch.where(self.flat, 0.0, mean / length.clamp_min(FLOOR)), length.clamp_max(1 - FLOOR**2)
+
+    def knowing_units(self, points: Float[Tensor, "nets size"]) -> "Chart":
+        """This chart with the moments of every coordinate of the zoo that consists of these points.
+
+        To what was seen of a coordinate one network of its role's mean variance is added, and FLOOR in quadrature: what hardly varied in
+        a small zoo is not taken for impossible.
+        """
+        x = points * self.scale.to(points)
+        seen, usual = x.var(0, unbiased=False), torch.zeros_like(x[0])
+        for index in [part.index.flatten() for part in self.graph.parts] + [self.graph.scalars]:
+            usual[index] = seen[index].mean()
+        variance = (len(x) * seen + usual) / (len(x) + 1) + FLOOR**2
+        return replace(self, own=torch.stack([x.mean(0), variance.sqrt()]).cpu())
 
     def point(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch size"]:
         """The point of a canonical weight vector. Raises ValueError for a dead unit, whose direction on a sphere is undefined."""
@@ -169,7 +194,7 @@ class Chart:
     def roles(self) -> dict[str, Int[Tensor, " coordinates"]]:
         """The flat coordinates of each role."""
         roles: dict[str, list[Tensor]] = {}
-        for part in (*self.graph.blocks, *self.graph.features):
+        for part in self.graph.parts:
             roles.setdefault(part.key, []).append(part.index.flatten())
         for number, coordinate in enumerate(self.graph.scalars):
             roles[f"scalar:{number}"] = [coordinate[None]]
@@ -184,7 +209,7 @@ class Chart:
                 f"The flow has never seen flat coordinates of the role {unseen[0]!r}; it knows {', '.join(sorted(self.statistics))}."
                 + cure * self.recipe.spheres
             )
-        parts = {part.key for part in (*self.graph.blocks, *self.graph.features)}
+        parts = {part.key for part in self.graph.parts}
         if curved := sorted(parts & set(self.statistics) - set(self.roles)):
             raise ValueError(f"The flow knows the role {curved[0]!r} as flat coordinates, not on spheres." + cure)
 

@@ -17,7 +17,7 @@ from geoflow.paths import geodesic
 from geoflow.randomness import randomness
 from geoflow.recording import Recorded
 
-FORMAT = "geoflow-training-6"  # counted up whenever a saved state no longer fits
+FORMAT = "geoflow-training-7"  # counted up whenever a saved state no longer fits
 CLIP = 1.0  # norm of the gradient
 MATRICES_RATE = 3  # learning rate of the hidden matrices in units of the others'
 EMA_WARMUP = 10  # after n steps the average keeps (n + 1) / (n + 10) of itself at most: about the last tenth of a short training

@@ -21,10 +21,12 @@ from geoflow.randomness import randomness, seed_global
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-7"  # counted up with every change of what is saved
+FORMAT = "geoflow-8"  # counted up with every change of what is saved
+WITHOUT_WIRES = ("geoflow-5", "geoflow-6", "geoflow-7")  # fields of these heard nothing along wires
 BY_ROLE = ("geoflow-5", "geoflow-6")  # these named moments by the role of the weights alone
-READABLE = (*BY_ROLE, FORMAT)
+READABLE = (*WITHOUT_WIRES, FORMAT)
 BEFORE = {"align": True, "weighting": "balanced"}  # how flows that are older than an option were fitted
+CLOSE = 1e-5  # cosines this near to 1 are rounding
 LAST = 1e-2  # an endpoint is never divided by less than this remaining time
 
 
@@ -34,19 +36,35 @@ Known = tuple[Tensor, Tensor, Tensor]  # what `gaussian` says
 def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
     """What a Gaussian zoo would tell of each coordinate, in units of the noise: x_t standardised, E[dx_t | x_t], and the rest's deviation.
 
-    For noise x_0 ~ N(0, 1), data x_1 ~ N(m, s^2) and x_t = a x_0 + b x_1 (a, b = 1 - t, t in flat coordinates; cos, sin of pi t / 2 on
-    spheres, where random points are orthogonal) the variance is d^2 = a^2 + b^2 s^2 and
+    For noise x_0 ~ N(0, 1), data x_1 ~ N(m, s^2) and x_t = a x_0 + b x_1 the variance is d^2 = a^2 + b^2 s^2 and
 
         E[dx_t | x_t] = b' m + (a a' + b b' s^2) / d^2 (x_t - b m),        rest = s |a b' - a' b| / d
+
+    In flat coordinates a, b = 1 - t, t. On a sphere a, b = sin, cos of (1 - t) theta, where theta is the angle from x_0 to x_1: pi / 2 for
+    random points, and where the chart knows the middle of the zoo on each sphere, what x_t tells of it (see `angles_left`).
     """
     (m, s), flat, t = beside(chart.moments, x), beside(chart.flat, x), t[:, None]
-    angle, rate = t * (math.pi / 2), math.pi / 2
-    a, b = torch.where(flat, 1 - t, angle.cos()), torch.where(flat, t, angle.sin())
-    da, db = torch.where(flat, -1.0, -rate * b), torch.where(flat, 1.0, rate * a)
+    theta = math.pi / 2 if chart.own is None else angles_left(x, t, chart)
+    angle = (1 - t) * theta
+    a, b = torch.where(flat, 1 - t, angle.sin()), torch.where(flat, t, angle.cos())
+    da, db = torch.where(flat, -1.0, -theta * b), torch.where(flat, 1.0, theta * a)
     variance = a**2 + (b * s) ** 2
     offset, deviation = x * beside(chart.scale, x) - b * m, variance.sqrt()
     mean = db * m + (a * da + b * db * s**2) / variance * offset
     return offset / deviation, mean, s * (a * db - da * b) / deviation
+
+
+def angles_left(x: Float[Tensor, "nets size"], t: Float[Tensor, "nets 1"], chart: Chart) -> Float[Tensor, "nets size"]:
+    """The angle theta from x_0 to x_1 that x_t tells of, on each sphere of a chart that knows the moments of every coordinate.
+
+    Around a middle of length r < 1 the zoo leaves x_1 a variance of s^2 = 1 - r^2. Before x_t is seen, theta is pi / 2 with variance
+    1 / dim. The angle psi from x_t to the middle, cos psi = r cos((1 - t) theta), tells it with variance s^2 / (r (1 - t))^2 / dim. The
+    mean of both by their weights is (s^2 pi / 2 + r^2 (1 - t) psi') / (s^2 + r^2 (1 - t)^2), with cos psi' = cos psi / r.
+    """
+    middle, length = (beside(one, x) for one in chart.middle)
+    cosine = chart.manifold.cosines(x, middle) / length.clamp_min(CLOSE)
+    angle, spread, left = cosine.clamp(-1 + CLOSE, 1 - CLOSE).acos(), 1 - length.square(), 1 - t
+    return (spread * (math.pi / 2) + length.square() * left * angle) / (spread + (length * left).square())
 
 
 def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
@@ -152,6 +170,7 @@ class Flow:
         tensors |= {f"rest.{name}": value for name, value in self.spec.rest.items()}
         tensors |= {f"axes.{name}": axes for name, axes in self.chart.frame.axes.items()}
         tensors |= {f"moments.{weights}": moments for weights, moments in self.chart.frame.moments.items()}
+        tensors |= {} if self.chart.own is None else {"own": self.chart.own}
         tensors |= {"reference": self.reference, "losses": torch.tensor(self.losses, dtype=torch.float64)}
         metadata = {"spec": self.spec.to_json(), "statistics": json.dumps(self.chart.statistics), "config": json.dumps(dict(self.config))}
         write_tensors(path, tensors, {"format": FORMAT} | metadata)
@@ -169,8 +188,12 @@ class Flow:
         statistics = {role: tuple(pair) for role, pair in json.loads(metadata["statistics"]).items()}
         moments = under("moments.", tensors)
         frame = Frame(under("axes.", tensors), of_every_input(graph_of(spec), moments) if metadata["format"] in BY_ROLE else moments)
-        flow = build_flow(Chart(spec, FLOWS[config["flow"]], statistics, frame), tensors["reference"], config)
-        flow.field.load_state_dict(under("field.", tensors))
+        chart = Chart(spec, FLOWS[config["flow"]], statistics, frame, tensors.get("own"))
+        flow = build_flow(chart, tensors["reference"], config)
+        state = under("field.", tensors)
+        if metadata["format"] in WITHOUT_WIRES:  # matrices of zeros say nothing
+            state = {name: torch.zeros_like(value) for name, value in flow.field.state_dict().items() if "wires." in name} | state
+        flow.field.load_state_dict(state)
         flow.losses.extend(tensors["losses"].tolist())
         return flow.to(device)
 

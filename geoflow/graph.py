@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import accumulate, product
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from geoflow.spec import NetworkSpec, Piece
+
+ONE_UNIT = ("norm", "gain", "depthwise", "function")  # wires from a unit to what a map of this unit alone makes of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,23 +36,51 @@ class NodeFeature:
 
 
 @dataclass(frozen=True, eq=False)
+class Diagonal:
+    """One edge from each unit of `source` to the same unit of `target`: a wire of the table, of the kind `wire`.
+
+    `index` and `key` are those of a NodeFeature of the target, for the diagonal tensor that lies on the wire, such as a gain. Where
+    none does, there are no features and `key` is empty.
+    """
+
+    target: int
+    source: int
+    wire: str
+    key: str
+    index: Int[Tensor, "units features"]
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
     """The structure of a network's graph; `index` fields point into a weight vector, so any theta of this spec fits it.
 
-    `scalars` are the weights that belong to no unit (a PReLU slope shared by all) and, behind them, `extras` further coordinates
-    that a chart appends to the weight vector; `unseen` are coordinates that this view leaves out (see `leading`).
+    `blocks` are dense rectangles of edges, `diagonals` edges from unit to unit. `scalars` are the weights that belong to no unit (a PReLU
+    slope shared by all). Behind them stand the `extras` further coordinates that a chart appends to the weight vector. `unseen` are
+    coordinates that this view leaves out (see `leading`).
     """
 
     spec: NetworkSpec
     blocks: tuple[Block, ...]
     features: tuple[NodeFeature, ...]
+    diagonals: tuple[Diagonal, ...]
     scalars: Int[Tensor, " scalars"]
     unseen: Int[Tensor, " unseen"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     @cached_property
+    def of_units(self) -> tuple[NodeFeature, ...]:
+        """What is said of single units: the features of nodes, and those of diagonals, told of the unit that a diagonal leads to."""
+        loaded = [diagonal for diagonal in self.diagonals if diagonal.key]
+        return (*self.features, *(NodeFeature(diagonal.target, diagonal.key, diagonal.index) for diagonal in loaded))
+
+    @cached_property
+    def parts(self) -> tuple[Block | NodeFeature, ...]:
+        """All that holds coordinates but the scalars."""
+        return (*self.blocks, *self.of_units)
+
+    @cached_property
     def entries(self) -> Int[Tensor, " size"]:
-        """The coordinates of all blocks, features, scalars and unseen ones, laid one after the other."""
-        return torch.cat([*(part.index.flatten() for part in (*self.blocks, *self.features)), self.scalars, self.unseen])
+        """The coordinates of all blocks, units, scalars and unseen ones, laid one after the other."""
+        return torch.cat([*(part.index.flatten() for part in self.parts), self.scalars, self.unseen])
 
     @cached_property
     def order(self) -> Int[Tensor, " size"]:
@@ -60,13 +90,21 @@ class Graph:
     @cached_property
     def size(self) -> int:
         """Length of the vectors that this graph is a view of."""
-        return sum(part.index.numel() for part in (*self.blocks, *self.features)) + len(self.scalars) + len(self.unseen)
+        return len(self.entries)
 
     @cached_property
     def unit_of(self) -> Int[Tensor, " size"]:
-        """The unit that each coordinate belongs to, numbered from 0: an edge belongs to its target, a scalar is a unit of its own."""
+        """The unit that each coordinate belongs to, numbered from 0: an edge belongs to its target, a scalar is a unit of its own.
+
+        A unit and what a wire of ONE_UNIT makes of it, such as its normalised self, count as one: a gain is no unit by itself.
+        """
         first, owner = site_starts(self.spec), torch.empty(self.size, dtype=torch.long)
-        for site, index in [(block.target, block.index) for block in self.blocks] + [(part.site, part.index) for part in self.features]:
+        before = {diagonal.target: diagonal.source for diagonal in self.diagonals if diagonal.wire in ONE_UNIT}
+        for site in before:
+            while before[site] in before:
+                before[site] = before[before[site]]
+        first = [first[before.get(site, site)] for site in range(len(self.spec.sites))] + first[-1:]
+        for site, index in [(block.target, block.index) for block in self.blocks] + [(part.site, part.index) for part in self.of_units]:
             owner[index] = torch.arange(first[site], first[site] + len(index)).view(-1, *[1] * (index.ndim - 1)).expand(index.shape)
         owner[self.scalars] = torch.arange(len(self.scalars)) + first[-1]
         return owner.unique(return_inverse=True)[1]
@@ -85,7 +123,7 @@ class Graph:
     def depth(self) -> tuple[float, ...]:
         """Distance of each site from the inputs over the distance input - output, in [0, 1]: a place that any depth shares."""
         steps = [0] * len(self.spec.sites)
-        edges = [(b.source, b.target) for b in self.blocks] + [(f, t) for f, t in self.spec.links]
+        edges = [(b.source, b.target) for b in self.blocks] + [tuple(sorted((w.source, w.target))) for w in self.spec.wires]
         for _ in self.spec.sites:  # longest path; a layer that is used twice closes a cycle, so the number of sweeps is bounded
             for source, target in edges:
                 if source < target:
@@ -95,8 +133,9 @@ class Graph:
 
 
 @lru_cache(maxsize=64)
-def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ...], Tensor]:
-    blocks, features, scalars = [], [], []
+def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ...], tuple[Diagonal, ...], Tensor]:
+    blocks, features, diagonals, scalars = [], [], [], []
+    wires = {(wire.source, wire.target): wire.kind for wire in spec.wires}
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
         flat = torch.arange(offset, offset + tensor.numel).reshape(tensor.shape)
         for pieces, part in _rectangles(tensor.axes, flat):
@@ -109,9 +148,14 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
             if not sited:
                 scalars.append(part.flatten())
             elif len(sited) == 1:
-                site = pieces[sited[0]].owner
+                piece, site = pieces[sited[0]], pieces[sited[0]].owner
                 index = _units_first(part, pieces, sited)
-                features.append(NodeFeature(site, f"{tensor.kind}:{spec.sites[site].role}:{index.shape[-1]}", index))
+                key = f"{tensor.kind}:{spec.sites[site].role}:{index.shape[-1]}"
+                if None in (piece.writes, piece.reads):
+                    features.append(NodeFeature(site, key, index))
+                else:  # tables from before wires do not say which wire it lies on
+                    kind = wires.pop((piece.reads, piece.writes), "gain")
+                    diagonals.append(Diagonal(site, piece.reads, kind, key, index))
             elif len(sited) == 2:
                 sited.sort(key=lambda axis: (fixed[axis], pieces[axis].writes is None))  # inputs are no targets
                 target, source = (pieces[a].owner for a in sited)
@@ -120,8 +164,9 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
                 blocks.append(Block(target, source, f"{tensor.kind}:{roles}:{index.shape[-1]}", index))
             else:
                 raise ValueError(f"{tensor.name!r} joins {len(sited)} sites; a graph's edge joins two.")
+    bare = [Diagonal(target, source, kind, "", torch.zeros(spec.sites[target].size, 0).long()) for (source, target), kind in wires.items()]
     empty = torch.zeros(0, dtype=torch.long)
-    return tuple(blocks), tuple(features), torch.cat([empty, *scalars])
+    return tuple(blocks), tuple(features), (*diagonals, *bare), torch.cat([empty, *scalars])
 
 
 def graph_of(spec: NetworkSpec, extras: int = 0) -> Graph:
@@ -133,8 +178,8 @@ def graph_of(spec: NetworkSpec, extras: int = 0) -> Graph:
     >>> [tuple(block.index.shape) for block in graph.blocks]
     [(3, 4, 1), (2, 3, 1)]
     """
-    blocks, features, scalars = _layout(spec)
-    return Graph(spec, blocks, features, torch.cat([scalars, torch.arange(spec.weights, spec.weights + extras)]))
+    *parts, scalars = _layout(spec)
+    return Graph(spec, *parts, torch.cat([scalars, torch.arange(spec.weights, spec.weights + extras)]))
 
 
 def pinned_sites(graph: Graph) -> dict[str, int]:
@@ -151,7 +196,8 @@ def pinned_sites(graph: Graph) -> dict[str, int]:
 @lru_cache(maxsize=64)
 def plain_inputs(graph: Graph) -> dict[str, list[Block]]:
     """Inputs that nothing but weights reads (no gain of their own, no residual link), by their name, with these weights."""
-    tied = {feature.site for feature in graph.features} | {block.target for block in graph.blocks} | {site for site, _ in graph.spec.links}
+    tied = {feature.site for feature in graph.of_units} | {block.target for block in graph.blocks}
+    tied |= {site for diagonal in graph.diagonals for site in (diagonal.source, diagonal.target)}
     found = {}
     for name, number in pinned_sites(graph).items():
         blocks = [block for block in graph.blocks if block.source == number]
@@ -173,7 +219,7 @@ def leading(graph: Graph, units: int) -> Graph:
     short = {block.source for block in cut}
     sites = tuple(replace(site, size=units) if number in short else site for number, site in enumerate(graph.spec.sites))
     unseen = torch.cat([block.index[:, units:].flatten() for block in graph.blocks if block in cut])
-    return Graph(replace(graph.spec, sites=sites), blocks, graph.features, graph.scalars, unseen)
+    return replace(graph, spec=replace(graph.spec, sites=sites), blocks=blocks, unseen=unseen)
 
 
 def _rectangles(axes: tuple[tuple[Piece, ...], ...], flat: Tensor):
@@ -194,50 +240,19 @@ def _units_first(part: Tensor, pieces: list[Piece], sited: list[int]) -> Tensor:
     return split.permute(*front, *back).flatten(len(front)) if back else split.permute(*front).unsqueeze(-1)
 
 
-def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | None = None):
-    """One network as a `torch_geometric.data.Data`: one node per unit, one edge per pair of joined units.
+def moving_sites(graph: Graph) -> list[int]:
+    """The sites whose units have states that a field changes, which it lays one after the other: all but the inputs."""
+    return [index for index, site in enumerate(graph.spec.sites) if site.role != "input"]
 
-    `edge_attr` is padded with zeros to the widest feature; `x` has one column per feature of a node tensor (a bias, a gain), 0 where a site
-    has none; `edge_block` and `site` say where edges and nodes come from.
-    `mask` (of theta's shape, True where a weight exists) drops the edges of pruned weights: by structure, never by value.
 
-    >>> import torch, geoflow
-    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
-    >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
-    >>> data = geoflow.to_pyg(spec, geoflow.pack(spec, network.state_dict()))
-    >>> data.num_nodes, data.num_edges
-    (9, 18)
-    """
-    from torch_geometric.data import Data
+def moving_units(graph: Graph) -> list[int]:
+    """How many units each of them has."""
+    return [graph.spec.sites[index].size for index in moving_sites(graph)]
 
-    if tuple(theta.shape) != (spec.weights,):
-        raise ValueError(f"A graph is made of one network of {spec.weights} weights, not of {tuple(theta.shape)}.")
-    graph = graph_of(spec)
-    first = site_starts(spec)
-    widest = max([block.index.shape[-1] for block in graph.blocks], default=1)
-    edges, attributes, owners = [torch.zeros(2, 0, dtype=torch.long)], [theta.new_zeros(0, widest)], [torch.zeros(0, dtype=torch.long)]
-    for number, block in enumerate(graph.blocks):
-        target, source = torch.meshgrid(torch.arange(block.index.shape[0]), torch.arange(block.index.shape[1]), indexing="ij")
-        keep = torch.ones_like(target, dtype=torch.bool) if mask is None else mask.cpu()[block.index].any(-1)
-        edges.append(torch.stack([source[keep] + first[block.source], target[keep] + first[block.target]]))
-        values = theta[block.index[keep]]
-        attributes.append(torch.nn.functional.pad(values, (0, widest - values.shape[-1])))
-        owners.append(torch.full((len(values),), number))
-    x = theta.new_zeros(first[-1], sum(feature.index.shape[-1] for feature in graph.features) or 1)
-    column = 0
-    for feature in graph.features:
-        rows = slice(first[feature.site], first[feature.site] + feature.index.shape[0])
-        x[rows, column : column + feature.index.shape[-1]] = theta[feature.index]
-        column += feature.index.shape[-1]
-    site = torch.repeat_interleave(torch.arange(len(spec.sites)), torch.tensor([s.size for s in spec.sites]))
-    return Data(
-        x=x,
-        edge_index=torch.cat(edges, 1).to(theta.device),
-        edge_attr=torch.cat(attributes),
-        edge_block=torch.cat(owners).to(theta.device),
-        site=site.to(theta.device),
-        scalars=theta[graph.scalars],
-    )
+
+def moving_starts(graph: Graph) -> dict[int, int]:
+    """Where the units of each of them begin."""
+    return dict(zip(moving_sites(graph), accumulate(moving_units(graph), initial=0), strict=False))
 
 
 def site_starts(spec: NetworkSpec) -> list[int]:

@@ -168,6 +168,10 @@ class Product(geoopt.Manifold):
         gaps = [self.sphere.dist(a, b) if sphere else b - a for sphere, (a, b) in self._pairs(x, y)]
         return torch.linalg.vector_norm(torch.cat(gaps, -1), dim=-1, keepdim=keepdim)
 
+    def cosines(self, x: Float[Tensor, "*#batch size"], y: Float[Tensor, "*#batch size"]) -> Float[Tensor, "*batch size"]:
+        """In each coordinate of a sphere the inner product of x and y on this sphere; 0 in flat coordinates."""
+        return self._each(lambda a, b: (a * b).sum(-1, keepdim=True).expand_as(a * b), lambda a, b: torch.zeros_like(a * b), x, y)
+
     def pairwise(self, x: Float[Tensor, "n size"], y: Float[Tensor, "m size"]) -> Float[Tensor, "n m"]:
         """Squared geodesic distances of all pairs, by matrix products; not for gradients.
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -42,8 +43,20 @@ def run(
     if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap knows no recurrent layers
         nets = len(next(iter(states.values())))
         return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
-    with WideProducts(rims):
+    with WideProducts(rims), sdpa_kernel(SDPBackend.MATH):  # vmap would call the fused attention once for every network
         return vmap(outputs)(dict(states))
+
+
+def faster_together(network: nn.Module, x: Shaped[Tensor, "examples ..."]) -> bool:
+    """Whether `run` is faster than one network after the other: on a GPU always, on a CPU where only linear layers read rows of numbers.
+
+    Their products join to wide ones. All else is slower under vmap. Milliseconds per network for 1,000 examples on one thread of a CPU,
+    together and alone: vit 629 and 179, bert 300 and 69, cnn 114 and 49, resnet 112 and 69, residual_mlp 5 and 3; 1,000 mlps together
+    take a quarter of the time.
+    """
+    learned = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
+    rows = x.ndim == 2 and x.is_floating_point()
+    return x.device.type != "cpu" or (rows and all(isinstance(module, nn.Linear) for module in learned))
 
 
 def itself(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

@@ -77,16 +77,40 @@ KINDS = ("weight", "bias", "gain", "running_mean", "running_var", "slope", "para
 
 
 @dataclass(frozen=True)
+class Wire:
+    """Unit i of the site `source` and unit i of the site `target` are tied, in the direction in which the data flow.
+
+    `kind`, one of WIRES, is the relation that ties them.
+    """
+
+    source: int
+    target: int
+    kind: str
+
+
+# norm: through a normalisation; gain, depthwise: through a diagonal tensor; function: through a function that gives units a new
+# scale or sign; sum, product: the source is added to, or multiplies, the target; contraction: summed products, as of queries and keys;
+# concatenation: side by side along another axis; recurrence: states of a recurrent layer, and gate 0 to gate 3 its gates in the order
+# of their rows; shared: one tensor serves both
+WIRES = (
+    *("norm", "gain", "depthwise", "function", "sum", "product", "contraction", "concatenation", "recurrence"),
+    *("gate 0", "gate 1", "gate 2", "gate 3", "shared"),
+)
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
-    """The table of a network. `links` are pairs (from, to) of sites joined by an addition; `rest` are the state's entries
-    outside the weight vector (counters, masks, tables of positions, entries that the forward pass never touches), kept as they were
-    traced. `constants` are those of them that the forward pass uses: all networks of a zoo share them.
-    `aliases` are pairs (other name, packed name) of tied entries: one tensor under two names of the state dict.
+    """The table of a network.
+
+    `wires` join the sites whose units are tied one by one; the sites of a permutation group are connected by them.
+    `rest` are the entries of the state dict outside the weight vector (counters, masks, tables of positions, entries that the forward
+    pass never touches), kept as they were traced. `constants` are those of them that the forward pass uses: all networks of a zoo share
+    them. `aliases` are pairs (other name, packed name) of tied entries: one tensor under two names of the state dict.
     """
 
     sites: tuple[Site, ...]
     tensors: tuple[TensorSpec, ...]
-    links: tuple[tuple[int, int], ...] = ()
+    wires: tuple[Wire, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     constants: tuple[str, ...] = ()
     rest: dict[str, Tensor] = field(default_factory=dict, compare=False)
@@ -112,7 +136,7 @@ class NetworkSpec:
 
     def to_json(self) -> str:
         """The table as JSON; `rest` holds tensors and is stored beside it."""
-        return json.dumps({key: _plain(getattr(self, key)) for key in ("sites", "tensors", "links", "aliases", "constants")})
+        return json.dumps({key: _plain(getattr(self, key)) for key in ("sites", "tensors", "wires", "aliases", "constants")})
 
     @classmethod
     def from_json(cls, text: str, rest: dict[str, Tensor]) -> "NetworkSpec":
@@ -122,8 +146,10 @@ class NetworkSpec:
             for entry in table["tensors"]
         )
         sites = tuple(Site(**site) for site in table["sites"])
-        links, aliases = (tuple(map(tuple, table[key])) for key in ("links", "aliases"))
-        return cls(sites, tensors, links, aliases, tuple(table.get("constants", ())), rest)  # files from before constants have none
+        # files from before wires hold the additions alone, as pairs of sites
+        wires = tuple(Wire(**wire) for wire in table.get("wires", ())) + tuple(Wire(*link, "sum") for link in table.get("links", ()))
+        aliases = tuple(map(tuple, table["aliases"]))
+        return cls(sites, tensors, wires, aliases, tuple(table.get("constants", ())), rest)  # files from before constants have none
 
 
 def _plain(rows):

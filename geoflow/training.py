@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from geoflow.canonical import canonicalize, unaligned
+from geoflow.canonical import canonicalize, order_kept, unaligned
 from geoflow.chart import FLOWS, fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.choices import choose
@@ -29,10 +29,13 @@ TIMES = {
     "beta": lambda share: 1 - (1 - share).sqrt(),
 }
 
+AUTO = "auto"  # the velocity that the zoo calls for
+KEPT = 0.5  # of the units above chance: from here on they are in a common order
+
 # arguments of `fit` that name a row of a table
 CHOICES: dict[str, Mapping] = {
     "flow": FLOWS,
-    "velocity": VELOCITIES,
+    "velocity": VELOCITIES | {AUTO: None},
     "coupling": COUPLINGS,
     "time": TIMES,
     "prediction": PREDICTIONS,
@@ -48,7 +51,7 @@ def fit(
     *,
     flow: str = "geometric",
     align: bool = True,
-    velocity: str = "transformer",
+    velocity: str = AUTO,
     coupling: str = "independent",
     time: str = "uniform",
     prediction: str = "preconditioned",
@@ -69,13 +72,15 @@ def fit(
 
     The conditional flow matching loss E |v(x_t, t) - dx_t|^2 (Lipman et al. 2023; on manifolds Chen and Lipman 2024) is minimised by
     Muon (matrices of hidden layers) and AdamW (all else) with cosine decay; the flow's weights are the exponential moving average.
-    `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES, PREDICTIONS
-    and WEIGHTINGS; `sizes` are the velocity's own. The field and its samples are in torch's default precision, whatever the zoo's. With
-    `inputs`, examples of what the networks read, rows of weights on them are measured by what they make of them (see `metric_frame`,
-    also for several inputs): networks that compute nearly the same are then near each other. Without `align` the flow sees the units of
-    every network in the order and with the signs in which they came; where no signs are free it is all the same to the transformer with
-    independent pairs, which cannot tell one order from another. With a `checkpoint` path the state is written there every `every`
-    iterations, and training goes on from it: on the CPU the result is bit-identical to an uninterrupted one.
+    `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES, PREDICTIONS and
+    WEIGHTINGS. velocity="auto" takes what the zoo calls for (see `velocity_for`). `sizes` are the velocity's own. The field and its
+    samples are in torch's default precision, whatever the zoo's.
+
+    With `inputs`, examples of what the networks read, rows of weights on them are measured by what they make of them (see `metric_frame`,
+    also for several inputs). Networks that compute nearly the same are then near each other. Without `align` the flow sees the units of
+    every network in the order, and with the signs, in which they came. Where no signs are free, this changes nothing for the transformer
+    with independent pairs, which cannot tell one order from another. With a `checkpoint` path the state is written there every `every`
+    iterations, and training goes on from it. On the CPU the result is bit-identical to an uninterrupted one.
 
     Raises ValueError for an unknown name, fewer than 2 networks or than `batch`, networks with NaN or, on spheres, dead units, and a
     checkpoint of another configuration; FloatingPointError where the loss is not finite.
@@ -91,6 +96,8 @@ def fit(
     config |= {"weighting": weighting, "sizes": dict(sizes or {}), "iterations": iterations, "batch": batch}
     config |= {"lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
     untrained, points = prepare(spec, thetas, config, inputs)
+    if velocity == AUTO and progress:
+        tqdm.write(untrained.config["reason"])
     return train(untrained.to(device), points.to(device), checkpoint, every, progress)
 
 
@@ -108,15 +115,29 @@ def prepare(
     thetas = thetas.detach()
     thetas = thetas.to(torch.promote_types(thetas.dtype, torch.float32))  # half precision keeps no row on its sphere
     _check_count(len(thetas), config["batch"])
+    if config["velocity"] == AUTO:
+        velocity, reason = velocity_for(spec, thetas)
+        config = dict(config) | {"velocity": velocity, "reason": reason}
+        check_config(config)
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
     recipe = FLOWS[config["flow"]]
     config |= {"zoo": fingerprint(thetas), "inputs": None if inputs is None else _fingerprints(inputs)}
     base = UNTURNED if inputs is None else metric_frame(graph_of(spec), inputs)
     canonical = canonicalize(spec, thetas, balance=recipe.balance, frame=base)
     chart = fit_chart(spec, recipe, canonical.theta, base)
-    flow = build_flow(chart, canonical.reference, config)
     seen = canonical.theta if config["align"] else unaligned(spec, thetas, recipe.balance, base)
-    return flow, chart.point(seen).to(next(flow.field.parameters()))
+    points = chart.point(seen)
+    if VELOCITIES[config["velocity"]].knows_units:
+        chart = chart.knowing_units(points)
+    flow = build_flow(chart, canonical.reference, config)
+    return flow, points.to(next(flow.field.parameters()))
+
+
+def velocity_for(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> tuple[str, str]:
+    """The row of VELOCITIES that serves a zoo, and why: `identified` where its networks come from one start, else `transformer`."""
+    kept = order_kept(spec, thetas)
+    velocity, origin = ("identified", "one common start") if kept >= KEPT else ("transformer", "independent starts")
+    return velocity, f"velocity={velocity}: {max(0.0, kept):.0%} of the units keep their place under alignment, as from {origin}."
 
 
 def train(
@@ -160,7 +181,8 @@ def check_config(config: Mapping) -> None:
     """Raise ValueError where the named arguments of `fit` hold an unknown name, or do not go together."""
     for option, table in CHOICES.items():
         choose(option, config[option], table)
-    complete_sizes(config["velocity"], config["sizes"])
+    if config["velocity"] != AUTO:
+        complete_sizes(config["velocity"], config["sizes"])
     if not isinstance(config["align"], bool):
         raise ValueError(f"align={config['align']} must be True or False.")
     for option in ("iterations", "batch"):
@@ -169,7 +191,7 @@ def check_config(config: Mapping) -> None:
     if not (config["lr"] > 0 and config["weight_decay"] >= 0 and 0 <= config["ema"] < 1):
         numbers = {name: config[name] for name in ("lr", "weight_decay", "ema")}
         raise ValueError(f"{numbers}: lr must be above 0, weight_decay at least 0, ema from 0 to below 1.")
-    if config["coupling"] == "equivariant_ot" and not VELOCITIES[config["velocity"]].equivariant:
+    if config["coupling"] == "equivariant_ot" and config["velocity"] != AUTO and VELOCITIES[config["velocity"]].knows_units:
         raise ValueError(
             "coupling=equivariant_ot permutes the noise towards the data, which only a permutation-equivariant velocity allows: "
             "choose velocity=transformer, or coupling=independent or ot."

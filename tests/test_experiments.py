@@ -1,5 +1,6 @@
 """The main job and the further commands, from the configuration to the files of a run."""
 
+import gzip
 import json
 import math
 import os
@@ -20,7 +21,8 @@ from geoflow.flow import Flow
 from geoflow.statistics import statistics_of
 from geoflow.zoo import store
 from geoflow.zoo.networks import mlp
-from geoflow.zoo.store import ZOO_DEFAULTS, read_zoo
+from geoflow.zoo.recipes import zoo_defaults
+from geoflow.zoo.store import read_zoo
 from geoflow.zoo.tasks import load_task
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -79,12 +81,11 @@ def finished(place) -> Path:
     return launch(place)
 
 
-def launch(place: Path, command: str = "main", runs: str | None = None, named=("smoke",), **config) -> Path:
+def launch(place: Path, command: str = "main", named=("smoke",), **config) -> Path:
     """Run a command in this process; the folder that it wrote."""
     from run import ex
 
-    options = {"--file_storage": runs or str(place / "runs")}
-    ex.run(command, {"cache": str(place / "cache"), **config}, named, options=options)
+    ex.run(command, {"cache": str(place / "cache"), **config}, named, options={"--file_storage": str(place / "runs")})
     return place / "runs" / ex.current_run._id
 
 
@@ -131,7 +132,9 @@ def test_metrics_have_their_schema(finished):
 
 def test_the_configuration_is_recorded_completely(finished):
     config = read(finished, "config.json")
-    assert [name for name, value in {**config, **config["zoo"]}.items() if value is None] == ["checkpoint"]
+    absent = {"width", "depth", "checkpoint", "common", "examples"}  # an mlp has no width, independent runs no common start
+    assert {name for name, value in {**config, **config["zoo"]}.items() if value is None} == absent
+    assert (config["network"], config["norm"], config["metric"], config["zoo"]["origin"]) == ("mlp", "none", "inputs", "independent")
     assert (config["hidden"], config["activation"], config["zoo"]["epochs"]) == ([5], "relu", 12)
 
 
@@ -239,6 +242,87 @@ def test_the_command_line_runs_it(place, finished):
     assert "generated" in done.stdout and "ensemble of 8 zoo" in done.stdout and str(place / "line" / "1") in done.stdout
     assert "flow: 100%" in done.stderr and "Warning" not in done.stderr
     assert types_of(read(place / "line" / "1", "metrics.json")) == SCHEMA
+
+
+# Networks beyond the mlp
+
+TINY = {"runs": 12, "snapshots": 1, "iterations": 3, "batch": 8, "count": 4, "steps": 2, "sizes": {"layers": 1, "node": 8, "edge": 4}}
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch):
+    """A few made-up reviews of films."""
+    (tmp_path / "sst2").mkdir()
+    for part, count in {"train": 48, "dev": 12, "test": 12}.items():
+        lines = [f"{'a ' * (n % 5 + 1)}{('bad', 'good')[n % 2]} film\t{n % 2}" for n in range(count)]
+        (tmp_path / "sst2" / f"{part}.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    monkeypatch.setenv("GEOFLOW_DATA", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("mlp", {"hidden": [5], "norm": "batch", "task": "iris"}),
+        ("residual_mlp", {"width": 4, "depth": 1, "task": "iris"}),
+        ("cnn", {"width": 2, "task": "digits"}),
+        ("resnet", {"width": 2, "task": "digits"}),
+        ("vit", {"width": 4, "depth": 1, "task": "digits"}),
+        ("bert", {"width": 4, "depth": 1}),
+    ],
+)
+def test_every_network_goes_through_the_main_job_and_comes_back(network, options, place, reviews):
+    from folder import read_samples
+
+    zoo = {"epochs": 1, "batch": 16, "origin": "shared", "common": 1, "examples": 32}
+    folder = launch(place, named=(), network=network, zoo=zoo, **TINY, **options)
+    assert types_of(read(folder, "metrics.json")["zoo"]) == types_of(read(folder, "metrics.json")["generated"]) == SCORES
+    config = read(folder, "config.json")
+    assert (config["network"], config["zoo"]["origin"]) == (network, "shared") and options.items() <= config.items()
+    drawn = launch(place, "sample", named=(), checkpoint=str(folder), count=4)
+    samples = [read_samples(one / "samples.safetensors") for one in (folder, drawn)]
+    assert torch.equal(samples[0].thetas, samples[1].thetas) and samples[0].config["network"] == network
+    scored = launch(place, "evaluate", named=(), checkpoint=str(drawn))
+    assert read(scored, "metrics.json")["generated"] == read(folder, "metrics.json")["generated"]
+
+
+def test_a_validation_part_of_sentences_is_the_official_one(reviews):
+    from collect import task_for
+
+    task = task_for("sst2", 0, "validation", "bert")
+    assert (len(task.x_train), len(task.x_test)) == (48, 12)
+
+
+def test_another_origin_has_its_own_recipe(tmp_path):
+    from run import ex
+
+    def zoo_of(named, origin):
+        return ex.run("print_config", {"zoo": {"origin": origin}}, (named,), options={"--file_storage": str(tmp_path)}).config["zoo"]
+
+    independent, recipe = zoo_of("resnet14", "independent"), zoo_defaults("resnet", "mnist14", "independent")
+    assert independent == {name: recipe.get(name, 0) for name in independent} and independent["common"] is None
+    shared = zoo_of("digits", "shared")
+    assert shared["common"] == shared["epochs"]
+
+
+def test_flows_from_before_there_were_other_networks_are_mlps(finished, place, tmp_path):
+    older = ("network", "norm", "width", "depth")
+    flow = Flow.load(finished / "flow.safetensors")
+    flow.config = {name: value for name, value in flow.config.items() if name not in older}
+    flow.save(tmp_path / "flow.safetensors")
+    drawn = launch(place, "evaluate", named=(), checkpoint=str(tmp_path / "flow.safetensors"), count=8, steps=5)
+    assert read(drawn, "metrics.json")["generated"] == read(finished, "metrics.json")["generated"]
+    assert [read(drawn, "config.json")[name] for name in older] == ["mlp", "none", None, None]
+
+
+def test_kept_runs_have_the_names_they_had(finished):
+    from folder import today
+    from pages import name_of
+
+    config = read(finished, "config.json")
+    older = {name: value for name, value in config.items() if name not in ("network", "norm", "width", "depth")}
+    older["zoo"] = {name: value for name, value in config["zoo"].items() if name not in ("origin", "common", "examples")}
+    assert name_of(older) == name_of(config) and today(older) == config
+    assert len({name_of(config), name_of(config | {"norm": "batch"}), name_of(config | {"network": "residual_mlp", "width": 8})}) == 3
 
 
 # The commands on a saved flow
@@ -362,6 +446,10 @@ def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
         ("transfer", {"task": "wine"}, "built for 4 units of 'input0', not for 13: another task needs another flow"),
         ("transfer", {"activation": "tanh"}, "never seen flat coordinates of the role 'weight:hidden<input:1'.*use flow=euclidean"),
         ("transfer", {}, "transfer needs another network"),
+        ("transfer", {"network": "residual_mlp"}, "never seen"),
+        ("transfer", {"network": "cnn"}, "network=cnn reads images, and task=iris has none"),
+        ("transfer", {"width": 3}, "network=mlp has no width=3"),
+        ("sample", {"network": "residual_mlp"}, "for another network or hidden or activation or norm or width or depth use transfer"),
         ("sample", {"flow": "euclidean"}, "sample takes the flow as it was fitted, so flow=euclidean would change nothing"),
         ("sample", {"snapshots": 3}, "so snapshots=3 would change nothing"),
         ("sample", {"sizes": {"node": 32}}, r"so sizes\.node=32 would change nothing"),
@@ -382,20 +470,14 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
 # Running statistics
 
 
-@pytest.fixture
-def normed(place, monkeypatch):
-    """Runs make networks with batch norm; the place of one such run, and of its cache."""
-
-    def network_for(task, config):
-        return nn.Sequential(nn.Linear(task.features, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, task.classes))
-
-    for module in ("collect", "draw", "run"):
-        monkeypatch.setattr(f"{module}.network_for", network_for)
-    return {"cache": str(place / "normed")}
+@pytest.fixture(scope="module")
+def normed(place) -> dict[str, Path]:
+    """The folders of two runs with batch norm, by what they do with its statistics."""
+    return {how: launch(place, norm="batch", recalibrate=how) for how in ("auto", "never")}
 
 
-def kept(folder):
-    """The running statistics of the saved networks, and all else of them."""
+def kept(folder: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The running statistics of saved networks, all else of them, and how many examples the record says they were measured on."""
     from folder import read_samples
 
     samples = read_samples(folder / "samples.safetensors")
@@ -404,51 +486,47 @@ def kept(folder):
     return samples.thetas[:, index], samples.thetas[:, others], samples.config["recalibrated"]
 
 
-def test_generated_networks_and_baselines_are_measured_anew_and_the_zoo_is_not(normed, place):
+def test_generated_networks_and_baselines_are_measured_anew_and_the_zoo_is_not(normed):
     from folder import read_samples
 
-    folders = {how: launch(place, **normed, recalibrate=how) for how in ("auto", "never")}
-    auto, never = (read(folder, "metrics.json") for folder in folders.values())
+    auto, never = (read(folder, "metrics.json") for folder in normed.values())
     assert (auto["recalibrated"], never["recalibrated"]) == (120, 0)  # all training examples of iris
     assert auto["zoo"] == never["zoo"] and auto["generated"] != never["generated"]
     assert all(auto["baselines"][name] != never["baselines"][name] for name in BASELINES)
     assert auto["baselines"]["retrieval"]["novelty"] < 1e-5  # a copy that was measured anew is a copy
-    assert "measured anew on 120 training inputs" in (folders["auto"] / "report.md").read_text()
-    assert "were not measured anew" in (folders["never"] / "report.md").read_text()
-    measured, drawn = (kept(folder) for folder in folders.values())
+    for how, words in {"auto": "measured anew on 120 training inputs", "never": "were not measured anew"}.items():
+        assert words in (normed[how] / "report.md").read_text()
+    measured, drawn = (kept(folder) for folder in normed.values())
     assert torch.equal(measured[1], drawn[1]) and not torch.isclose(measured[0], drawn[0]).any()
-    samples, task = read_samples(folders["auto"] / "samples.safetensors"), load_task("iris", 0)
+    samples = read_samples(normed["auto"] / "samples.safetensors")
     network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
-    again = geoflow.recalibrate(network, samples.spec, samples.thetas, task.x_train)
+    again = geoflow.recalibrate(network, samples.spec, samples.thetas, load_task("iris", 0).x_train)
     torch.testing.assert_close(again, samples.thetas, rtol=1e-4, atol=1e-5)
 
 
-def test_further_commands_measure_as_the_run_did(normed, place, capsys, monkeypatch):
-    for how in ("auto", "never"):
-        made = launch(place, **normed, recalibrate=how)
-        expected = kept(made)[0]
-        drawn = launch(place, "sample", named=(), checkpoint=str(made), count=8)
-        assert torch.equal(kept(drawn)[0], expected) and read(drawn, "config.json")["recalibrate"] == how
-        scored = [read(launch(place, "evaluate", named=(), checkpoint=str(one)), "metrics.json") for one in (made, drawn)]
-        assert scored[0]["generated"] == scored[1]["generated"] == read(made, "metrics.json")["generated"]
-        assert [one["recalibrated"] for one in scored] == [{"auto": 120, "never": 0}[how]] * 2
-        other = launch(place, "sample", named=(), checkpoint=str(made), count=8, recalibrate={"auto": "never", "never": "auto"}[how])
-        assert not torch.isclose(kept(other)[0], expected).any()
+@pytest.mark.parametrize(("how", "other", "examples"), [("auto", "never", 120), ("never", "auto", 0)])
+def test_further_commands_measure_as_the_run_did(normed, place, how, other, examples):
+    made = normed[how]
+    drawn = launch(place, "sample", named=(), checkpoint=str(made), count=8)
+    assert torch.equal(kept(drawn)[0], kept(made)[0]) and read(drawn, "config.json")["recalibrate"] == how
+    scored = [read(launch(place, "evaluate", named=(), checkpoint=str(one)), "metrics.json") for one in (made, drawn)]
+    assert scored[0]["generated"] == scored[1]["generated"] == read(made, "metrics.json")["generated"]
+    assert [one["recalibrated"] for one in scored] == [examples] * 2
+    asked = launch(place, "sample", named=(), checkpoint=str(made), count=8, recalibrate=other)
+    assert not torch.isclose(kept(asked)[0], kept(made)[0]).any()
 
 
 def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypatch):
-    made = launch(place, **normed)
-
     def absent(*_):
         raise FileNotFoundError("iris is nowhere.")
 
     monkeypatch.setattr("collect.load_task", absent)
-    drawn = launch(place, "sample", named=(), checkpoint=str(made), count=8)
+    drawn = launch(place, "sample", named=(), checkpoint=str(normed["auto"]), count=8)
     assert "running statistics are as the flow drew them, not measured anew: iris is nowhere." in capsys.readouterr().out
     statistics, others, examples = kept(drawn)
-    assert examples == 0 and torch.equal(others, kept(made)[1]) and not torch.isclose(statistics, kept(made)[0]).any()
-    never = launch(place, "sample", named=(), checkpoint=str(made), count=8, recalibrate="never")
-    assert "as the flow drew them" not in capsys.readouterr().out and torch.equal(kept(never)[0], statistics)
+    assert examples == 0 and torch.equal(others, kept(normed["auto"])[1]) and torch.equal(statistics, kept(normed["never"])[0])
+    launch(place, "sample", named=(), checkpoint=str(normed["never"]), count=8)
+    assert "as the flow drew them" not in capsys.readouterr().out
 
 
 # Mistakes
@@ -458,7 +536,20 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
     ("argv", "words"),
     [
         ("with flow=geometri", "Unknown flow 'geometri'. Known: euclidean, normalized, geometric, geometric_polar."),
-        ("with task=minst", "Unknown task 'minst'. Known: breast_cancer, digits, iris, wine, mnist, fashion."),
+        ("with task=minst", "Unknown task 'minst'. Known: breast_cancer, digits, iris, wine, mnist, fashion, mnist14, fashion14, sst2."),
+        ("with network=lenet", "Unknown network 'lenet'. Known: mlp, residual_mlp, cnn, resnet, vit, bert."),
+        ("with network=vit task=breast_cancer", "network=vit reads images, and task=breast_cancer has none. Tasks for vit: digits"),
+        ("with task=sst2", "network=mlp reads rows of a table, and task=sst2 has none. Tasks for mlp: breast_cancer"),
+        ("with network=cnn hidden=[3]", "network=cnn has no hidden=[3]. Its options are width."),
+        ("with width=3", "network=mlp has no width=3. Its options are hidden, activation, norm."),
+        ("with network=resnet width=0", "width=0 must be a whole number of at least 1."),
+        ("with network=vit depth=1.5", "depth=1.5 must be a whole number of at least 1."),
+        ("with norm=layer", "Unknown norm 'layer'. Known: none, batch."),
+        ("with network=bert metric=inputs", "network=bert reads sentences. Choose metric=weights."),
+        ("with zoo.origin=pretrained", "Unknown zoo.origin 'pretrained'. Known: independent, shared."),
+        ("with zoo.common=3", "zoo.common=3 says how long a shared start is trained, and with zoo.origin=independent runs share none."),
+        ("with zoo.origin=shared zoo.common=0", "zoo.common=0 must be a whole number of at least 1."),
+        ("with zoo.examples=20", "zoo.examples=20 fill no batch of zoo.batch=32."),
         ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4."),
         ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp."),
         ("with align=3", "align=3 must be True or False."),
@@ -469,7 +560,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with weighting=cosine", "Unknown weighting 'cosine'. Known: balanced, uniform."),
         ("with recalibrate=always", "Unknown recalibrate 'always'. Known: auto, never."),
         ("with device=gpu", "Unknown device 'gpu'. Known: auto, cpu, cuda."),
-        ("with zoo.schedule=linear", "Unknown zoo.schedule 'linear'. Known: constant, cosine."),
+        ("with zoo.schedule=linear", "Unknown zoo.schedule 'linear'. Known: constant, cosine, cosine_by_step."),
         ("with hidden=[0]", "hidden=[0] must be a list of widths of at least 1"),
         ("with hidden=16", "hidden=16 must be a list"),
         ("with iterations=0", "iterations=0 must be a whole number of at least 1."),
@@ -485,7 +576,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with snapshots=5 zoo.epochs=3", "snapshots=5 every zoo.every=2 epochs do not fit into zoo.epochs=3."),
         ("with flwo=geometric", "There is no option 'flwo'. Is it flow"),
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),
-        ("with xyzzy=3", "There is no option 'xyzzy'. Known: task, hidden, activation"),
+        ("with xyzzy=3", "There is no option 'xyzzy'. Known: task, network, hidden, activation"),
         ("with zoo=cosine", "zoo is a group of options, such as zoo.epochs=..."),
         ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, curve, sharpen"),
         ("curve with steps=8", "curve with checkpoint=runs/3"),
@@ -549,21 +640,26 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "hidden"),
+    ("name", "task", "network", "options"),
     [
-        (None, "breast_cancer", [16, 16]),
-        ("breast_cancer", "breast_cancer", [16, 16]),
-        ("digits", "digits", [10]),
-        ("mnist", "mnist", [10]),
-        ("fashion", "fashion", [10]),
-        ("mnist32", "mnist", [32, 32]),
+        (None, "breast_cancer", "mlp", {"hidden": [16, 16], "activation": "relu", "norm": "none"}),
+        ("breast_cancer", "breast_cancer", "mlp", {"hidden": [16, 16]}),
+        ("digits", "digits", "mlp", {"hidden": [10]}),
+        ("mnist", "mnist", "mlp", {"hidden": [10]}),
+        ("fashion", "fashion", "mlp", {"hidden": [10]}),
+        ("mnist32", "mnist", "mlp", {"hidden": [32, 32]}),
+        ("cnn14", "mnist14", "cnn", {"width": 8, "depth": None, "hidden": None}),
+        ("resnet14", "mnist14", "resnet", {"width": 4, "depth": 1}),
+        ("vit14", "mnist14", "vit", {"width": 16, "depth": 2}),
+        ("bert", "sst2", "bert", {"width": 16, "depth": 2, "metric": "weights"}),
     ],
 )
-def test_named_configurations_take_the_defaults_of_their_task(name, task, hidden, tmp_path):
+def test_named_configurations_take_the_defaults_of_their_task(name, task, network, options, tmp_path):
     from run import ex
 
     config = ex.run("print_config", named_configs=(name,) if name else (), options={"--file_storage": str(tmp_path)}).config
-    assert (config["task"], config["hidden"], config["activation"], config["flow"]) == (task, hidden, "relu", "geometric")
+    assert (config["task"], config["network"], config["flow"]) == (task, network, "geometric")
+    assert options.items() <= config.items()
     zoo = {"runs": config["runs"], "snapshots": config["snapshots"], **config["zoo"]}
-    assert zoo == ZOO_DEFAULTS[task] | {"seed": 0} | ({"runs": 1000} if name == "mnist32" else {})
+    assert zoo == zoo_defaults(network, task) | {"seed": 0} | ({"runs": 1000} if name == "mnist32" else {})
     assert all(math.isfinite(value) for value in (config["lr"], config["ema"]))

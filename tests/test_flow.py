@@ -2,15 +2,18 @@
 
 import json
 import math
+import re
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, recording, sample, spec_of, task_guidance, unpack
 from geoflow.canonical import balance
-from geoflow.chart import fit_chart
+from geoflow.chart import FLOOR, fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.evaluation.metrics import evaluate
 from geoflow.files import read_tensors, write_tensors
@@ -164,6 +167,57 @@ def test_the_times_have_their_mean(time, mean, generator):
     quantile = {"uniform": lambda t: t, "beta": lambda t: 1 - (1 - t) ** 2}[time]
     shares = quantile(times(time, 16, generator)) * 16
     assert torch.equal(shares.floor(), torch.arange(16.0))  # one from each sixteenth of the distribution
+
+
+def test_a_flow_from_before_wires_draws_the_networks_that_it_drew():
+    """Its table has additions alone, its field no messages along wires; the samples were kept when it was made."""
+    data = Path(__file__).parent / "data"
+    read = Flow.load(data / "flow-before-wires.safetensors")
+    drawn = sample(read, 3, steps=4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(drawn, load_file(data / "samples-before-wires.safetensors")["thetas"], atol=1e-6)
+
+
+@pytest.mark.parametrize("flow", ["euclidean", "geometric"])
+def test_an_untrained_field_that_knows_units_draws_the_gaussian_of_every_coordinate(flow, generator):
+    """A zoo around one start, each coordinate with a spread of its own: its means and spreads come back, on spheres too."""
+    network = torch.nn.Sequential(torch.nn.Linear(9, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    spec = spec_of(network, torch.zeros(1, 9))
+    start, spreads = torch.randn(spec.weights, generator=generator), 0.02 + 0.1 * torch.rand(spec.weights, generator=generator)
+    thetas = start + spreads * torch.randn(400, spec.weights, generator=generator)
+    untrained, points = prepare(spec, thetas, CONFIG | {"flow": flow, "velocity": "identified", "sizes": {}})
+    drawn = sample(untrained, 400, solver="midpoint", steps=64, generator=generator)
+    new = untrained.chart.point(drawn)
+    assert (new.mean(0) - points.mean(0)).abs().mean() < 0.2 * points.std(0).mean()
+    ratio = new.std(0) / points.std(0)
+    assert 0.9 < ratio.median() < 1.1 and ((ratio > 0.75) & (ratio < 1.33)).double().mean() > 0.9
+
+
+def test_the_moments_of_every_coordinate_are_kept(spec, thetas, tmp_path):
+    made, _ = prepare(spec, thetas, CONFIG | {"velocity": "identified", "sizes": {}})
+    made.save(tmp_path / "flow.safetensors")
+    read = Flow.load(tmp_path / "flow.safetensors")
+    assert read.chart.own is not None and torch.equal(read.chart.own, made.chart.own)
+    assert prepare(spec, thetas, CONFIG)[0].chart.own is None  # an equivariant field cannot use them
+
+
+def test_what_never_varied_is_not_taken_for_impossible(spec, thetas):
+    """A coordinate that all networks share keeps a spread above 0, so that its errors stay finite in the loss."""
+    stuck = thetas.clone()
+    stuck[:, 0] = 1.0
+    flow, points = prepare(spec, stuck, CONFIG | {"flow": "euclidean", "velocity": "identified", "sizes": {}})
+    assert flow.chart.own[1].min() >= FLOOR
+    assert flow.matching_loss(points, torch.zeros_like(points), torch.full((len(points),), 0.5)).isfinite()
+
+
+@pytest.mark.parametrize(("apart", "velocity"), [(0.1, "identified"), (None, "transformer")])
+def test_the_field_is_chosen_by_the_order_of_the_units(apart, velocity, generator):
+    """Networks around one start have their units in one order; independent ones do not."""
+    spec = spec_of(mlp(4, [9], 2), torch.zeros(1, 4))
+    start, noise = (torch.randn(n, spec.weights, generator=generator) for n in (1, 20))
+    thetas = noise if apart is None else start + apart * noise
+    flow, _ = prepare(spec, thetas, CONFIG | {"velocity": "auto", "sizes": {}})
+    assert flow.config["velocity"] == velocity
+    assert re.match(rf"velocity={velocity}: \d+% of the units keep their place", flow.config["reason"])
 
 
 @pytest.mark.parametrize("flow", FLOWS)

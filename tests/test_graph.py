@@ -5,6 +5,7 @@ import torch
 
 from geoflow import apply_symmetry, graph_of, pack, random_symmetry, spec_of, to_pyg, unpack
 from geoflow.graph import site_starts
+from geoflow.spec import WIRES
 from tests.networks import NETWORKS
 
 
@@ -19,7 +20,7 @@ def spec_and_theta(request):
 def test_every_scalar_lies_in_the_graph_exactly_once(spec_and_theta):
     spec, _ = spec_and_theta
     graph = graph_of(spec, extras=3)
-    places = torch.cat([*(p.index.flatten() for p in (*graph.blocks, *graph.features)), graph.scalars])
+    places = torch.cat([*(p.index.flatten() for p in (*graph.blocks, *graph.features, *graph.diagonals)), graph.scalars])
     assert torch.equal(places.sort().values, torch.arange(spec.weights + 3))
     assert graph.size == spec.weights + 3
 
@@ -33,7 +34,7 @@ def test_the_graph_of_a_permuted_network_is_the_relabelled_graph(spec_and_theta,
     for block in graph.blocks:
         expected = theta[block.index][order[block.target]][:, order[block.source]]
         assert torch.equal(moved[block.index], expected)
-    for feature in graph.features:
+    for feature in graph.of_units:
         assert torch.equal(moved[feature.index], theta[feature.index][order[feature.site]])
 
 
@@ -50,6 +51,20 @@ def test_pyg_data_has_a_node_per_unit_and_an_edge_per_pair():
     starts = site_starts(spec)
     block = graph_of(spec).blocks[0]
     assert torch.equal(data.edge_attr[data.edge_block == 0, 0], first[target - starts[block.target], source - starts[block.source]])
+
+
+def test_wires_are_edges_of_their_own_type():
+    """One for each unit, in the direction of the data, with the gain that lies on it."""
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    torch.nn.init.normal_(network[1].weight)
+    spec = spec_of(network, torch.zeros(2, 4))
+    data = to_pyg(spec, pack(spec, network.state_dict()))
+    wires = data.edge_type == 1 + WIRES.index("norm")
+    starts, (before, behind) = site_starts(spec), [n for n, site in enumerate(spec.sites) if site.role == "hidden"]
+    units = torch.arange(3)
+    assert torch.equal(data.edge_index[:, wires], torch.stack([units + starts[before], units + starts[behind]]))
+    assert torch.equal(data.edge_attr[wires, 0], network[1].weight)
+    assert int((data.edge_type == 0).sum()) == 4 * 3 + 3 * 2
 
 
 def test_a_zero_weight_keeps_its_edge_and_a_masked_one_loses_it():

@@ -64,7 +64,7 @@ def test_the_table_of_options_is_complete(ex, tmp_path):
     table = options()
     assert set(table) == set(config)
     for name, (default, _) in table.items():
-        assert default in ("*task*", "*velocity*", str(config[name])), f"{name}: the default is {config[name]}"
+        assert default in ("*task*", "*velocity*", "*network*", "*zoo*", str(config[name])), f"{name}: the default is {config[name]}"
     for name in ("zoo", "sizes"):
         assert table[name][1] == {f"{name}.{key}" for key in config[name]}
 

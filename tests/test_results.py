@@ -25,6 +25,13 @@ def pages(results):
     return pages
 
 
+@pytest.fixture
+def studies(results):
+    import studies
+
+    return studies
+
+
 RECORD = {
     "host": {"cpu": "", "gpus": None, "os": ["", ""], "python_version": "3"},
     "start_time": "",
@@ -40,9 +47,9 @@ def a_run(folder, command="main", **content):
     return folder
 
 
-def test_the_pages_are_those_that_the_kept_runs_make(results, pages):
+def test_the_pages_are_those_that_the_kept_runs_make(results, pages, studies):
     folders = sorted(path for path in results.RESULTS.iterdir() if path.is_dir())
-    assert folders and {path.name for path in folders} <= set(pages.PAGES)
+    assert folders and {path.name for path in folders} <= set(studies.PAGES)
     for folder in folders:
         runs = pages.read_runs(folder)
         pictures = pages.figures(runs)
@@ -54,10 +61,10 @@ def test_the_pages_are_those_that_the_kept_runs_make(results, pages):
             assert geoflow.Flow.load(flow).config["flow"] == pages.read_run(flow.parent)["config"]["flow"]
 
 
-def test_the_readme_shows_what_the_kept_runs_make(results, pages):
+def test_the_readme_shows_what_the_kept_runs_make(results, pages, studies):
     import headline
 
-    kept = {name: pages.read_runs(results.RESULTS / name) for name in pages.PAGES if (results.RESULTS / name).is_dir()}
+    kept = {name: pages.read_runs(results.RESULTS / name) for name in studies.PAGES if (results.RESULTS / name).is_dir()}
     text = results.README.read_text(encoding="utf-8")
     assert headline.inserted(text, headline.headline(kept)) == text
     shown = [line.split(" | ")[0] for line in text.split(headline.BEGIN)[1].split(headline.END)[0].strip().splitlines()[2:]]
@@ -78,32 +85,32 @@ def test_the_readme_shows_the_flow_of_today_that_was_trained_most(pages, results
     assert headline.most_trained(runs, "mnist") == ()
 
 
-def test_a_shortfall_is_named(results, pages):
+def test_a_shortfall_is_named(results, studies):
     row = results.read_json(next((results.RESULTS / "main_job").glob("digits-geometric*")) / "metrics.json")
-    assert pages.missed_of_the_main_job(row) == []
+    assert studies.missed_of_the_main_job(row) == []
     worse = deepcopy(row)
     worse["generated"]["nll"]["mean"] = 0.21
     worse["generated"]["accuracy"]["mean"] = 0.93
     worse["novelty"]["ratio"] = 0.5
-    assert {"accuracy < 0.9400", "NLL > 0.2000", "novelty"} <= set(pages.missed_of_the_main_job(worse))
+    assert {"accuracy < 0.9400", "NLL > 0.2000", "novelty"} <= set(studies.missed_of_the_main_job(worse))
 
 
-def test_mnist_is_held_against_its_own_demands(pages):
+def test_mnist_is_held_against_its_own_demands(studies):
     one = {"accuracy": {"mean": 0.925, "std": 0.01}, "nll": {"mean": 0.28}, "ece": {"mean": 0.03}}
     large, small = {"n": 256, "accuracy": 0.5, "ece": 1.0}, {"n": 64, "accuracy": 0.957, "ece": 0.02}
     ensembles = {"generated": large, "generated_64": small, "zoo": large, "zoo_64": small | {"accuracy": 0.96}}
     good = {"generated": one, "ensemble": ensembles, "novelty": {"ratio": 1.0, "copies": 0.01}}
-    assert pages.missed_of_mnist(good) == ["log pool not measured"]
+    assert studies.missed_of_mnist(good) == ["log pool not measured"]
     worse = deepcopy(good)
     worse["generated"]["accuracy"] = {"mean": 0.91, "std": 0.03}
     worse["ensemble"]["zoo_64"]["accuracy"] = 0.97
     worse["ensemble"]["generated_64"]["ece"] = 0.04
-    assert pages.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9650", "log pool not measured"]
+    assert studies.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9650", "log pool not measured"]
     worse["ensemble"]["generated_64"]["log_pool"] = {"accuracy": 0.958, "ece": 0.01}
     worse["ensemble"]["zoo_64"]["log_pool"] = {"accuracy": 0.964, "ece": 0.01}
-    assert pages.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9590"]
+    assert studies.missed_of_mnist(worse) == ["accuracy < 0.9200", "std > 0.0200", "ensemble accuracy < 0.9590"]
     worse["ensemble"]["generated_64"]["log_pool"]["ece"] = 0.04
-    assert "log pool ECE > 0.0300" in pages.missed_of_mnist(worse)
+    assert "log pool ECE > 0.0300" in studies.missed_of_mnist(worse)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +198,8 @@ def test_runs_and_their_curves_are_kept_by_their_settings(results, pages, tmp_pa
         results.keep("main_job", curve)
 
 
-def test_every_run_of_a_sweep_can_be(pages):
+def test_every_run_of_a_sweep_can_be(pages, studies):
+    from folder import setting
     from sweep import SWEEPS, folder_of, resolved
 
     for page, sweep in SWEEPS.items():
@@ -199,7 +207,8 @@ def test_every_run_of_a_sweep_can_be(pages):
         names = set()
         for arguments in sweep:
             config = resolved(arguments)
-            assert pages.PAGES[page].tasks[config["task"]] == config["hidden"]
+            asked = studies.PAGES[page].tasks[config["task"]]
+            assert {option: setting(config, option) for option in asked} == asked
             names.add(pages.name_of(config))
         assert len(names) == len(sweep), f"{page}: two runs would take each other's place"
 
@@ -224,7 +233,7 @@ def test_a_sweep_goes_on_with_the_runs_that_are_what_it_means_today(pages, tmp_p
     ("change", "words"),
     [
         ({"part": "validation"}, "was scored on the validation part; results/ is for the test part"),
-        ({"hidden": [12]}, r"has the hidden layers \[12\]; the page main_job is for \[10\]"),
+        ({"hidden": [12]}, r"has hidden=\[12\]; the page main_job is for hidden=\[10\]"),
     ],
 )
 def test_a_run_of_another_network_or_part_is_refused(results, tmp_path, change, words):

@@ -1,11 +1,12 @@
 """The fields: equivariant, equal to their PyG twin, independent of width, depth and batch."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
-from geoflow import apply_symmetry, fit, graph_of, random_symmetry, sample, spec_of
+from geoflow import apply_symmetry, fit, graph_of, pack, permute, random_symmetry, sample, spec_of, unpack
 from geoflow.chart import FLOWS, fit_chart
 from geoflow.symmetry import Symmetry
 from geoflow.velocity import IdentifiedTransformer, MLPVelocity, RelationalTransformer, complete_sizes
@@ -61,6 +62,61 @@ def test_an_uncoupled_permutation_does_not_pass_through():
     expected = field(graph, x, t)
     expected[:, rows] = expected[:, rows.flip(0)]
     assert (field(graph, moved, t) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_unit_is_the_same_unit_at_all_sites_of_its_group(name):
+    """Permuting the tensors of one site alone is no symmetry where other sites share its permutation, and the field sees it."""
+    make, example = NETWORKS[name]
+    graph = graph_of(spec_of(make(), example()))
+    field, (x, t) = randomised(graph), inputs(graph, nets=1)
+    v = field(graph, x, t)
+    for number in shared_sites(graph.spec):
+        order = alone(graph.spec, number)
+        change = (field(graph, x[:, order], t) - v[:, order]).abs().max() / v.abs().max()
+        moves_nothing = torch.equal(order, torch.arange(graph.size))
+        assert moves_nothing or change > 1e-3, f"a lone move of {graph.spec.sites[number]} changes the field by {change:.1g}"
+
+
+def test_gates_are_told_apart():
+    """Exchanging two whole gates of an LSTM is no symmetry, and the field sees it: each gate has a wire of its own kind."""
+    make, example = NETWORKS["lstm"]
+    spec = spec_of(make(), example())
+    graph = graph_of(spec)
+    field, (x, t) = randomised(graph), inputs(graph, nets=1)
+    entries = unpack(spec, torch.arange(spec.weights).double())
+    for name in (name for name in entries if name.startswith("layer.")):
+        gates = list(entries[name].chunk(4))
+        gates[0], gates[1] = gates[1], gates[0]
+        entries[name] = torch.cat(gates)
+    order = pack(spec, entries).long()
+    v = field(graph, x, t)
+    assert (field(graph, x[:, order], t) - v[:, order]).abs().max() > 1e-3 * v.abs().max()
+
+
+def test_ties_that_were_never_seen_are_named():
+    plain, normed = (graph_of(spec_of(network, torch.zeros(2, 5))) for network in (bare(), bare(torch.nn.LayerNorm(4))))
+    field = randomised(plain)
+    field.node_in.update({part.key: torch.nn.Linear(1, 16) for part in normed.of_units})  # it would know their features
+    with pytest.raises(ValueError, match="never seen units tied by 'norm'; it knows no such ties"):
+        field(normed, *inputs(normed))
+
+
+def bare(*between):
+    return torch.nn.Sequential(torch.nn.Linear(5, 4), *between, torch.nn.Tanh(), torch.nn.Linear(4, 2))
+
+
+def shared_sites(spec):
+    """The sites whose permutation other sites share."""
+    groups = [site.permutation for site in spec.sites]
+    return [number for number, group in enumerate(groups) if group is not None and groups.count(group) > 1]
+
+
+def alone(spec, number):
+    """Where each coordinate comes from if one site's units are shifted round by one, and no other site's."""
+    sites = tuple(replace(site, permutation=len(spec.sites)) if k == number else site for k, site in enumerate(spec.sites))
+    shift = torch.arange(spec.sites[number].size).roll(1)
+    return permute(replace(spec, sites=sites), torch.arange(spec.weights).double(), {len(spec.sites): shift}).long()
 
 
 def test_the_blocks_equal_message_passing_on_pyg(graph):

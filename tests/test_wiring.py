@@ -11,7 +11,7 @@ from networks import NETWORKS, Apply, Residual
 from torch import nn
 
 import geoflow
-from geoflow.spec import KINDS, SYMMETRIES, NetworkSpec
+from geoflow.spec import KINDS, SYMMETRIES, WIRES, NetworkSpec, Wire
 from geoflow.symmetry import Symmetry, apply_symmetry, flip, permute, random_symmetry, rescale
 from geoflow.vector import check_state, pack, unpack
 from geoflow.wiring import check_spec, spec_of
@@ -210,7 +210,32 @@ def test_the_table_is_consistent(name):
         assert tensor.kind in KINDS
         for piece in (piece for axis in tensor.axes for piece in axis):
             assert all(spec.sites[site].size == piece.size for site in (piece.writes, piece.reads) if site is not None)
-    assert all(0 <= site < len(spec.sites) for link in spec.links for site in link)
+    for wire in spec.wires:
+        assert wire.kind in WIRES and wire.source != wire.target
+        assert spec.sites[wire.source].size == spec.sites[wire.target].size
+    assert len({frozenset((wire.source, wire.target)) for wire in spec.wires}) == len(spec.wires)
+
+
+@every_network
+def test_wires_connect_every_permutation_group(name):
+    """And they join no sites that are permuted apart."""
+    _, spec, _ = traced(name)
+    group = [site.permutation for site in spec.sites]
+    assert all(group[wire.source] == group[wire.target] for wire in spec.wires)
+    for number in spec.groups("permutation"):
+        first, *others = (site for site, of in enumerate(group) if of == number)
+        reached = {first}
+        for _ in others:
+            reached |= {end for wire in spec.wires if reached & {wire.source, wire.target} for end in (wire.source, wire.target)}
+        assert reached == {first, *others}
+
+
+@every_network
+def test_a_wire_lies_under_every_diagonal_tensor(name):
+    _, spec, _ = traced(name)
+    wires = {(wire.source, wire.target) for wire in spec.wires}
+    pieces = [piece for tensor in spec.tensors for axis in tensor.axes for piece in axis]
+    assert {(piece.reads, piece.writes) for piece in pieces if None not in (piece.reads, piece.writes)} <= wires
 
 
 @every_network
@@ -299,10 +324,31 @@ def test_groups_of_a_convolution_are_rows_of_one_entry():
     assert len([t for t in spec.tensors if t.name == "2.bias"]) == 1
 
 
-def test_additions_are_links():
+@pytest.mark.parametrize(
+    ("name", "wires"),
+    [
+        ("mlp", []),
+        ("mlp batch norm", [("0", "norm", "1")]),
+        ("mlp plain batch norm", []),
+        ("pre norm", [("0", "norm", "1.branch.0"), ("1.branch.3", "sum", "0"), ("2.branch.2", "sum", "0"), ("0", "norm", "3")]),
+        ("swiglu", [("1.branch.up", "product", "1.branch.up"), ("1.branch.down", "sum", "0")]),
+        ("cnn depthwise", [("0", "depthwise", "2")]),
+        ("learned gain", [("enter", "gain", "mul")]),
+        ("attention one head", [("q", "contraction", "k")]),
+        ("lstm", [("layer", f"gate {gate}", "layer") for _ in range(4) for gate in (0, 1, 3)]),
+    ],
+)
+def test_wires_are_directed_as_the_data_flow(name, wires):
+    _, spec, _ = traced(name)
+    assert [(spec.sites[wire.source].name, wire.kind, spec.sites[wire.target].name) for wire in spec.wires] == wires
+
+
+def test_a_table_written_before_there_were_wires_keeps_its_additions():
     _, spec, _ = traced("pre norm")
-    names = [(spec.sites[a].name, spec.sites[b].name) for a, b in spec.links]
-    assert names == [("0", "1.branch.3"), ("0", "2.branch.2")]
+    table = json.loads(spec.to_json())
+    del table["wires"]
+    old = NetworkSpec.from_json(json.dumps(table | {"links": [[0, 4]]}), spec.rest)
+    assert old.wires == (Wire(0, 4, "sum"),) and old.tensors == spec.tensors
 
 
 def test_unused_entries_counters_and_constants_rest():

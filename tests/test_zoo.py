@@ -17,13 +17,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import geoflow
+from geoflow import population
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
-from geoflow.zoo import idx, store
-from geoflow.zoo.networks import ACTIVATIONS, mlp
-from geoflow.zoo.store import ZOO_DEFAULTS, Zoo, digest, load_zoo, read_zoo, save_zoo, split_runs
-from geoflow.zoo.tasks import TASKS, load_task, validation_task
-from geoflow.zoo.train import SCHEDULES, initial_states, shuffled_batches, train_zoo
+from geoflow.zoo import idx, lookup, store, tasks
+from geoflow.zoo.networks import NETWORKS, build_network, check_reads, mlp, together
+from geoflow.zoo.networks.mlp import ACTIVATIONS
+from geoflow.zoo.networks.transformers import Bert, PostNormBlock, PreNormBlock
+from geoflow.zoo.recipes import RECIPES, zoo_defaults
+from geoflow.zoo.store import Zoo, digest, load_zoo, read_zoo, save_zoo, split_runs
+from geoflow.zoo.tasks import TASKS, Task, load_task, validation_task
+from geoflow.zoo.train import SCHEDULES, common_start, drawn_data, initial_states, shuffled_batches, train_zoo
 
 TABLES = {"breast_cancer": (569, 30, 2), "digits": (1797, 64, 10), "iris": (150, 4, 3), "wine": (178, 13, 3)}
 DATA = Path(os.environ.get("GEOFLOW_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -70,23 +74,23 @@ def test_standardise_gives_zero_mean_and_unit_deviation_on_the_training_part_onl
     assert task.x_test.mean(0).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["breast_cancer", "digits"])
-def test_scaler_never_sees_the_test_rows(name, monkeypatch):
-    before, (source, scaling) = load_task(name), TASKS[name]
+@pytest.mark.parametrize(("name", "form"), [("breast_cancer", "table"), ("digits", "table"), ("digits", "image")])
+def test_scaler_never_sees_the_test_rows(name, form, monkeypatch):
+    before, source = load_task(name, form=form), TASKS[name]
 
     def corrupted(**options):
-        raw = source(**options)
+        raw = source.load(**options)
         return replace(raw, x_test=raw.x_test * 1000 + 7)
 
-    monkeypatch.setitem(TASKS, name, (corrupted, scaling))
-    after = load_task(name)
+    monkeypatch.setitem(TASKS, name, replace(source, load=corrupted))
+    after = load_task(name, form=form)
     assert torch.equal(before.x_train, after.x_train)
     assert not torch.equal(before.x_test, after.x_test)
 
 
 def test_no_row_is_in_both_parts():
     x = sklearn.datasets.load_breast_cancer().data
-    raw = TASKS["breast_cancer"][0](seed=0, folder=None, fetch=offline)
+    raw = TASKS["breast_cancer"].load(seed=0, folder=None, fetch=offline)
     assert {*map(bytes, raw.x_train)} | {*map(bytes, raw.x_test)} == {*map(bytes, x)}
     assert not {*map(bytes, raw.x_train)} & {*map(bytes, raw.x_test)}
 
@@ -108,6 +112,30 @@ def test_unknown_task_lists_the_known_ones():
         load_task("cifar")
 
 
+def test_images_have_their_pixels_in_place_and_one_scale_for_all():
+    table, images = load_task("digits"), load_task("digits", form="image")
+    assert images.x_train.shape == (1437, 1, 8, 8) and torch.equal(images.y_train, table.y_train)
+    assert abs(images.x_train.mean()) < 1e-6 and abs(images.x_train.std(correction=0) - 1) < 1e-6
+    raw = TASKS["digits"].load(seed=0, folder=None, fetch=offline)
+    slope, offset = np.polyfit(raw.x_test.ravel(), images.x_test.flatten().numpy(), 1)  # one line through all pixels
+    np.testing.assert_allclose(images.x_test.flatten(1).numpy(), slope * raw.x_test + offset, atol=1e-5)
+
+
+def test_a_form_that_a_task_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"Unknown form of iris 'image'\. Known: table"):
+        load_task("iris", form="image")
+
+
+@needs_images
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_small_images_are_averages_of_four_pixels(name):
+    whole, small = (TASKS[task].load(seed=0, folder=DATA, fetch=offline) for task in (name, f"{name}14"))
+    images = torch.from_numpy(whole.x_test[:100].astype(np.float32)).view(100, 1, 28, 28)
+    averaged = torch.nn.functional.avg_pool2d(images, 2).flatten(1).numpy()
+    np.testing.assert_allclose(small.x_test[:100], averaged, rtol=1e-6)
+    assert load_task(f"{name}14", folder=DATA, form="image").x_train.shape == (60000, 1, 14, 14)
+
+
 @needs_images
 def test_images_are_read_from_a_folder():
     task = load_task("mnist", folder=DATA, fetch=offline)
@@ -118,28 +146,28 @@ def test_images_are_read_from_a_folder():
 
 @needs_images
 def test_fashion_has_its_own_files():
-    labels = idx.read_idx(idx.find("fashion", "t10k-labels", DATA, offline), idx.DIGESTS["fashion"]["t10k-labels"])
+    labels = idx.read_idx(idx.find_idx("fashion", "t10k-labels", DATA, offline), idx.DIGESTS["fashion"]["t10k-labels"])
     assert np.bincount(labels).tolist() == [1000] * 10
 
 
 @needs_images
 def test_environment_names_the_folder(monkeypatch):
     monkeypatch.setenv("GEOFLOW_DATA", str(DATA))
-    assert idx.find("mnist", "t10k-labels", None, offline) == DATA / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    assert idx.find_idx("mnist", "t10k-labels", None, offline) == DATA / "mnist" / "t10k-labels-idx1-ubyte.gz"
 
 
 def test_absent_file_offline_says_which_and_where(monkeypatch, tmp_path):
     monkeypatch.setenv("GEOFLOW_DATA", str(tmp_path))
-    monkeypatch.setattr(idx.pooch, "os_cache", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(lookup.pooch, "os_cache", lambda name: tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match=r"mnist/train-images-idx3-ubyte\.gz nor .*cache.*no network.* Put it in a folder mnist/"):
         load_task("mnist", fetch=offline)
 
 
 def test_absent_file_is_fetched_into_the_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("GEOFLOW_DATA", raising=False)
-    monkeypatch.setattr(idx.pooch, "os_cache", lambda name: tmp_path)
+    monkeypatch.setattr(lookup.pooch, "os_cache", lambda name: tmp_path)
     asked = []
-    path = idx.find("fashion", "t10k-labels", None, lambda urls, path: asked.append((urls, path)))
+    path = idx.find_idx("fashion", "t10k-labels", None, lambda urls, path: asked.append((urls, path)))
     assert asked == [([mirror + path.name for mirror in idx.MIRRORS["fashion"]], tmp_path / "fashion" / "t10k-labels-idx1-ubyte.gz")]
 
 
@@ -150,9 +178,9 @@ def test_download_tries_every_mirror(monkeypatch, tmp_path):
         tried.append(url)
         raise ConnectionError
 
-    monkeypatch.setattr(idx.pooch, "retrieve", broken)
+    monkeypatch.setattr(lookup.pooch, "retrieve", broken)
     with pytest.raises(OSError, match="a: ConnectionError; b: ConnectionError"):
-        idx.download(["a", "b"], tmp_path / "file")
+        lookup.download(["a", "b"], tmp_path / "file")
     assert tried == ["a", "b"]
 
 
@@ -173,6 +201,73 @@ def test_idx_of_known_bytes(tmp_path):
     np.testing.assert_array_equal(idx.read_idx(path, idx.hashlib.md5(raw).hexdigest()), [[0, 1, 2], [3, 4, 5]])
 
 
+# Sentences
+
+
+def write_sentences(folder, **parts):
+    (folder / "sst2").mkdir(exist_ok=True)
+    for part, lines in parts.items():
+        (folder / "sst2" / f"{part}.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    return folder
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """Three small files of reviews."""
+    train = ["a good film\t1", "a bad film\t0", "bad , bad\t0", "good\t1"]
+    return write_sentences(tmp_path, train=train, dev=["good plot\t1"], test=["a dull film\t0", "bad\t0"])
+
+
+def test_sentences_are_tokens_of_the_words_of_the_training_part(reviews):
+    task = load_task("sst2", folder=reviews, fetch=offline)
+    assert task.vocabulary == ("[PAD]", "[CLS]", "[UNK]", "bad", "a", "film", "good", ",")
+    assert (task.form, task.features, task.classes, task.x_train.dtype, task.numbers) == ("tokens", 32, 2, torch.int64, None)
+    assert task.x_train[2].tolist() == [1, 3, 7, 3] + [0] * 28 and task.y_train.tolist() == [1, 0, 0, 1]
+    assert task.x_test[0].tolist() == [1, 4, 2, 5] + [0] * 28  # dull is in no training sentence
+
+
+def test_sentences_are_validated_on_their_official_part(reviews):
+    task = load_task("sst2", folder=reviews, fetch=offline)
+    valid = validation_task(task)
+    assert torch.equal(valid.x_train, task.x_train) and valid.x_test[0, :4].tolist() == [1, 6, 2, 0] and valid.y_test.tolist() == [1]
+
+
+def test_the_vocabulary_is_cut_at_rare_words_and_sentences_at_their_end(reviews, monkeypatch):
+    monkeypatch.setattr(tasks, "WORDS", 5)
+    monkeypatch.setattr(tasks, "LENGTH", 3)
+    task = load_task("sst2", folder=reviews, fetch=offline)
+    assert task.vocabulary[3:] == ("bad", "a") and task.x_train.tolist() == [[1, 4, 2], [1, 4, 3], [1, 3, 2], [1, 2, 0]]
+
+
+@pytest.mark.parametrize("line", ["no label", "a film\t2", "a film\t", "\t1", "a film\tgood"])
+def test_a_broken_line_is_named_by_file_and_number(reviews, line):
+    write_sentences(reviews, dev=["fine\t1", line, "bad\t0"])
+    with pytest.raises(ValueError, match=r"dev\.tsv\.gz, line 2: '.*' is no sentence, tab and label \(of 0, 1\)\. Mend this line"):
+        load_task("sst2", folder=reviews, fetch=offline)
+
+
+def test_files_without_sentences_are_named(reviews):
+    for content in (b"plain text", gzip.compress(bytes(1000))[:-5], gzip.compress(b"\xff\xfe")):
+        (reviews / "sst2" / "test.tsv.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"test\.tsv\.gz is no complete gzip archive of UTF-8 text"):
+            load_task("sst2", folder=reviews, fetch=offline)
+    write_sentences(reviews, test=[])
+    with pytest.raises(ValueError, match=r"test\.tsv\.gz holds no sentences"):
+        load_task("sst2", folder=reviews, fetch=offline)
+
+
+def test_absent_sentences_are_said_with_their_place(monkeypatch, tmp_path):
+    monkeypatch.setattr(lookup.pooch, "os_cache", lambda name: tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match=r"train\.tsv\.gz cannot be downloaded .*official address.* Put it in a folder sst2/"):
+        load_task("sst2", folder=tmp_path)
+
+
+@pytest.mark.skipif(not (DATA / "sst2").is_dir(), reason="SST-2 is neither in GEOFLOW_DATA nor in ../shared/data")
+def test_reviews_are_read_from_a_folder():
+    task = load_task("sst2", folder=DATA, fetch=offline)
+    assert (len(task.x_train), len(task.official[0]), len(task.x_test), len(task.vocabulary)) == (6920, 872, 1821, 2000)
+
+
 # Networks
 
 
@@ -189,7 +284,217 @@ def test_bad_mlps_are_refused():
         mlp(2, [0], 2)
 
 
+# name: (a task of the usual size, small options for the trainings of these tests, weights by default)
+SHAPES = {
+    "mlp": ("digits", {"hidden": [6]}, 1482),
+    "residual_mlp": ("digits", {"width": 6, "depth": 1}, 3450),
+    "cnn": ("mnist14", {"width": 2}, 6218),
+    "resnet": ("mnist14", {"width": 2}, 5142),
+    "vit": ("mnist14", {"width": 4, "depth": 1}, 5546),
+    "bert": ("sst2", {"width": 4, "depth": 1}, 37298),
+}
+SIZES = {"digits": (64,), "mnist14": (1, 14, 14), "sst2": (32,)}
+
+
+def made_up(network, shape=None, examples=24, words=2000):
+    """A task of its form and shape without its data: noise, or sentences of all lengths."""
+    name = SHAPES[network][0]
+    shape, classes, form = shape or SIZES[name], len("01" if name == "sst2" else "0123456789"), NETWORKS[network].form
+    x, y = torch.randn(2, examples, *shape, generator=seeded()), torch.randint(classes, (2, examples), generator=seeded())
+    if form == "tokens":
+        x = torch.randint(3, words, (2, examples, *shape), generator=seeded())
+        x[..., 0] = 1
+        x[torch.arange(shape[0]) > torch.randint(2, shape[0], (2, examples, 1), generator=seeded())] = 0
+    return Task(name, x[0], y[0], x[1], y[1], tuple(map(str, range(classes))), form, vocabulary=tuple(map(str, range(words))))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_small_and_their_tables_hold(name):
+    """Every declared symmetry leaves the outputs as they are, for the default sizes and for others."""
+    task, (_, small, weights) = made_up(name), SHAPES[name]
+    assert sum(parameter.numel() for parameter in build_network(name, task, {}).parameters()) == weights
+    assert 5000 <= weights <= 80000 or NETWORKS[name].form == "table"
+    for options in ({}, small, *(one for one in ({"depth": 3}, {"norm": "batch"}) if set(one) <= set(NETWORKS[name].options))):
+        network = build_network(name, task, options)
+        spec = geoflow.spec_of(network, task.x_train[:2])
+        assert geoflow.check_spec(network, spec, task.x_train[:2], seeded()) < 1e-12
+        assert spec.groups("permutation"), "nothing can be permuted"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_many_networks_run_as_each_alone(name):
+    task = made_up(name)
+    networks = [build_network(name, task, SHAPES[name][1]).eval() for _ in range(3)]
+    states = {key: torch.stack([network.state_dict()[key] for network in networks]) for key in networks[0].state_dict()}
+    expected = torch.stack([network(task.x_test) for network in networks])
+    torch.testing.assert_close(population.run(networks[0], states, task.x_test), expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"), [("cnn", (1, 8, 8)), ("cnn", (3, 28, 28)), ("resnet", (3, 28, 28)), ("vit", (1, 8, 8)), ("vit", (1, 28, 28))]
+)
+def test_image_networks_fit_the_size_of_the_image(network, shape):
+    task = made_up(network, shape)
+    assert build_network(network, task, {})(task.x_train).shape == (24, 10)
+
+
+def test_unequal_blocks_of_a_transformer_do_what_torch_does():
+    """Pre-norm and post-norm blocks against torch's own encoder layer with the same weights."""
+    pre, post = PreNormBlock(8, 2), PostNormBlock(8, 2)
+    packed = {"weight": pre.self_attention.qkv.weight, "bias": pre.self_attention.qkv.bias}
+    joined = {part: torch.cat([getattr(layer, part) for layer in (post.query, post.key, post.value)]) for part in ("weight", "bias")}
+    x, padded = torch.randn(3, 5, 8, generator=seeded()), torch.arange(5) >= torch.tensor([[5], [3], [1]])
+    layers = {
+        "pre": (packed, pre.self_attention.out_proj, pre.mlp[0], pre.mlp[2], pre.ln_1, pre.ln_2),
+        "post": (joined, post.dense, post.intermediate, post.output, post.attention_norm, post.output_norm),
+    }
+    for kind, (qkv, out, up, down, norm1, norm2) in layers.items():
+        torchs = nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", batch_first=True, norm_first=kind == "pre")
+        parts = {"self_attn.out_proj": out, "linear1": up, "linear2": down, "norm1": norm1, "norm2": norm2}
+        state = {f"{name}.{key}": value for name, layer in parts.items() for key, value in layer.state_dict().items()}
+        torchs.load_state_dict(state | {f"self_attn.in_proj_{key}": value for key, value in qkv.items()})
+        if kind == "pre":
+            torch.testing.assert_close(pre(x), torchs(x))
+        else:
+            found, expected = post(x, ~padded[:, None, None, :]), torchs(x, src_key_padding_mask=padded)
+            torch.testing.assert_close(found[~padded], expected[~padded])
+
+
+def test_padding_is_attended_by_nobody():
+    network, sentence = Bert(20, 9, 2), torch.tensor([[1, 5, 9, 12, 0, 0, 0, 0, 0]])
+    torch.testing.assert_close(network(sentence), network(sentence[:, :4]))
+    network.embeddings.word_embeddings.weight.data[0] += 1
+    torch.testing.assert_close(network(sentence), network(sentence[:, :4]))
+    longer = sentence.clone()
+    longer[0, 4] = 7
+    assert not torch.allclose(network(longer), network(sentence))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("gru", {}, r"Unknown network 'gru'\. Known: mlp, residual_mlp, cnn, resnet, vit, bert"),
+        ("cnn", {"depth": 2, "hidden": [3]}, r"network=cnn has no depth=2, hidden=\[3\]\. Its options are width"),
+        ("mlp", {"width": 3}, r"network=mlp has no width=3\. Its options are hidden, activation, norm"),
+        ("mlp", {"norm": "layer"}, r"Unknown norm 'layer'\. Known: none, batch"),
+        ("vit", {"width": 7}, r"width=7 cannot be divided between 2 heads"),
+        ("bert", {"width": 7}, r"width=7 cannot be divided between 2 heads"),
+        ("resnet", {"width": 0}, r"width=0 and depth=1 must be at least 1"),
+        ("residual_mlp", {"depth": 0}, r"width=16 and depth=0 must be at least 1"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_refused(name, options, words):
+    task = made_up(name if name in NETWORKS else "mlp")
+    with pytest.raises(ValueError, match=words):
+        build_network(name, task, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "words"),
+    [
+        (
+            "vit",
+            "breast_cancer",
+            "network=vit reads images, and task=breast_cancer has none. Tasks for vit: digits, mnist, fashion",
+        ),
+        ("mlp", "sst2", "network=mlp reads rows of a table, and task=sst2 has none.* Networks for sst2: bert"),
+        (
+            "bert",
+            "mnist",
+            "network=bert reads sentences, and task=mnist has none. Tasks for bert: sst2. Networks for mnist: mlp",
+        ),
+    ],
+)
+def test_a_task_that_a_network_cannot_read_is_refused(name, task, words):
+    with pytest.raises(ValueError, match=words):
+        check_reads(name, task)
+    with pytest.raises(ValueError, match=words):
+        build_network(name, replace(made_up(name), name=task), {})
+
+
+def test_data_in_another_form_are_refused():
+    with pytest.raises(ValueError, match="network=cnn reads the form 'image', and digits was loaded as 'table'"):
+        build_network("cnn", load_task("digits"), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [("cnn", (1, 3, 8), "these have 3 x 8 pixels"), ("vit", (1, 11, 14), "No square patches cut an image of 11 x 14 pixels")],
+)
+def test_images_of_a_wrong_size_are_refused(name, shape, words):
+    with pytest.raises(ValueError, match=words):
+        build_network(name, made_up(name, shape), {})
+
+
+def test_the_faster_way_to_train_follows_from_the_size_of_a_batch():
+    task = made_up("cnn")
+    assert [together("cnn", task, batch, "cpu") for batch in (64, 65)] == [16, 1]
+    assert together("cnn", task, 65, "cuda") > 16
+    assert together("mlp", made_up("mlp"), 128, "cpu") == 256 and together("bert", made_up("bert"), 1, "cpu") == 1
+
+
 # Training
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_after_the_other_trains_as_all_at_once(name):
+    task = made_up(name)
+    settings = {"epochs": 2, "batch": 8, "lr": 3e-3, "weight_decay": 0.1, "schedule": "cosine_by_step", "seed": 0, "progress": False}
+    build = partial(build_network, name, task, SHAPES[name][1])
+    ways = [train_zoo(build, task, runs=4, together=together, **settings) for together in (None, 1, 3)]
+    # outputs: a bias of keys, which no output depends on, has a gradient of rounding, and Adam makes full steps of it
+    outputs = [population.run(build().eval(), {key: value[:, 0] for key, value in states.items()}, task.x_test) for states in ways]
+    assert not torch.allclose(outputs[0][0], outputs[0][1], atol=1e-2)
+    for other in outputs[1:]:
+        torch.testing.assert_close(other, outputs[0], atol=1e-4, rtol=1e-3)
+
+
+def test_runs_of_one_start_begin_there_and_go_their_own_ways():
+    task = load_task("iris")
+    start = iris_mlp().state_dict()
+    settings = {"runs": 3, "epochs": 1, "batch": 20, "weight_decay": 0.0, "seed": 0, "examples": 20, "progress": False}
+    states = train_zoo(iris_mlp, task, **settings, lr=1e-3, start=start)
+    moved = states["0.weight"][:, 0] - start["0.weight"]
+    # the first step of Adam is as long as the learning rate in every coordinate that has a gradient
+    assert moved.abs().max() <= 1.001e-3 and (moved.abs() > 0.9e-3).float().mean() > 0.3
+    assert not torch.equal(moved[0], moved[1])
+    later = train_zoo(iris_mlp, task, **settings | {"runs": 1}, first=2, lr=1e-3, start=start)
+    torch.testing.assert_close(later["0.weight"][0], states["0.weight"][2], atol=1e-6, rtol=1e-5)
+
+
+def test_data_are_drawn_with_replacement_and_stay_the_runs_own():
+    rows = drawn_data([seeded(0), seeded(1)], 1000, 1000)
+    assert rows.shape == (2, 1000) and rows.min() >= 0 and rows.max() < 1000 and not torch.equal(rows[0], rows[1])
+    assert abs(len(rows[0].unique()) - (1 - 1 / np.e) * 1000) < 50  # five deviations
+    task = load_task("iris")
+    states = train_zoo(iris_mlp, task, **SETTINGS | {"runs": 1, "batch": 5}, examples=5, seed=0, progress=False)
+    own = draw_of_run(0, len(task.x_train), 5)
+    others = torch.ones(len(task.x_train), dtype=bool).index_fill(0, own, False)
+    spoiled = replace(task, x_train=task.x_train.masked_fill(others[:, None], 1e6))
+    again = train_zoo(iris_mlp, spoiled, **SETTINGS | {"runs": 1, "batch": 5}, examples=5, seed=0, progress=False)
+    assert all(torch.equal(states[name], again[name]) for name in states), "a run sees its own five examples in every epoch"
+
+
+def draw_of_run(number, available, examples):
+    """The rows that a run of seed 0 draws, behind its start."""
+    generator = randomness(0, f"run {number}")
+    torch.randint(2**62, (), generator=generator)
+    return torch.randint(available, (examples,), generator=generator, dtype=torch.int32).long()
+
+
+def test_the_common_start_is_a_run_of_its_own():
+    task, settings = load_task("iris"), {"batch": 20, "lr": 1e-2, "weight_decay": 0.1, "seed": 0, "progress": False}
+    start = common_start(iris_mlp, task, epochs=3, schedule="cosine", snapshots=2, every=1, **settings)
+    states = train_zoo(iris_mlp, task, runs=1, first=-1, epochs=3, **settings)
+    assert all(torch.equal(start[name], states[name][0, 0]) for name in start), "its learning rate is constant"
+    first = train_zoo(iris_mlp, task, runs=1, epochs=3, **settings)
+    assert not torch.equal(first["0.weight"][0, 0], start["0.weight"])
+
+
+def test_the_learning_rate_falls_by_the_epoch_or_by_the_step():
+    by_epoch, by_step = SCHEDULES["cosine"], SCHEDULES["cosine_by_step"]
+    assert by_epoch(0, 0.9, 1) == 1 and by_epoch(1, 0.9, 2) == pytest.approx(0.5)
+    assert by_step(0, 0.5, 1) == pytest.approx(0.5) and by_step(1, 0.0, 2) == by_epoch(1, 0.0, 2) and by_step(1, 0.999, 2) < 1e-5
 
 
 def alone(build, task, runs, settings, seed):
@@ -203,9 +508,11 @@ def alone(build, task, runs, settings, seed):
     optimizers = [torch.optim.AdamW(n.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"]) for n in networks]
     for epoch in range(settings["epochs"]):
         order = torch.stack([torch.randperm(len(task.x_train), generator=gen, dtype=torch.int32) for gen in generators])
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = settings["lr"] * SCHEDULES[settings["schedule"]](epoch / settings["epochs"])
-        for i in range(len(task.x_train) // settings["batch"]):
+        batches = len(task.x_train) // settings["batch"]
+        for i in range(batches):
+            for optimizer in optimizers:
+                factor = SCHEDULES[settings["schedule"]](epoch, i / batches, settings["epochs"])
+                optimizer.param_groups[0]["lr"] = settings["lr"] * factor
             for run, (network, optimizer) in enumerate(zip(networks, optimizers, strict=True)):
                 rows = order[run, i * settings["batch"] : (i + 1) * settings["batch"]]
                 optimizer.zero_grad()
@@ -283,7 +590,9 @@ def test_starts_are_the_default_initialisation():
         ({"epochs": 0}, "epochs=0"),
         ({"batch": 121}, "batch=121 is more than the 120 training examples"),
         ({"snapshots": 3}, "snapshots=3 every 2 epochs do not fit into 4 epochs"),
-        ({"schedule": "warm"}, "Unknown schedule 'warm'. Known: constant, cosine"),
+        ({"schedule": "warm"}, "Unknown schedule 'warm'. Known: constant, cosine, cosine_by_step"),
+        ({"examples": 19}, "batch=20 is more than the 19 training examples"),
+        ({"together": 0}, "together=0 must be at least 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message):
@@ -305,10 +614,24 @@ def test_nan_names_the_run():
         train_zoo(second_broken, load_task("iris"), **SETTINGS, seed=0, progress=False)
 
 
-@pytest.mark.parametrize("name", ZOO_DEFAULTS)
-def test_defaults_are_settings_of_known_tasks(name):
-    assert name in TASKS
-    assert {"runs", "epochs", "batch", "lr", "weight_decay", "snapshots", "every", "schedule"} == set(ZOO_DEFAULTS[name])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_has_a_recipe_for_every_task_that_it_reads(network):
+    assert set(RECIPES) == set(NETWORKS)
+    assert set(RECIPES[network]) == {name for name, source in TASKS.items() if NETWORKS[network].form in source.forms}
+    settings = {"runs", "epochs", "batch", "lr", "weight_decay", "snapshots", "every", "schedule", "origin", "common", "examples"}
+    for task in RECIPES[network]:
+        for origin in (None, "independent", "shared"):
+            recipe = zoo_defaults(network, task, origin)
+            assert set(recipe) == settings and origin in (None, recipe["origin"])
+            assert (recipe["common"] is None) == (recipe["origin"] == "independent")
+
+
+def test_a_common_start_takes_its_training_from_the_recipe():
+    assert zoo_defaults("mlp", "iris", "shared")["common"] == zoo_defaults("mlp", "iris")["epochs"]
+    bert = zoo_defaults("bert", "sst2")
+    assert zoo_defaults("bert", "sst2", "independent")["epochs"] == bert["epochs"] + bert["common"]
+    with pytest.raises(ValueError, match=r"Unknown task of vit 'iris'\. Known: mnist14"):
+        zoo_defaults("vit", "iris")
 
 
 # Store
@@ -344,7 +667,8 @@ def test_cache_is_found_by_its_configuration(iris, tmp_path, monkeypatch):
 
 def test_an_interrupted_or_larger_zoo_goes_on(iris, tmp_path, monkeypatch):
     whole = load_zoo(tmp_path / "whole", **iris | {"settings": SETTINGS | {"runs": 5}}, seed=0)
-    monkeypatch.setattr("geoflow.zoo.store.GROUP", {"cpu": 2})
+    monkeypatch.setattr("geoflow.zoo.store.GROUP", 2)
+    iris = iris | {"together": 2}
     trained, kept = [], store.train_zoo
 
     def interrupted(*args, first, **options):
@@ -375,6 +699,51 @@ def test_of_several_that_want_a_zoo_one_trains_it(iris, tmp_path, monkeypatch):
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(lambda _: load_zoo(tmp_path, **iris, seed=0), range(2))
     assert torch.equal(first.thetas, second.thetas) and len(trained) == 1
+
+
+def test_later_settings_leave_the_names_of_older_zoos(iris, tmp_path, monkeypatch):
+    load_zoo(tmp_path, **iris, seed=0)
+    monkeypatch.setattr("geoflow.zoo.store.train_zoo", None)
+    later = load_zoo(tmp_path, **iris | {"settings": SETTINGS | {"origin": "independent", "common": None, "examples": None}}, seed=0)
+    assert later.start is None and not {"origin", "common", "examples"} & set(later.configuration["settings"])
+    (path,) = tmp_path.glob("*.safetensors")
+    older = {"format": 3, "task": "iris", "data": store._digest_of(iris["task"]), "network": repr(iris_mlp()), "seed": 0}
+    assert path.stem == f"zoo-iris-{digest(older | {'settings': {k: v for k, v in SETTINGS.items() if k != 'runs'}})[:16]}"
+
+
+def test_a_zoo_outlives_what_a_table_says_besides_the_places_of_weights(iris, tmp_path):
+    zoo, spec = load_zoo(tmp_path, **iris, seed=0), iris["spec"]
+    renamed = replace(spec, links=((0, 1),))
+    assert load_zoo(tmp_path, **iris | {"spec": renamed}, seed=0).spec == renamed != zoo.spec
+    moved = replace(spec, tensors=spec.tensors[::-1])
+    with pytest.raises(ValueError, match="was packed by another table"):
+        load_zoo(tmp_path, **iris | {"spec": moved}, seed=0)
+
+
+SHARED = SETTINGS | {"origin": "shared", "common": 2}
+
+
+def test_a_shared_start_is_trained_once_and_kept(iris, tmp_path, monkeypatch):
+    monkeypatch.setattr("geoflow.zoo.store.GROUP", 2)
+    iris = iris | {"together": 1}
+    whole = load_zoo(tmp_path, **iris | {"settings": SHARED}, seed=0)
+    shared = {name: value for name, value in SETTINGS.items() if name != "runs"} | {"epochs": 2}
+    start = geoflow.pack(iris["spec"], common_start(iris_mlp, iris["task"], **shared, seed=0, progress=False))
+    assert torch.equal(whole.start, start) and split_runs(whole, 0.3, seeded())[0].start is whole.start
+    states = train_zoo(iris_mlp, iris["task"], **SETTINGS, start=geoflow.unpack(iris["spec"], start), examples=120, together=1, seed=0,
+                       progress=False)  # fmt: skip
+    assert torch.equal(whole.thetas, geoflow.pack(iris["spec"], states)), "runs draw as many examples as there are"
+    monkeypatch.setattr("geoflow.zoo.store.common_start", None)
+    larger = load_zoo(tmp_path, **iris | {"settings": SHARED | {"runs": 5}}, seed=0)
+    assert torch.equal(larger.thetas[:3], whole.thetas) and larger.runs == 5
+
+
+@pytest.mark.parametrize("settings", [SETTINGS | {"common": 2}, SETTINGS | {"origin": "shared"}])
+def test_an_origin_without_what_it_needs_is_refused(iris, tmp_path, settings):
+    with pytest.raises(ValueError, match="origin=shared and common, the epochs of the common training, belong together"):
+        load_zoo(tmp_path, **iris | {"settings": settings}, seed=0)
+    with pytest.raises(ValueError, match=r"Unknown origin 'pretrained'\. Known: independent, shared"):
+        load_zoo(tmp_path, **iris | {"settings": SHARED | {"origin": "pretrained"}}, seed=0)
 
 
 def test_corrupt_and_foreign_files_are_refused(iris, tmp_path):

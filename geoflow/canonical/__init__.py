@@ -7,12 +7,13 @@ from torch import Tensor
 
 from geoflow.canonical import scaling
 from geoflow.canonical.matching import align, centre, check_zoo
+from geoflow.canonical.origin import order_kept
 from geoflow.canonical.scaling import balance, dead_units, sphere_rows
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
 
-__all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "check_zoo", "dead_units", "sphere_rows", "unaligned"]
+__all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "check_zoo", "dead_units", "order_kept", "sphere_rows", "unaligned"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from geoflow.population import Rims, check_population, copy_of, itself, run
+from geoflow.population import Rims, check_population, copy_of, faster_together, itself, run
 from geoflow.spec import NetworkSpec
 from geoflow.vector import State, unpack
 from geoflow.wiring.check import RoundedTo
@@ -30,7 +30,8 @@ def predictors(
 
     `batch` bounds the pairs of a network and an example in work at once. Two networks are first run as a user would run them, loaded and
     on their own, on the first `batch_size` examples, or a FEW. Where that differs from all networks at once (modules that keep tables of
-    their weights, operations that vmap does not know), networks run one after the other, each loaded: slower, and what it would say alone.
+    their weights, operations that vmap does not know), networks run one after the other, each loaded: what it would say alone. So they do
+    where this is faster (see `faster_together`).
 
     Raises ValueError where thetas or x are empty, for weights that are not finite or not of this network, for outputs that are no tensor,
     and, without a `batch_size`, where what a network says of an example depends on the examples beside it.
@@ -49,7 +50,7 @@ def predictors(
     if batch_size is None:
         _check_company(alone, some, expected, tolerance)
     empty = _without_weights(network, spec).to(thetas.device)
-    if not _together(empty, _states(spec, pair), some, expected, tolerance):
+    if not (faster_together(network, x) and _together(empty, _states(spec, pair), some, expected, tolerance)):
         return (partial(_one, itself(network, unpack(spec, theta))) for theta in thetas)
     rims = Rims()  # for all chunks: they meet the same examples
     chunks = thetas.split(max(1, batch // min(batch_size or PART, len(x))))

@@ -59,7 +59,7 @@ def layers_of(spec: NetworkSpec) -> dict[str, Int[Tensor, " weights"]]:
 
     Running statistics are left out."""
     graph, found = graph_of(spec), {}
-    for site, index in [(block.target, block.index) for block in graph.blocks] + [(part.site, part.index) for part in graph.features]:
+    for site, index in [(block.target, block.index) for block in graph.blocks] + [(part.site, part.index) for part in graph.of_units]:
         found.setdefault(spec.sites[site].name, []).append(index.flatten())
     found |= {"shared": [graph.scalars]} if len(graph.scalars) else {}
     layers, statistics = {name: torch.cat(parts) for name, parts in found.items()}, statistics_of(spec)

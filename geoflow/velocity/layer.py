@@ -5,15 +5,20 @@ sources) and column (a source looks at its targets), one layer computes, for eve
 
     l_ij = q_i . k_j / sqrt(width of a head) + b . e_ij              logits, a_ij = softmax_j l_ij
     m_i  = sum_j a_ij v_j  +  1/sqrt(n) sum_j (g . e_ij) u_j         attention, and the network's own signed sum
-    n_i <- n_i + O [m_row, m_column, m_within];  n_i <- n_i + MLP(n_i)
+    n_i <- n_i + O [m_row, m_column, m_within]
+    n_i <- n_i + sum_k A_k n_j                                       over the wires of each kind k, see `WireMessages`
+    n_i <- n_i + MLP(n_i)
     e_ij <- e_ij + MLP(e_ij, l_ij, n_i, n_j)                         the logits carry the bilinear n_i . n_j into the edges
 
-after Diao & Loynd (Relational Attention, 2023) and Kofinas et al. (Neural graphs, 2024); the signed sum and the logits as
-edge features are ours: with them one layer projects a row of weights on a learned basis and writes a row back. Units of one site
-also attend to each other. Input units have no weights of their own; their states are learned and fixed, so that wide inputs cost little.
+after Diao & Loynd (Relational Attention, 2023) and Kofinas et al. (Neural graphs, 2024). The signed sum, the logits as edge features
+and the messages along wires are ours. With the first two, one layer projects a row of weights on a learned basis and writes a row back.
+Without the third, no field could pair a unit's incoming weights, which belong to a site before a normalisation, with its outgoing ones,
+which belong to a site behind it. Units of one site also attend to each other. Input units have no weights of their own; their states are
+learned and fixed, so that wide inputs cost little.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,8 +26,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from geoflow.graph import Graph
+from geoflow.graph import Graph, moving_sites, moving_units
 from geoflow.velocity.edges import edge_update, exchange
+from geoflow.velocity.wires import WireMessages
 
 # what the projection of a node holds, each of all heads: as a target (row), as a source (column), and within its site
 TARGET = ("q", "key to sources", "value to sources", "signed value to sources")
@@ -31,9 +37,12 @@ WITHIN = ("q within", "key within", "value within")
 
 
 class Layer(nn.Module):
-    """The layer's parameters; `node`, `edge`, `edge_hidden` and `heads` are widths and a number, as in `TransformerSizes`."""
+    """The layer's parameters; `node`, `edge`, `edge_hidden` and `heads` are widths and a number, as in `TransformerSizes`.
 
-    def __init__(self, node: int, edge: int, edge_hidden: int, heads: int):
+    `wires` are the kinds of wires that graphs may have.
+    """
+
+    def __init__(self, node: int, edge: int, edge_hidden: int, heads: int, wires: Sequence[str] = ()):
         super().__init__()
         self.heads, self.edge_hidden = heads, edge_hidden
         self.norm, self.norm_mlp, self.norm_edge = (nn.LayerNorm(node) for _ in range(3))
@@ -45,6 +54,7 @@ class Layer(nn.Module):
         self.edge_ends = nn.Linear(node, 2 * edge_hidden)  # of a target, of a source
         self.edge_mix = nn.Parameter(torch.randn(edge_hidden, edge + 2 * heads) / math.sqrt(edge + 2 * heads))
         self.edge_back = nn.Parameter(torch.randn(edge, edge_hidden) / math.sqrt(edge_hidden) / 4)
+        self.wires = WireMessages(node, wires) if wires else None
 
     def forward(
         self, graph: Graph, nodes: Float[Tensor, "nets units node"], inputs: dict[int, Tensor], edges: list[Tensor], time: Tensor
@@ -54,6 +64,8 @@ class Layer(nn.Module):
         normed = torch.addcmul(shift, self.norm(nodes), 1 + scale)
         messages, logits = self._listen(graph, normed, inputs, edges)
         nodes = nodes + self.out(messages.permute(1, 2, 0, 3).flatten(2))
+        if self.wires is not None:
+            nodes = nodes + self.wires(graph, nodes)
         nodes = nodes + self.mlp(self.norm_mlp(nodes))
         return nodes, self._change_edges(graph, self.norm_edge(nodes), inputs, edges, logits, edge_time)
 
@@ -112,13 +124,3 @@ class Heard:
 
     row: list[Tensor] = field(default_factory=list)
     column: list[Tensor] = field(default_factory=list)
-
-
-def moving_sites(graph: Graph) -> list[int]:
-    """The sites whose units have states that change, which are laid one after the other: all but the inputs."""
-    return [index for index, site in enumerate(graph.spec.sites) if site.role != "input"]
-
-
-def moving_units(graph: Graph) -> list[int]:
-    """How many units each of them has."""
-    return [graph.spec.sites[index].size for index in moving_sites(graph)]

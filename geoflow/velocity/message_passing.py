@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torch_geometric.utils import scatter, softmax
 
-from geoflow.graph import Graph, leading, to_pyg
-from geoflow.velocity.layer import Layer, moving_sites, moving_units
+from geoflow.graph import Graph, leading, moving_sites, moving_units
+from geoflow.pyg import WEIGHT, to_pyg
+from geoflow.spec import WIRES
+from geoflow.velocity.layer import Layer
 from geoflow.velocity.relational_transformer import RelationalTransformer
 
 
@@ -54,20 +56,23 @@ def message_passing_layer(layer: Layer, graph: Graph, data: Batch, nodes: Tensor
     shift, scale, edge_time = layer.time(time).split([width, width, layer.edge_hidden], -1)
     normed = layer.norm(nodes)
     normed = torch.where(is_input[:, None], normed, normed * (1 + scale[data.batch]) + shift[data.batch])
-    source, target = data.edge_index
+    weight = data.edge_type == WEIGHT
+    (source, target), block = data.edge_index[:, weight], data.edge_block[weight]
     q_t, k_t, v_t, u_t, k_s, q_s, v_s, u_s, *within = layer.project(normed).unflatten(-1, (11, heads, -1)).unbind(1)
     bias_row, bias_col, signed_row, signed_col = (edges @ layer.edge_bias.T).split(heads, -1)
     row = (q_t[target] * k_s[source]).sum(-1) / math.sqrt(width // heads) + bias_row
     col = (q_s[source] * k_t[target]).sum(-1) / math.sqrt(width // heads) + bias_col
     everywhere = len(nodes)
     heard = [
-        _attend(row, v_s[source], target, data.edge_block, everywhere),
-        _signed_sum(signed_row, u_s[source], target, data.edge_block, everywhere),
-        _attend(col, v_t[target], source, data.edge_block, everywhere),
-        _signed_sum(signed_col, u_t[target], source, data.edge_block, everywhere),
+        _attend(row, v_s[source], target, block, everywhere),
+        _signed_sum(signed_row, u_s[source], target, block, everywhere),
+        _attend(col, v_t[target], source, block, everywhere),
+        _signed_sum(signed_col, u_t[target], source, block, everywhere),
         _attend_within(*within, data, is_input),
     ]
     new = nodes + layer.out(torch.cat([h.flatten(1) for h in heard], -1))
+    if layer.wires is not None:
+        new = new + _along_wires(layer, data, layer.wires.norm(new), is_input)
     new = new + layer.mlp(layer.norm_mlp(new))
     nodes = torch.where(is_input[:, None], nodes, new)
     end_target, end_source = layer.edge_ends(layer.norm_edge(nodes)).chunk(2, -1)
@@ -88,6 +93,20 @@ def _signed_sum(signs: Tensor, values: Tensor, to: Tensor, block: Tensor, nodes:
     group = block * nodes + to
     count = scatter(torch.ones_like(to, dtype=values.dtype), group, reduce="sum")[group]
     return scatter((signs / count.sqrt()[:, None])[..., None] * values, to, dim_size=nodes, reduce="sum")
+
+
+def _along_wires(layer: Layer, data: Batch, nodes: Tensor, is_input: Tensor) -> Tensor:
+    """The messages along wires of each kind, in both directions, over the root of their number; inputs neither speak nor hear."""
+    heard = torch.zeros_like(nodes)
+    for kind, ends in layer.wires.maps.items():
+        forth, back = ends.weight.chunk(2)
+        source, target = data.edge_index[:, data.edge_type == 1 + WIRES.index(kind)]
+        moving = ~(is_input[source] | is_input[target])
+        source, target = source[moving], target[moving]
+        for here, there, matrix in ((target, source, forth), (source, target, back)):
+            count = scatter(torch.ones_like(here, dtype=nodes.dtype), here, dim_size=len(nodes), reduce="sum")[here]
+            heard = heard + scatter(nodes[there] @ matrix.T / count.sqrt()[:, None], here, dim_size=len(nodes), reduce="sum")
+    return heard
 
 
 def _attend_within(q: Tensor, k: Tensor, v: Tensor, data: Batch, silent: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class MLPVelocity(nn.Module):
     """
 
     Sizes = MLPSizes
-    equivariant = False
+    knows_units = True
     components = sys.maxsize  # of each input it sees every weight
 
     def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes()):

@@ -8,10 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from geoflow.constants import beside
-from geoflow.graph import Graph, leading, pinned_sites, plain_inputs
+from geoflow.graph import Graph, leading, moving_sites, moving_units, pinned_sites, plain_inputs
 from geoflow.velocity.embeddings import TimeEmbedding
 from geoflow.velocity.heads import zeroed
-from geoflow.velocity.layer import Layer, moving_sites, moving_units
+from geoflow.velocity.layer import Layer
+from geoflow.velocity.wires import wire_ends
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class RelationalTransformer(nn.Module):
     """v(graph, x, t): [nets, weights + scalars] -> the same shape; equivariant to every permutation that the spec declares."""
 
     Sizes = TransformerSizes
-    equivariant = True
+    knows_units = False  # by their place: then it is not equivariant
 
     def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes()):
         super().__init__()
@@ -47,7 +48,7 @@ class RelationalTransformer(nn.Module):
         keys = {block.key for block in graph.blocks}
         self.edge_in = nn.ModuleDict({key: nn.Linear(_width(key), w.edge) for key in sorted(keys)})
         self.edge_out = nn.ModuleDict({key: zeroed(nn.Linear(w.edge, _width(key))) for key in sorted(keys)})
-        keys = {feature.key for feature in graph.features}
+        keys = {feature.key for feature in graph.of_units}
         self.node_in = nn.ModuleDict({key: nn.Linear(_width(key), w.node) for key in sorted(keys)})
         self.node_out = nn.ModuleDict({key: zeroed(nn.Linear(w.node, _width(key))) for key in sorted(keys)})
         units = self.units_with_places(graph)
@@ -60,7 +61,8 @@ class RelationalTransformer(nn.Module):
         scalars = len(graph.scalars)
         self.scalar_in = nn.Linear(scalars, w.node) if scalars else None
         self.scalar_out = zeroed(nn.Linear(w.node, scalars)) if scalars else None
-        self.layers = nn.ModuleList(Layer(w.node, w.edge, w.edge_hidden, w.heads) for _ in range(w.layers))
+        self.wires = sorted(wire_ends(graph))
+        self.layers = nn.ModuleList(Layer(w.node, w.edge, w.edge_hidden, w.heads, self.wires) for _ in range(w.layers))
         self.norm = nn.LayerNorm(w.node)
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
@@ -83,10 +85,15 @@ class RelationalTransformer(nn.Module):
     def check(self, graph: Graph) -> None:
         """Raise ValueError where a graph has a role, or units of a task, that this field was not built for."""
         known = {*self.edge_in, *self.node_in}
-        if unseen := sorted({part.key for part in (*graph.blocks, *graph.features)} - known):
+        if unseen := sorted({part.key for part in graph.parts} - known):
             raise ValueError(
                 f"The field has never seen the role {unseen[0]!r}; it knows {', '.join(sorted(known))}. Such weights come with another "
                 "depth or layer: fit the flow to networks that have them too."
+            )
+        if unseen := sorted(set(wire_ends(graph)) - set(self.wires)):
+            raise ValueError(
+                f"The field has never seen units tied by {unseen[0]!r}; it knows {', '.join(self.wires) or 'no such ties'}. "
+                "Fit the flow to networks that have them too."
             )
         for name, size in self.units_with_places(graph).items():
             units = self.units.get(name, 0)
@@ -108,7 +115,7 @@ class RelationalTransformer(nn.Module):
             if number in names:
                 place = place + self.places[names[number]]
             sites.append(place.expand(1, site.size, -1))
-        for feature in graph.features:
+        for feature in graph.of_units:
             sites[feature.site] = sites[feature.site] + self.node_in[feature.key](x[:, beside(feature.index, x)])
         inputs = {index: sites[index] for index, site in enumerate(graph.spec.sites) if site.role == "input"}
         nodes = torch.cat([site.expand(len(x), -1, -1) for index, site in enumerate(sites) if index not in inputs], 1) + time[:, None]
@@ -128,7 +135,7 @@ class RelationalTransformer(nn.Module):
             head = self.edge_out[block.key]
             value = head.weight @ edge.flatten(1) + head.bias[:, None]
             parts.append(value.reshape(-1, nets, block.index[..., 0].numel()).permute(1, 2, 0).flatten(1))
-        for feature in graph.features:
+        for feature in graph.of_units:
             state = sites[feature.site] if feature.site in sites else self.norm(inputs[feature.site])
             parts.append(self.node_out[feature.key](state).flatten(1))
         if self.scalar_out is not None:
@@ -158,7 +165,7 @@ class IdentifiedTransformer(RelationalTransformer):
     An equivariant field sees exchangeable units in pure noise, and must first decide which of them becomes which unit of the reference.
     """
 
-    equivariant = False
+    knows_units = True
 
     @staticmethod
     def sites_with_places(graph: Graph) -> dict[str, int]:

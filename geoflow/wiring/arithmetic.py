@@ -15,14 +15,15 @@ def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Operand:
         if is_zero(one) and not is_constant(other) and tuple(other.shape) == ledger.shape:
             return other
     a, b = spread(broadcast(ledger, x), broadcast(ledger, y), ledger)
-    both_computed = isinstance(x, Value) and isinstance(y, Value)
     labels = []
     for one, other in zip(a, b, strict=True):
         if length(one) == length(other):
-            ledger.tie(one, other)
-            if both_computed:
-                ledger.link(one, other)
-            labels.append(other if ledger.is_position(one) else one)
+            into, added = (other, one) if ledger.is_position(one) else (one, other)
+            ledger.tie(added, into, "sum")
+            if isinstance(x, Value) and isinstance(y, Value):  # an input that is added to units is read by them
+                for source, target in ledger.align(added, into):
+                    ledger.wire(source.site, target.site, "sum")
+            labels.append(into)
         else:
             ledger.pin(one, other, symmetries=MEASURES)
             labels.append(one if length(other) == 1 else other)
@@ -88,7 +89,7 @@ def gain(ledger: Ledger, x: Value, weight: Parameter, kind: str = "gain") -> Val
         if ledger.is_position(pre):
             along[axis] = tuple(Part(s.length, writes=s.site) for s in pre)
             continue
-        labels[pad + i] = post = ledger.like(pre)
+        labels[pad + i] = post = ledger.like(pre, "gain")
         along[axis] = parts_scaling(post, pre)
     record(ledger, weight, along, kind)
     return Value(tuple(labels))
@@ -115,8 +116,8 @@ def _product(ledger: Ledger, a: Label, b: Label) -> Label:
         short, long = (a, b) if length(a) == 1 else (b, a)
         ledger.pin(short, symmetries=MEASURES)
         return long
-    ledger.tie(a, b, ("permutation",))
     if not any(ledger.free(a, symmetry) for symmetry in MEASURES) and not ledger.is_position(b):
         a, b = b, a
+    ledger.tie(b, a, "product", ("permutation",))
     ledger.pin(b, symmetries=MEASURES)
     return a

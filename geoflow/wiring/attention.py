@@ -24,7 +24,7 @@ def attention(
     require(not isinstance(attn_mask, Value) or ledger.is_position(mask), "a mask that is computed")
     ledger.pin(mask)  # an entry of the state dict, which is as it is
     contract(ledger, q.labels[-1], k.labels[-1])
-    ledger.tie(k.labels[-2], v.labels[-2], ("permutation",))
+    ledger.tie(k.labels[-2], v.labels[-2], "contraction", ("permutation",))
     ledger.pin(*q.labels[:-1], *k.labels[:-1], v.labels[-2], symmetries=MEASURES)
     if attn_mask is not None or is_causal:
         ledger.pin(q.labels[-2], k.labels[-2])

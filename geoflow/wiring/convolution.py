@@ -49,7 +49,7 @@ def _convolve(ledger: Ledger, x: Value, weight: Parameter, bias: Operand, groups
 def _depthwise(ledger: Ledger, label: Label, weight: Parameter) -> Label:
     """Channel i alone makes channels i * m to (i + 1) * m: a diagonal map, whose results are permuted with what they read."""
     multiplier = weight.shape[0] // length(label)
-    post = ledger.like(label)
+    post = ledger.like(label, "depthwise")
     written = tuple(type(s)(s.site, s.size, s.repeat * multiplier) for s in post)
     parts = tuple(Part(a.size, a.repeat, a.site, b.site) for a, b in zip(written, label, strict=True))
     record(ledger, weight, {0: parts}, "weight")

@@ -86,13 +86,11 @@ def _tie_parts(ledger: Ledger, left: Part, right: Part, same_degree: bool) -> No
     both = [(a, b) for a, b in ((left.writes, right.writes), (left.reads, right.reads)) if a is not None and b is not None]
     if pattern[0] == pattern[1] and same_degree:
         for a, b in both:
-            for classes in ledger.classes.values():
-                classes.tie(a, b)
+            ledger.tie_sites(a, b, "shared", SYMMETRIES)
     elif left.owner is None or right.owner is None or not same_degree or (False, False) in pattern:
         _pin_parts(ledger, (left, right), SYMMETRIES)
     else:  # written here, read there, as a tied embedding: 1 / sign = sign, but 1 / factor is not the factor
-        for symmetry in ("permutation", "sign"):
-            ledger.classes[symmetry].tie(left.owner, right.owner)
+        ledger.tie_sites(left.owner, right.owner, "shared", ("permutation", "sign"))
         _pin_parts(ledger, (left, right), ("scaling",))
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch.fx import Node
 
-from geoflow.spec import SYMMETRIES
+from geoflow.spec import SYMMETRIES, WIRES
 from geoflow.wiring.classes import Classes
 from geoflow.wiring.labels import Entry, Label, Segment, Value, length
 from geoflow.wiring.rules import require
@@ -58,7 +58,7 @@ class Ledger:
         self.places: list[Place] = []
         self.classes = {symmetry: Classes() for symmetry in SYMMETRIES}
         self.entries: dict[tuple[str, int], Entry] = {}
-        self.links: dict[tuple[int, int], None] = {}
+        self.wires: dict[tuple[int, int], str] = {}  # (source, target): one of WIRES
         self.read_off: set[int] = set()  # sites of the state dict's own entries, as they come
         self.idle: set[int] = set()  # sites that nothing writes, or nothing reads: alone they are no units
         self.constants: set[str] = set()  # entries of the state dict that the forward pass takes as they are
@@ -94,13 +94,13 @@ class Ledger:
             label += [Segment(site, units, repeat)] * copies
         return tuple(label)
 
-    def like(self, label: Label) -> Label:
-        """New sites with factors of their own that are permuted together with those of `label`."""
+    def like(self, label: Label, kind: str) -> Label:
+        """New sites with factors of their own that are permuted together with those of `label`, at the end of a wire of this kind."""
         new: dict[int, int] = {}
         for segment in label:
             if segment.site not in new:
                 new[segment.site] = self._open(Place(self.path or self.node.name, segment.size))
-                self.classes["permutation"].tie(segment.site, new[segment.site])
+                self.tie_sites(segment.site, new[segment.site], kind, ("permutation",))
         return tuple(Segment(new[segment.site], segment.size, segment.repeat) for segment in label)
 
     def position(self, size: int) -> Label:
@@ -151,11 +151,23 @@ class Ledger:
     def free(self, label: Label, symmetry: str) -> bool:
         return any(self.classes[symmetry].free(segment.site) for segment in label)
 
-    def tie(self, a: Label, b: Label, symmetries: Iterable[str] = SYMMETRIES) -> None:
-        """Unit i of `a` and unit i of `b` move together."""
+    def tie(self, a: Label, b: Label, kind: str, symmetries: Iterable[str] = SYMMETRIES) -> None:
+        """Unit i of `a` and unit i of `b` move together; a wire of this kind leads from `a` to `b`."""
         for one, other in self.align(a, b):
-            for symmetry in symmetries:
-                self.classes[symmetry].tie(one.site, other.site)
+            self.tie_sites(one.site, other.site, kind, symmetries)
+
+    def tie_sites(self, a: int, b: int, kind: str, symmetries: Iterable[str]) -> None:
+        """As `tie`, for the units of two sites."""
+        for symmetry in symmetries:
+            self.classes[symmetry].tie(a, b)
+        if not (self.places[a].position or self.places[b].position):
+            self.wire(a, b, kind)
+
+    def wire(self, a: int, b: int, kind: str) -> None:
+        """Note a wire from site `a` to site `b`; the first relation of two sites names it."""
+        assert kind in WIRES
+        if a != b and (b, a) not in self.wires:
+            self.wires.setdefault((a, b), kind)
 
     def align(self, a: Label, b: Label) -> list[tuple[Segment, Segment]]:
         """Pair the segments of two axes of one length; cut sites where this takes it, and pin them where cuts do not help."""
@@ -168,12 +180,6 @@ class Ledger:
             self._share_like(a, b)
         self.pin(a, b)
         return []
-
-    def link(self, a: Label, b: Label) -> None:
-        """Note that an addition joins two axes, from the earlier site to the later one."""
-        for one, other in self.align(a, b):
-            if one.site != other.site:
-                self.links[min(one.site, other.site), max(one.site, other.site)] = None
 
     # refining the layout
 

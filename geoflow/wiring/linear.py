@@ -112,5 +112,5 @@ def add_bias(ledger: Ledger, labels: tuple[Label, ...], axis: int, bias: Operand
 
 def contract(ledger: Ledger, a: Label, b: Label) -> None:
     """A sum over the products of two activations' units: factors would have to cancel, signs do where they are equal."""
-    ledger.tie(a, b, ("permutation", "sign"))
+    ledger.tie(a, b, "contraction", ("permutation", "sign"))
     ledger.pin(a, b, symmetries=("scaling",))

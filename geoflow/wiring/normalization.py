@@ -58,7 +58,7 @@ def _affine(ledger: Ledger, x: Value, axes: Sequence[int], weight: Operand, bias
     for i, axis in enumerate(axes):
         along[i] = parts_writing(labels[axis])
         if axis in units and weight is not None:
-            labels[axis] = post = ledger.like(labels[axis])
+            labels[axis] = post = ledger.like(labels[axis], "norm")
             along[i] = parts_scaling(post, x.labels[axis])
     if weight is not None:
         record(ledger, weight, along, "gain")

@@ -49,10 +49,10 @@ for _names, _pins in PINS.items():
 def absolute(ledger: Ledger, x: Operand) -> Value:
     """What comes out has the scale of what goes in, and never its sign."""
     x = activation(ledger, x)
-    even = Value(tuple(label if ledger.is_position(label) else ledger.like(label) for label in x.labels))
+    even = Value(tuple(label if ledger.is_position(label) else ledger.like(label, "function") for label in x.labels))
     ledger.pin(*even.labels, symmetries=("sign",))
     for before, after in zip(x.labels, even.labels, strict=True):
-        ledger.tie(before, after, ("permutation", "scaling"))
+        ledger.tie(before, after, "function", ("permutation", "scaling"))
     return even
 
 

@@ -66,8 +66,8 @@ def _layer(ledger: Ledger, read: Label, weights: Sequence[Parameter], index: int
     units = ledger.new(weights[1].shape[1], f"{ledger.node.name}/{index}")
     ledger.pin(units, symmetries=("sign",) if ledger.operation.startswith("rnn_relu") else ("scaling",))
     rows: Label = ()
-    for closed in squashed:
-        gate = ledger.like(units) if closed else units
+    for number, closed in enumerate(squashed):
+        gate = ledger.like(units, f"gate {number}") if closed else units
         ledger.pin(*([gate] if closed else []), symmetries=MEASURES)
         rows += gate
     record(ledger, weights[0], {0: parts_writing(rows), 1: parts_reading(read)}, "weight")
@@ -87,7 +87,7 @@ def _start(ledger: Ledger, state: Operand, hidden: list[Label], directions: int)
         size = len(above) // directions
         for one in (above[:size], above[size:]) if directions == 2 else (above,):
             if length(label) == length(one):
-                ledger.tie(one, label)
+                ledger.tie(label, one, "recurrence")
             else:
                 ledger.pin(one, symmetries=MEASURES)
 
@@ -99,7 +99,7 @@ def _results(ledger: Ledger, x: Value, hidden: list[Label], directions: int, sta
         for above in hidden:
             size = len(above) // directions
             for one in (above[:size], above[size:]) if directions == 2 else (above,):
-                ledger.tie(last, one)
+                ledger.tie(last, one, "recurrence")
     steps = Value((*x.labels[:-1], hidden[-1]))
     shape = tuple(ledger.node.meta["val"][1].shape)
     state = Value((*(ledger.position(size) for size in shape[:-1]), last))

@@ -197,7 +197,7 @@ def _beside(ledger: Ledger, parts: Sequence[Operand], values: Sequence[Value], a
         if length(label) == size and first is None:
             first = label
         elif length(label) == size:
-            ledger.tie(first, label)
+            ledger.tie(label, first, "concatenation")
             first = label if ledger.is_position(first) else first
     constants = [part for part in parts if isinstance(part, Tensor)]
     if any(constant.any() for constant in constants):
@@ -217,7 +217,7 @@ def glu(ledger: Ledger, x: Operand, axis: int = -1) -> Value:
     axis %= len(x.labels)
     half = length(x.labels[axis]) // 2
     kept, gate = cut(ledger, x, axis, 0, half), cut(ledger, x, axis, half, 2 * half)
-    ledger.tie(kept.labels[axis], gate.labels[axis], ("permutation",))
+    ledger.tie(gate.labels[axis], kept.labels[axis], "product", ("permutation",))
     ledger.pin(gate.labels[axis], symmetries=MEASURES)
     ledger.pin(*(label for i, label in enumerate(x.labels) if i != axis), symmetries=MEASURES)
     return kept

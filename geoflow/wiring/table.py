@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 
 from torch import Tensor
 
-from geoflow.spec import SYMMETRIES, NetworkSpec, Piece, Site, TensorSpec
+from geoflow.spec import SYMMETRIES, NetworkSpec, Piece, Site, TensorSpec, Wire
 from geoflow.wiring.labels import Part, Value
 from geoflow.wiring.ledger import Ledger
 
@@ -27,9 +28,22 @@ def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor],
     tied = tuple((name, first) for name, first in aliases if first in packed)
     known = packed | {name for name, _ in tied}
     rest = {name: value.detach().clone() for name, value in state.items() if name not in known}
-    links = tuple((number[a], number[b]) for a, b in ledger.links if a in number and b in number)
     constants = tuple(name for name in rest if dict(aliases).get(name, name) in ledger.constants)
-    return NetworkSpec(tuple(sites), tensors, links, tied, constants, rest)
+    return NetworkSpec(tuple(sites), tensors, _wires(ledger, number), tied, constants, rest)
+
+
+def _wires(ledger: Ledger, number: dict[int, int]) -> tuple[Wire, ...]:
+    """The wires between sites of the table; those through a site that no tensor uses lead on to its next sites."""
+    wires = dict(ledger.wires)
+    for gone in sorted({site for ends in wires for site in ends} - set(number)):
+        sources = {source: wires.pop((source, gone)) for source, target in list(wires) if target == gone}
+        targets = {target: wires.pop((gone, target)) for source, target in list(wires) if source == gone}
+        through = [(a, b, kind) for a in sources for b, kind in targets.items()]
+        beside = [(a, b, kind) for ends in (sources, targets) for (a, kind), (b, _) in pairwise(ends.items())]
+        for a, b, kind in through or beside:
+            if a != b and (b, a) not in wires:
+                wires.setdefault((a, b), kind)
+    return tuple(Wire(number[a], number[b], kind) for (a, b), kind in wires.items())
 
 
 def _used(ledger: Ledger) -> set[int]:

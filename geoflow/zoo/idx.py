@@ -1,16 +1,13 @@
-"""Find, check and read the IDX files of MNIST and Fashion-MNIST."""
+"""Check and read the IDX files of MNIST and Fashion-MNIST."""
 
 import gzip
 import hashlib
-import os
 import zlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pooch
 
-Fetch = Callable[[Sequence[str], Path], None]
+from geoflow.zoo.lookup import Fetch, find
 
 MIRRORS = {
     "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
@@ -42,40 +39,13 @@ def load_idx(name: str, folder: str | Path | None, fetch: Fetch) -> dict[str, np
 
     Raises FileNotFoundError saying where to put an absent file, ValueError for a file whose digest is wrong.
     """
-    return {part: read_idx(find(name, part, folder, fetch), digest) for part, digest in DIGESTS[name].items()}
+    return {part: read_idx(find_idx(name, part, folder, fetch), digest) for part, digest in DIGESTS[name].items()}
 
 
-def find(name: str, part: str, folder: str | Path | None, fetch: Fetch) -> Path:
-    """The path of one file: in `folder` (by default the environment's GEOFLOW_DATA), in the cache, or fetched into the cache."""
+def find_idx(name: str, part: str, folder: str | Path | None, fetch: Fetch) -> Path:
+    """The path of one file, looked up as `find` does."""
     file = f"{part}-idx{3 if part.endswith('images') else 1}-ubyte.gz"
-    cached = Path(pooch.os_cache("geoflow")) / name / file
-    given = folder if folder is not None else os.environ.get("GEOFLOW_DATA")
-    places = [cached] if given is None else [Path(given) / name / file, cached]
-    for path in places:
-        if path.is_file():
-            return path
-    try:
-        fetch([mirror + file for mirror in MIRRORS[name]], cached)
-    except OSError as error:
-        tried = " nor ".join(map(str, places))
-        raise FileNotFoundError(
-            f"Neither {tried} exists, and {file} cannot be downloaded ({error}). "
-            f"Put it in a folder {name}/ and set GEOFLOW_DATA to the folder that holds {name}/, or put it at {cached}."
-        ) from error
-    return cached
-
-
-def download(urls: Sequence[str], path: Path) -> None:
-    """Fetch the first of `urls` that answers into `path`; raises OSError if none does."""
-    pooch.get_logger().setLevel("WARNING")
-    errors = []
-    for url in urls:
-        try:
-            pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent)
-            return
-        except OSError as error:  # requests' exceptions are OSErrors
-            errors.append(f"{url}: {type(error).__name__}")
-    raise OSError("; ".join(errors))
+    return find(name, file, [mirror + file for mirror in MIRRORS[name]], folder, fetch)
 
 
 def read_idx(path: Path, digest: str) -> np.ndarray:

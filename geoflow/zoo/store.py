@@ -11,36 +11,31 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from geoflow.choices import choose
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.spec import NetworkSpec
-from geoflow.vector import pack
+from geoflow.vector import pack, unpack
+from geoflow.zoo.recipes import ORIGINS
 from geoflow.zoo.tasks import Task
-from geoflow.zoo.train import train_zoo
+from geoflow.zoo.train import common_start, train_zoo
 
 FORMAT = 3  # counted up whenever the same configuration would give another zoo
-GROUP = {"cpu": 256, "cuda": 4096}  # runs that are trained together, and kept as soon as they are done
-
-# name: arguments of train_zoo. Learning rate, weight decay and epochs have the best mean NLL of single networks on a validation part of
-# the training data, never on the test part; measured with 30-16-16-2, 64-10-10, 4-16-3 and 13-16-3. At 784-10-10 decay .1 is best (.207);
-# .03 (.219) is taken because networks that shrink less differ more: their ensemble of 64 has .955 in place of .952.
-_SHARED = {"lr": 1e-2, "weight_decay": 0.1, "schedule": "cosine"}
-ZOO_DEFAULTS: dict[str, dict] = {
-    "breast_cancer": _SHARED | {"runs": 512, "epochs": 20, "batch": 32, "lr": 3e-3, "weight_decay": 0.3, "snapshots": 2, "every": 2},
-    "digits": _SHARED | {"runs": 2048, "epochs": 40, "batch": 32, "weight_decay": 0.15, "snapshots": 1, "every": 1},
-    "iris": _SHARED | {"runs": 512, "epochs": 80, "batch": 16, "snapshots": 2, "every": 4},
-    "wine": _SHARED | {"runs": 512, "epochs": 40, "batch": 16, "snapshots": 2, "every": 4},
-    "mnist": _SHARED | {"runs": 4096, "epochs": 10, "batch": 128, "lr": 2e-2, "weight_decay": 0.03, "snapshots": 1, "every": 1},
-    "fashion": _SHARED | {"runs": 4096, "epochs": 10, "batch": 128, "lr": 2e-2, "weight_decay": 0.03, "snapshots": 1, "every": 1},
-}
+ADDED = {"origin": "independent", "common": None, "examples": None}  # settings that were added later; absent where they are as before
+GROUP = 16  # runs at least from one writing of the file to the next
+ALL = 256  # runs that are trained at once where nothing else is said
 
 
 @dataclass(frozen=True)
 class Zoo:
-    """Weight vectors of `runs` independent training runs with `snapshots` each, the table they are packed by, and what made them."""
+    """Weight vectors of `runs` training runs with `snapshots` each, the table they are packed by, and what made them.
+
+    `start` is the network that all runs began with, if they had one in common.
+    """
 
     thetas: Float[Tensor, "runs snapshots weights"]
     spec: NetworkSpec
     configuration: Mapping
+    start: Float[Tensor, " weights"] | None = None
 
     @property
     def runs(self) -> int:
@@ -70,17 +65,23 @@ def load_zoo(
     seed: int,
     device="cpu",
     progress=True,
+    together: int | None = None,
 ) -> Zoo:
     """The zoo of `settings` (arguments of `train_zoo`, all of plain values), read from `folder` or trained and kept there.
 
+    Two more settings say where runs begin: with `origin="shared"` all begin with one network, trained for `common` epochs, and each goes on
+    with data that it draws from the training part with replacement (`examples` of them, by default as many as there are).
+
     The file is named by the digest of everything that determines its runs: network, training data, settings but for their number, seed and
     FORMAT. It grows by groups of runs, so that an interrupted training goes on, and a larger zoo begins with the runs of a smaller one.
-    Of several processes that ask for the same zoo one trains it, and the others wait.
+    `together` runs are trained at once (by default 256), which changes no run but for rounding. Of several processes that ask for the
+    same zoo one trains it, and the others wait.
 
     Raises ValueError for a file that is corrupt or belongs to another configuration: it is never replaced silently.
     """
-    recipe, runs = dict(settings), settings["runs"]
-    del recipe["runs"]
+    recipe = {name: value for name, value in settings.items() if name != "runs" and (name not in ADDED or value != ADDED[name])}
+    runs, together = settings["runs"], ALL if together is None else together
+    _check_origin(recipe)
     configuration = {
         "format": FORMAT,
         "task": task.name,
@@ -95,19 +96,25 @@ def load_zoo(
         zoo = read_zoo(path) if path.exists() else Zoo(torch.empty(0, recipe["snapshots"], spec.weights), spec, configuration)
         if zoo.configuration != configuration:
             raise ValueError(f"{path} holds the zoo of another configuration: {zoo.configuration}. Delete it; it will be trained again.")
-        if zoo.spec != spec:
+        if _layout(zoo.spec) != _layout(spec):
             raise ValueError(f"{path} was packed by another table than the one traced now. Delete it; it will be trained again.")
+        own = {name: value for name, value in recipe.items() if name not in ADDED} | {"seed": seed, "device": device, "progress": progress}
+        if "origin" in recipe and zoo.start is None:
+            start = common_start(build, task, **own | {"epochs": recipe["common"]})
+            save_zoo(path, zoo := replace(zoo, start=pack(spec, start)))
+        own |= {"examples": recipe.get("examples", len(task.x_train) if "origin" in recipe else None)}
         while zoo.runs < runs:
-            group = min(GROUP[torch.device(device).type], runs - zoo.runs)
-            states = train_zoo(build, task, **recipe, runs=group, first=zoo.runs, seed=seed, device=device, progress=progress)
+            group, start = min(max(GROUP, together), runs - zoo.runs), None if zoo.start is None else unpack(spec, zoo.start)
+            states = train_zoo(build, task, **own, runs=group, first=zoo.runs, start=start, together=together)
             save_zoo(path, replace(zoo, thetas=torch.cat([zoo.thetas, pack(spec, states)])))
             zoo = read_zoo(path)
-    return replace(zoo, thetas=zoo.thetas[:runs], configuration=configuration | {"settings": recipe | {"runs": runs}})
+    return replace(zoo, thetas=zoo.thetas[:runs], spec=spec, configuration=configuration | {"settings": recipe | {"runs": runs}})
 
 
 def save_zoo(path: str | Path, zoo: Zoo) -> None:
     """Write a zoo as one safetensors file; a crash leaves either no file or the whole one."""
     tensors = {"thetas": zoo.thetas} | {f"rest.{name}": value for name, value in zoo.spec.rest.items()}
+    tensors |= {} if zoo.start is None else {"start": zoo.start}
     write_tensors(path, tensors, {"configuration": _json(zoo.configuration), "spec": zoo.spec.to_json()})
 
 
@@ -118,7 +125,7 @@ def read_zoo(path: str | Path) -> Zoo:
     try:
         tensors, metadata = read_tensors(path)
         spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
-        return Zoo(tensors["thetas"], spec, json.loads(metadata["configuration"]))
+        return Zoo(tensors["thetas"], spec, json.loads(metadata["configuration"]), tensors.get("start"))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no readable zoo ({type(error).__name__}: {error}). Delete it; it will be trained again.") from error
 
@@ -135,7 +142,7 @@ def split_runs(zoo: Zoo, share: float, generator: torch.Generator) -> tuple[Zoo,
         )
     order = torch.randperm(zoo.runs, generator=generator)
     held_out, kept = order[:held].sort().values, order[held:].sort().values
-    return Zoo(zoo.thetas[kept], zoo.spec, zoo.configuration), Zoo(zoo.thetas[held_out], zoo.spec, zoo.configuration)
+    return replace(zoo, thetas=zoo.thetas[kept]), replace(zoo, thetas=zoo.thetas[held_out])
 
 
 def digest(configuration: Mapping) -> str:
@@ -145,6 +152,17 @@ def digest(configuration: Mapping) -> str:
     True
     """
     return hashlib.sha256(_json(configuration).encode()).hexdigest()
+
+
+def _check_origin(recipe: Mapping) -> None:
+    choose("origin", recipe.get("origin", ADDED["origin"]), ORIGINS)
+    if ("origin" in recipe) != ("common" in recipe):
+        raise ValueError("origin=shared and common, the epochs of the common training, belong together. Give both or neither.")
+
+
+def _layout(spec: NetworkSpec) -> list[tuple]:
+    """Where the weight vector has which entry; what else a table says, no file depends on."""
+    return [(tensor.name, tensor.shape, tensor.start) for tensor in spec.tensors]
 
 
 def _digest_of(task: Task) -> str:

@@ -1,6 +1,6 @@
 """Load the data that the networks of a zoo are trained and tested on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,80 +8,125 @@ from pathlib import Path
 import numpy as np
 import sklearn.datasets
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from geoflow.choices import choose
-from geoflow.zoo.idx import Fetch, download, load_idx
+from geoflow.zoo.idx import load_idx
+from geoflow.zoo.lookup import Fetch, download
+from geoflow.zoo.sentences import load_sentences, tokens_of, vocabulary_of
 
 TEST_SHARE = 0.2
+WORDS, LENGTH = 2000, 32  # the vocabulary of sentences, and where they are cut: 5 % of them are longer
 
 
 @dataclass(frozen=True)
 class Task:
     """A classification task: scaled inputs and class indices, for training and for the final test.
 
-    Nothing is ever chosen or fitted on the test part; `validation_task` makes a part to choose on.
+    Its `form` is one of FORMS. Nothing is ever chosen or fitted on the test part; `validation_task` makes a part to choose on, from
+    `official`, the validation part of data that bring one, or else from the training part. Of tokens `vocabulary` says the words.
     """
 
     name: str
-    x_train: Float[Tensor, "train features"]
+    x_train: Shaped[Tensor, "train ..."]
     y_train: Int[Tensor, " train"]
-    x_test: Float[Tensor, "test features"]
+    x_test: Shaped[Tensor, "test ..."]
     y_test: Int[Tensor, " test"]
     class_names: tuple[str, ...]
+    form: str = "table"
+    official: tuple[Tensor, Tensor] | None = None
+    vocabulary: tuple[str, ...] = ()
 
     @property
     def features(self) -> int:
-        return self.x_train.shape[-1]
+        """How many numbers or tokens one example has."""
+        return self.x_train[0].numel()
 
     @property
     def classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def numbers(self) -> Tensor | None:
+        """The training inputs, by which rows of weights on them can be measured; None where they are tokens, which measure nothing."""
+        return self.x_train if self.x_train.is_floating_point() else None
+
 
 @dataclass(frozen=True)
 class Raw:
-    """Data as they come: numpy arrays, before any scaling. x_train [train, features], y_train [train], test likewise."""
+    """Data as they come: numpy arrays, before any scaling. x_train [train, features], y_train [train], test and `official` likewise."""
 
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
     class_names: tuple[str, ...]
+    official: tuple[np.ndarray, np.ndarray] | None = None
+    vocabulary: tuple[str, ...] = ()
 
 
-def load_task(name: str, seed: int = 0, folder: str | Path | None = None, fetch: Fetch = download) -> Task:
-    """The task `name` of TASKS, inputs scaled by statistics of the training part alone.
+Scaling = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray] | tuple[float, float]]  # mean and scale of a training part
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row of TASKS: where the data come from, the forms that they come in (the first by default), each with how it is scaled, if it is,
+    and the shape (channels, rows, columns) of images."""
+
+    load: Callable[..., Raw]
+    forms: Mapping[str, Scaling | None]
+    image: tuple[int, int, int] | None = None
+
+
+# form: what one example is
+FORMS = {"table": "rows of a table", "image": "images", "tokens": "sentences"}
+
+
+def load_task(name: str, seed: int = 0, folder: str | Path | None = None, fetch: Fetch = download, form: str | None = None) -> Task:
+    """The task `name` of TASKS in one of its forms (by default the first), inputs scaled by statistics of the training part alone.
 
     scikit-learn's tables are split, stratified by class, with 20 % for the test; `seed` chooses this split and nothing else.
-    MNIST and Fashion-MNIST keep their official test set; they are looked up in `folder`, by default GEOFLOW_DATA, then in the
+    MNIST, Fashion-MNIST and SST-2 keep their official test set; they are looked up in `folder`, by default GEOFLOW_DATA, then in the
     cache, then fetched.
 
-    Raises ValueError for an unknown name, FileNotFoundError for data that are absent and cannot be fetched.
+    Raises ValueError for an unknown name and a form that the task does not have, FileNotFoundError for data that are absent and cannot
+    be fetched.
 
     >>> task = load_task("breast_cancer")
     >>> task.x_train.shape, task.x_test.shape, task.classes
     (torch.Size([455, 30]), torch.Size([114, 30]), 2)
+    >>> load_task("digits", form="image").x_test.shape
+    torch.Size([360, 1, 8, 8])
     """
-    source, scaling = choose("task", name, TASKS)
-    raw = source(seed=seed, folder=folder, fetch=fetch)
-    mean, scale = scaling(raw.x_train.astype(np.float64))
-    x_train, x_test = (torch.from_numpy(((x - mean) / scale).astype(np.float32)) for x in (raw.x_train, raw.x_test))
-    y_train, y_test = (torch.from_numpy(y.astype(np.int64)) for y in (raw.y_train, raw.y_test))
-    return Task(name, x_train, y_train, x_test, y_test, raw.class_names)
+    source = choose("task", name, TASKS)
+    form = next(iter(source.forms)) if form is None else form
+    scaling = choose(f"form of {name}", form, source.forms)
+    raw = source.load(seed=seed, folder=folder, fetch=fetch)
+    mean, scale = (0.0, 1.0) if scaling is None else scaling(raw.x_train)
+
+    def examples(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
+        scaled = torch.from_numpy(x if scaling is None else ((x - mean) / scale).astype(np.float32))
+        return scaled.unflatten(1, source.image) if form == "image" else scaled, torch.from_numpy(y.astype(np.int64))
+
+    parts = [examples(raw.x_train, raw.y_train), examples(raw.x_test, raw.y_test)]
+    official = None if raw.official is None else examples(*raw.official)
+    return Task(name, *parts[0], *parts[1], raw.class_names, form, official, raw.vocabulary)
 
 
 def validation_task(task: Task, share: float = 0.25, seed: int = 0) -> Task:
-    """The same task with a stratified `share` of its training part in place of the test part, to choose settings on.
+    """The same task with a part to choose settings on in place of the test part.
 
-    The inputs stay as the task has scaled them, by statistics of the whole training part.
+    It is the official validation part of data that have one, and otherwise a stratified `share` of the training part. The inputs stay as
+    the task has scaled them, by statistics of the whole training part.
 
     >>> task = validation_task(load_task("iris"))
     >>> len(task.x_train), len(task.x_test)
     (90, 30)
     """
+    if task.official is not None:
+        return replace(task, x_test=task.official[0], y_test=task.official[1])
     train, valid = train_test_split(np.arange(len(task.y_train)), test_size=share, random_state=seed, stratify=task.y_train.numpy())
     parts = {"x_train": task.x_train[train], "y_train": task.y_train[train], "x_test": task.x_train[valid], "y_test": task.y_train[valid]}
     return replace(task, **parts)
@@ -89,6 +134,7 @@ def validation_task(task: Task, share: float = 0.25, seed: int = 0) -> Task:
 
 def standardise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every feature; a constant feature keeps scale 1."""
+    x = x.astype(np.float64)
     scale = x.std(0)
     return x.mean(0), np.where(scale > 0, scale, 1.0)
 
@@ -98,7 +144,14 @@ def pixels(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Chosen by the digits' validation NLL: .147, against .164 with one scale for all pixels, .174 standardised, .201 divided by 16.
     """
+    x = x.astype(np.float64)
     return x.mean(0), x.std(0) + x.std() / 3
+
+
+def image(x: np.ndarray) -> tuple[float, float]:
+    """One mean and one deviation of all pixels: a convolution treats every place alike."""
+    x = x.astype(np.float64)
+    return x.mean(), x.std()
 
 
 def _split_table(load: Callable, *, seed: int, folder, fetch) -> Raw:
@@ -108,20 +161,39 @@ def _split_table(load: Callable, *, seed: int, folder, fetch) -> Raw:
     return Raw(x_train, y_train, x_test, y_test, tuple(map(str, table.target_names)))
 
 
-def _official_split(name: str, class_names: tuple[str, ...], *, seed: int, folder, fetch) -> Raw:
+def _official_split(name: str, class_names: tuple[str, ...], shrink: int = 1, *, seed: int, folder, fetch) -> Raw:
     arrays = load_idx(name, folder, fetch)
-    x_train, x_test = (arrays[part].reshape(len(arrays[part]), -1) for part in ("train-images", "t10k-images"))
+    x_train, x_test = (_averaged(arrays[part], shrink).reshape(len(arrays[part]), -1) for part in ("train-images", "t10k-images"))
     return Raw(x_train, arrays["train-labels"], x_test, arrays["t10k-labels"], class_names)
 
 
-_CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+def _averaged(images: np.ndarray, shrink: int) -> np.ndarray:
+    """Every square of `shrink` by `shrink` pixels as one."""
+    if shrink == 1:
+        return images
+    count, rows, columns = images.shape
+    return images.reshape(count, rows // shrink, shrink, columns // shrink, shrink).mean((2, 4), dtype=np.float32)
 
-# name: (where the data come from, how they are scaled)
+
+def _sentences(class_names: tuple[str, ...], *, seed: int, folder, fetch) -> Raw:
+    parts = load_sentences("sst2", len(class_names), folder, fetch)
+    vocabulary = vocabulary_of(parts["train"][0], WORDS)
+    train, dev, test = ((tokens_of(words, vocabulary, LENGTH), labels) for words, labels in parts.values())
+    return Raw(*train, *test, class_names, dev, tuple(vocabulary))
+
+
+_DIGITS = tuple("0123456789")
+_CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_IMAGES = {"table": pixels, "image": image}
+
 TASKS = {
-    "breast_cancer": (partial(_split_table, sklearn.datasets.load_breast_cancer), standardise),
-    "digits": (partial(_split_table, sklearn.datasets.load_digits), pixels),
-    "iris": (partial(_split_table, sklearn.datasets.load_iris), standardise),
-    "wine": (partial(_split_table, sklearn.datasets.load_wine), standardise),
-    "mnist": (partial(_official_split, "mnist", tuple("0123456789")), pixels),
-    "fashion": (partial(_official_split, "fashion", _CLOTHES), pixels),
+    "breast_cancer": Source(partial(_split_table, sklearn.datasets.load_breast_cancer), {"table": standardise}),
+    "digits": Source(partial(_split_table, sklearn.datasets.load_digits), _IMAGES, (1, 8, 8)),
+    "iris": Source(partial(_split_table, sklearn.datasets.load_iris), {"table": standardise}),
+    "wine": Source(partial(_split_table, sklearn.datasets.load_wine), {"table": standardise}),
+    "mnist": Source(partial(_official_split, "mnist", _DIGITS), _IMAGES, (1, 28, 28)),
+    "fashion": Source(partial(_official_split, "fashion", _CLOTHES), _IMAGES, (1, 28, 28)),
+    "mnist14": Source(partial(_official_split, "mnist", _DIGITS, 2), _IMAGES, (1, 14, 14)),
+    "fashion14": Source(partial(_official_split, "fashion", _CLOTHES, 2), _IMAGES, (1, 14, 14)),
+    "sst2": Source(partial(_sentences, ("negative", "positive")), {"tokens": None}),
 }

@@ -1,4 +1,4 @@
-"""Train many networks at once, each from its own start and in its own order of the data."""
+"""Train many networks, each in its own order of its own data, from starts of their own or from a common one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -6,9 +6,10 @@ from functools import partial
 from math import cos, pi
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
@@ -18,12 +19,18 @@ from geoflow.randomness import randomness, seed_global
 from geoflow.zoo.tasks import Task
 
 State = dict[str, Tensor]
+COMMON = -1  # the number of the run that makes a common start
 
-# name: factor of the learning rate at the share of the training that is done
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: (1 + cos(pi * done)) / 2,
+# name: factor of the learning rate after `passed` of `epochs` epochs and a share of the next one
+SCHEDULES: dict[str, Callable[[int, float, int], float]] = {
+    "constant": lambda passed, share, epochs: 1.0,
+    "cosine": lambda passed, share, epochs: _cosine(passed / epochs),  # one rate for every epoch
+    "cosine_by_step": lambda passed, share, epochs: _cosine((passed + share) / epochs),  # for few epochs
 }
+
+
+def _cosine(done: float) -> float:
+    return (1 + cos(pi * done)) / 2
 
 
 def train_zoo(
@@ -40,6 +47,9 @@ def train_zoo(
     snapshots: int = 1,
     every: int = 1,
     schedule: str = "constant",
+    start: State | None = None,
+    examples: int | None = None,
+    together: int | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> State:
@@ -47,9 +57,12 @@ def train_zoo(
 
     The snapshots are the states after the last `snapshots` multiples of `every` epochs, counted back from the end. Each epoch shuffles
     the data anew for each run, leaves out the rest of the division by `batch`, and has the learning rate that `schedule` (of SCHEDULES)
-    gives it. Buffers such as batch norm's statistics are each run's own. The runs are numbered from `first`; start and shuffles of a run
-    come from `seed` and its number alone, so it is the same, but for rounding, whichever runs are trained beside it (dropout's masks are
-    drawn for all of them together). torch's global generators are left as found.
+    gives it. With `examples` each run trains on so many examples that it draws from the data with replacement. With `start`, a state
+    dict, all runs begin there. Buffers such as batch norm's statistics are each run's own.
+
+    The runs are numbered from `first`; start, data and shuffles of a run come from `seed` and its number alone, so it is the same, but for
+    rounding, whichever runs are trained beside it (dropout's masks are drawn for all that are trained at once). `together` runs are
+    trained at once by vmap, by default all; 1 trains one after the other. torch's global generators are left as found.
 
     Raises ValueError for settings that do not fit together, FloatingPointError naming the runs whose loss is not finite.
 
@@ -60,35 +73,82 @@ def train_zoo(
     >>> states["0.weight"].shape
     torch.Size([6, 2, 5, 4])
     """
-    _check(runs, epochs, batch, snapshots, every, schedule, len(task.x_train))
-    device = torch.device(device)
+    together, count = runs if together is None else together, len(task.x_train) if examples is None else examples
+    _check(runs, epochs, batch, snapshots, every, schedule, together, count)
+    device, last = torch.device(device), first + runs
+    settings = {"epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "schedule": schedule}
+    settings |= {"kept": range(epochs - (snapshots - 1) * every, epochs + 1, every), "start": start, "examples": examples}
     batches = Batches(task.x_train.to(device), task.y_train.to(device))
-    keep = range(epochs - (snapshots - 1) * every, epochs + 1, every)
-    kept = []
-    generators = [randomness(seed, f"run {number}") for number in range(first, first + runs)]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        network, state = initial_states(build, generators, device)
-        seed_global(_seed(randomness(seed, f"masks of runs from {first}")), device)
-        network.train()
-        optimizer = torch.optim.AdamW([v for v in state.values() if v.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
-        bar = tqdm(range(1, epochs + 1), desc=f"runs {first} to {first + runs - 1}", unit="epoch", disable=not progress)
-        for epoch in bar:
-            optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule]((epoch - 1) / epochs)
-            for rows in shuffled_batches(generators, len(task.x_train), batch, device):
-                losses = step(network, state, optimizer, *batches(rows))
-            _check_finite(losses, epoch, first)
-            bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
-            if epoch in keep:
-                kept.append({name: value.detach().to("cpu", copy=True) for name, value in state.items()})
-    return {name: torch.stack([one[name] for one in kept], 1) for name in state}
+    name = f"runs {first} to {last - 1}" if first >= 0 else "common start"
+    bar = tqdm(total=-(-runs // together) * epochs, desc=name, unit="epoch", disable=not progress)
+    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        crowds = [range(number, min(number + together, last)) for number in range(first, last, together)]
+        states = [_train_crowd(build, batches, crowd, seed, device, bar, **settings) for crowd in crowds]
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
-def initial_states(build: Callable[[], nn.Module], generators: Sequence[torch.Generator], device: torch.device) -> tuple[nn.Module, State]:
-    """A network to run the forward pass of, and the stacked states [runs, ...] of freshly built ones; seeds torch's global generators."""
+def _train_crowd(
+    build: Callable[[], nn.Module],
+    batches: "Batches",
+    numbers: range,
+    seed: int,
+    device: torch.device,
+    bar: tqdm,
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    weight_decay: float,
+    schedule: str,
+    kept: range,
+    start: State | None,
+    examples: int | None,
+) -> State:
+    """The snapshots [runs, snapshots, ...] of the runs of these numbers, trained at once; seeds torch's global generators."""
+    generators = [randomness(seed, f"run {number}") for number in numbers]
+    network, state = initial_states(build, generators, device, start)
+    data = None if examples is None else drawn_data(generators, len(batches.x), examples).to(device)
+    seed_global(_seed(randomness(seed, f"masks of runs from {numbers.start}")), device)
+    network.train()
+    optimizer = torch.optim.AdamW([v for v in state.values() if v.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
+    snapshots = []
+    for epoch in range(1, epochs + 1):
+        count = len(batches.x) if examples is None else examples
+        for number, places in enumerate(shuffled_batches(generators, count, batch, device)):
+            optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule](epoch - 1, number / (count // batch), epochs)
+            rows = places if data is None else data.gather(1, places.long())
+            losses = step(network, state, optimizer, *batches(rows))
+        _check_finite(losses, epoch, numbers.start)
+        bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
+        bar.update()
+        if epoch in kept:
+            snapshots.append({name: value.detach().to("cpu", copy=True) for name, value in state.items()})
+    return {name: torch.stack([one[name] for one in snapshots], 1) for name in state}
+
+
+def common_start(build: Callable[[], nn.Module], task: Task, *, epochs: int, seed: int, progress: bool = True, **settings) -> State:
+    """The state dict after `epochs` of training on all the data, with the same settings as `train_zoo`: the runs of a zoo can begin there.
+
+    The learning rate is constant: the runs themselves cool it down, each in its own way.
+    """
+    settings = {**settings, "schedule": "constant", "examples": None, "snapshots": 1, "every": 1, "together": 1}
+    states = train_zoo(build, task, runs=1, first=COMMON, epochs=epochs, seed=seed, progress=progress, **settings)
+    return {name: value[0, 0] for name, value in states.items()}
+
+
+def initial_states(
+    build: Callable[[], nn.Module], generators: Sequence[torch.Generator], device: torch.device, start: State | None = None
+) -> tuple[nn.Module, State]:
+    """A network to run the forward pass of, and the stacked states [runs, ...] of freshly built ones, or as often the state `start`.
+
+    Seeds torch's global generators.
+    """
     networks = []
     for generator in generators:
         seed_global(_seed(generator), device)
         networks.append(build())
+        if start is not None:
+            networks[-1].load_state_dict(start)
     parameters, buffers = stack_module_state(networks)
     state = {name: value.detach().to(device).requires_grad_() for name, value in parameters.items()}
     return networks[0].to(device), state | {name: value.to(device) for name, value in buffers.items()}
@@ -110,13 +170,19 @@ def shuffled_batches(
     return iter(shuffled[:, : examples // batch * batch].to(device).split(batch, 1))
 
 
+def drawn_data(generators: Sequence[torch.Generator], available: int, examples: int) -> Int[Tensor, "runs examples"]:
+    """The rows of each run's own data, drawn with replacement (a bootstrap sample)."""
+    draws = [torch.randint(available, (examples,), generator=generator, dtype=torch.int32) for generator in generators]
+    return torch.stack(draws)
+
+
 class Batches:
     """The examples of every run's rows, gathered into one buffer: a fresh one for each step would cost more than the copy itself."""
 
     def __init__(self, x: Tensor, y: Tensor):
         self.x, self.y, self.buffer = x, y, x.new_empty(0)
 
-    def __call__(self, rows: Int[Tensor, "runs batch"]) -> tuple[Float[Tensor, "runs batch ..."], Int[Tensor, "runs batch"]]:
+    def __call__(self, rows: Int[Tensor, "runs batch"]) -> tuple[Shaped[Tensor, "runs batch ..."], Int[Tensor, "runs batch"]]:
         """Inputs (until the next call) and labels."""
         flat = rows.flatten()
         if len(self.buffer) != len(flat):
@@ -126,12 +192,15 @@ class Batches:
 
 
 def step(
-    network: nn.Module, state: State, optimizer, x: Float[Tensor, "runs batch ..."], y: Int[Tensor, "runs batch"]
+    network: nn.Module, state: State, optimizer, x: Shaped[Tensor, "runs batch ..."], y: Int[Tensor, "runs batch"]
 ) -> Float[Tensor, " runs"]:
     """One step of every run on its own batch; the losses before the step."""
     optimizer.zero_grad()
-    with WideProducts():
-        logits = vmap(partial(functional_call, network), randomness="different")(state, x)
+    if len(x) == 1:  # as fast as a loop of plain torch
+        logits = functional_call(network, {name: value[0] for name, value in state.items()}, (x[0],))[None]
+    else:
+        with WideProducts(), sdpa_kernel(SDPBackend.MATH):  # vmap would call the fused attention once for every run
+            logits = vmap(partial(functional_call, network), randomness="different")(state, x)
     losses = cross_entropy(logits.movedim(-1, 1), y, reduction="none").mean(1)
     losses.sum().backward()  # the runs share no parameter, so the gradient of the sum is each run's own
     optimizer.step()
@@ -142,9 +211,10 @@ def _seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 
-def _check(runs: int, epochs: int, batch: int, snapshots: int, every: int, schedule: str, examples: int) -> None:
+def _check(runs: int, epochs: int, batch: int, snapshots: int, every: int, schedule: str, together: int, examples: int) -> None:
     choose("schedule", schedule, SCHEDULES)
-    for name, value in {"runs": runs, "epochs": epochs, "batch": batch, "snapshots": snapshots, "every": every}.items():
+    counts = {"runs": runs, "epochs": epochs, "batch": batch, "snapshots": snapshots, "every": every, "together": together}
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     if batch > examples:

@@ -1,0 +1,31 @@
+"""Tell whether networks come from one common start, so that their units are in one order."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from geoflow.canonical.matching import align
+from geoflow.canonical.scaling import balance
+from geoflow.spec import NetworkSpec
+
+NETWORKS = 32  # looked at
+
+
+def order_kept(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> float:
+    """The share of units that keep their place when networks are aligned to the first one, above what chance keeps.
+
+    Networks that were fine-tuned from one start, or snapshots of one training, have about 1: unit i of one is unit i of the others.
+    Networks from independent starts have about 0, and so have networks without exchangeable units.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Linear(9, 2))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
+    >>> start, noise = (torch.randn(n, spec.weights, generator=torch.Generator().manual_seed(0)) for n in (1, 20))
+    >>> order_kept(spec, start + 0.1 * noise), order_kept(spec, noise) < 0.2
+    (1.0, True)
+    """
+    scaled = balance(spec, thetas[:NETWORKS])
+    orders = align(spec, scaled[1:], scaled[0])[1].permutations.values()
+    kept = sum(float((order == torch.arange(order.shape[1], device=order.device)).sum(1).double().mean()) for order in orders)
+    units, by_chance = sum(order.shape[1] for order in orders), len(orders)
+    return (kept - by_chance) / (units - by_chance) if orders else 0.0

@@ -1,0 +1,46 @@
+"""Find the files of a data set: in a given folder, in the cache, or on the internet."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pooch
+
+Fetch = Callable[[Sequence[str], Path], None]
+
+
+def find(name: str, file: str, urls: Sequence[str], folder: str | Path | None, fetch: Fetch) -> Path:
+    """The path of one file: in `folder` (by default the environment's GEOFLOW_DATA), in the cache, or fetched into the cache.
+
+    Raises FileNotFoundError saying where to put an absent file.
+    """
+    cached = Path(pooch.os_cache("geoflow")) / name / file
+    given = folder if folder is not None else os.environ.get("GEOFLOW_DATA")
+    places = [cached] if given is None else [Path(given) / name / file, cached]
+    for path in places:
+        if path.is_file():
+            return path
+    try:
+        fetch(urls, cached)
+    except OSError as error:
+        tried = " nor ".join(map(str, places))
+        raise FileNotFoundError(
+            f"Neither {tried} exists, and {file} cannot be downloaded ({error}). "
+            f"Put it in a folder {name}/ and set GEOFLOW_DATA to the folder that holds {name}/, or put it at {cached}."
+        ) from error
+    return cached
+
+
+def download(urls: Sequence[str], path: Path) -> None:
+    """Fetch the first of `urls` that answers into `path`; raises OSError if none does."""
+    if not urls:
+        raise OSError("it has no official address")
+    pooch.get_logger().setLevel("WARNING")
+    errors = []
+    for url in urls:
+        try:
+            pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent)
+            return
+        except OSError as error:  # requests' exceptions are OSErrors
+            errors.append(f"{url}: {type(error).__name__}")
+    raise OSError("; ".join(errors))

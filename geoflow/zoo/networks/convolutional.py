@@ -1,0 +1,87 @@
+"""Build small convolutional networks, plain and residual, as torchvision writes them."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def cnn(shape: tuple[int, int, int], classes: int, width: int = 8) -> nn.Sequential:
+    """Two convolutions of `width` and 2 `width` channels, each pooled to half the size, and one hidden layer of 4 `width` units.
+
+    From images [batch, *shape], shape (channels, rows, columns), to logits [batch, classes].
+    Raises ValueError for images of fewer than 4 rows or columns.
+
+    >>> import torch
+    >>> network = cnn((1, 14, 14), 10)
+    >>> network(torch.zeros(5, 1, 14, 14)).shape, sum(p.numel() for p in network.parameters())
+    (torch.Size([5, 10]), 6218)
+    """
+    channels, rows, columns = shape
+    if min(rows, columns) < 4:
+        raise ValueError(f"A cnn halves images twice, and these have {rows} x {columns} pixels. They need at least 4 x 4.")
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2 * width * (rows // 4) * (columns // 4), 4 * width),
+        nn.ReLU(),
+        nn.Linear(4 * width, classes),
+    )
+
+
+class ResNet(nn.Module):
+    """Three stages of `depth` basic blocks with `width`, 2 `width` and 4 `width` channels; the second and third halve the image.
+
+    From images [batch, *shape], shape (channels, rows, columns), to logits [batch, classes] (He et al. 2016).
+
+    >>> import torch
+    >>> network = ResNet((1, 14, 14), 10)
+    >>> network(torch.zeros(5, 1, 14, 14)).shape, sum(p.numel() for p in network.parameters())
+    (torch.Size([5, 10]), 5142)
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 4, depth: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(width, width, depth, stride=1)
+        self.layer2 = _stage(width, 2 * width, depth, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, depth, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch classes"]:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.flatten(self.avgpool(x)))
+
+
+class BasicBlock(nn.Module):
+    """relu(shortcut(x) + conv(relu(conv(x)))), each convolution followed by batch norm."""
+
+    def __init__(self, inward: int, outward: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inward, outward, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outward)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outward, outward, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outward)
+        same = inward == outward and stride == 1
+        self.downsample = None if same else nn.Sequential(nn.Conv2d(inward, outward, 1, stride, bias=False), nn.BatchNorm2d(outward))
+
+    def forward(self, x: Float[Tensor, "batch inward rows columns"]) -> Float[Tensor, "batch outward rows_ columns_"]:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.relu(out)
+
+
+def _stage(inward: int, outward: int, depth: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(inward, outward, stride)
+    return nn.Sequential(first, *(BasicBlock(outward, outward, 1) for _ in range(depth - 1)))

@@ -1,0 +1,154 @@
+"""Build small transformers of images (as torchvision writes them) and of sentences (as Hugging Face's transformers do)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from geoflow.zoo.sentences import PADDING
+
+MOST_PATCHES = 49
+
+
+class ViT(nn.Module):
+    """A vision transformer of `depth` pre-norm blocks on a class token and the patches of an image (Dosovitskiy et al. 2021).
+
+    From images [batch, *shape], shape (channels, rows, columns), to logits [batch, classes]. Patches are the smallest squares that
+    cut the image into at most MOST_PATCHES. Raises ValueError for images that no such squares cut without a rest, and for a width
+    that the heads do not divide.
+
+    >>> network = ViT((1, 14, 14), 10)
+    >>> network(torch.zeros(5, 1, 14, 14)).shape, sum(p.numel() for p in network.parameters())
+    (torch.Size([5, 10]), 5546)
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 16, depth: int = 2, heads: int = 2):
+        super().__init__()
+        channels, rows, columns = shape
+        patch = _patch(rows, columns)
+        _check_heads(width, heads)
+        self.conv_proj = nn.Conv2d(channels, width, patch, stride=patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embedding = nn.Parameter(torch.empty(1, 1 + rows // patch * (columns // patch), width).normal_(std=0.02))
+        self.layers = nn.Sequential(*(PreNormBlock(width, heads) for _ in range(depth)))
+        self.ln = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch classes"]:
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = self.ln(self.layers(x + self.pos_embedding))
+        return self.head(x[:, 0])
+
+
+class PreNormBlock(nn.Module):
+    """x + attention(norm(x)), and then x + mlp(norm(x)), with twice as many units inside the mlp."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.self_attention = PackedAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        x = x + self.self_attention(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class PackedAttention(nn.Module):
+    """Multi-head attention whose queries, keys and values come from one layer."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"
+
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        x = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        return self.out_proj(x)
+
+
+class Bert(nn.Module):
+    """A classifier of sentences: embeddings, `depth` post-norm blocks, a pooled first token (Devlin et al. 2019).
+
+    From tokens [batch, tokens], of which PADDING fills the end, to logits [batch, classes].
+    Raises ValueError for a width that the heads do not divide.
+
+    >>> network = Bert(vocabulary=2000, tokens=32, classes=2)
+    >>> network(torch.tensor([[1, 5, 9] + [PADDING] * 29])).shape, sum(p.numel() for p in network.parameters())
+    (torch.Size([1, 2]), 37298)
+    """
+
+    def __init__(self, vocabulary: int, tokens: int, classes: int, width: int = 16, depth: int = 2, heads: int = 2):
+        super().__init__()
+        _check_heads(width, heads)
+        self.embeddings = Embeddings(vocabulary, tokens, width)
+        self.layer = nn.ModuleList(PostNormBlock(width, heads) for _ in range(depth))
+        self.pooler = nn.Linear(width, width)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch classes"]:
+        mask = (tokens != PADDING)[:, None, None, :]
+        x = self.embeddings(tokens)
+        for layer in self.layer:
+            x = layer(x, mask)
+        return self.classifier(torch.tanh(self.pooler(x[:, 0])))
+
+
+class Embeddings(nn.Module):
+    """The sum of a token's and its place's embedding, normalised."""
+
+    def __init__(self, vocabulary: int, tokens: int, width: int):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocabulary, width)
+        self.position_embeddings = nn.Embedding(tokens, width)
+        self.LayerNorm = nn.LayerNorm(width)
+        for embedding in (self.word_embeddings, self.position_embeddings):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.LayerNorm(self.word_embeddings(tokens) + self.position_embeddings(places))
+
+
+class PostNormBlock(nn.Module):
+    """norm(x + attention(x)), and then norm(x + mlp(x)), with twice as many units inside the mlp."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.dense = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.intermediate = nn.Linear(width, 2 * width)
+        self.act = nn.GELU()
+        self.output = nn.Linear(2 * width, width)
+        self.output_norm = nn.LayerNorm(width)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"
+
+    def forward(self, x: Float[Tensor, "batch tokens width"], mask: Tensor) -> Float[Tensor, "batch tokens width"]:
+        q, k, v = (layer(x).view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(x.shape)
+        x = self.attention_norm(x + self.dense(attended))
+        return self.output_norm(x + self.output(self.act(self.intermediate(x))))
+
+
+def _patch(rows: int, columns: int) -> int:
+    for patch in range(1, min(rows, columns) + 1):
+        if rows % patch == columns % patch == 0 and rows // patch * (columns // patch) <= MOST_PATCHES:
+            return patch
+    raise ValueError(f"No square patches cut an image of {rows} x {columns} pixels into at most {MOST_PATCHES}. Crop or pad it.")
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"width={width} cannot be divided between {heads} heads. Choose a multiple of {heads}.")
