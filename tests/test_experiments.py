@@ -517,7 +517,7 @@ def test_further_commands_measure_as_the_run_did(normed, place, how, other, exam
 
 
 def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypatch):
-    def absent(*_):
+    def absent(*_, **__):
         raise FileNotFoundError("iris is nowhere.")
 
     monkeypatch.setattr("collect.load_task", absent)

@@ -234,8 +234,8 @@ def test_progress_is_shown_on_demand(generator, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"x": lambda x: x[:0]}, "x holds 0 examples, and a variance needs at least 2"),
-        ({"x": lambda x: x[:1]}, "x holds 1 examples"),
+        ({"x": lambda x: x[:0]}, "x must hold at least 2 examples, for a variance, not 0"),
+        ({"x": lambda x: x[:1]}, "for a variance, not 1"),
         ({"x": lambda x: x[:, :3]}, r"Sequential does not take x of shape \(23, 3\) and torch.float64: mat1 and mat2"),
         ({"x": lambda x: x.long()}, r"does not take x of shape \(23, 5\) and torch.int64"),
         ({"x": lambda x: x.float()}, "float32"),
