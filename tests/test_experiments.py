@@ -54,6 +54,7 @@ SCHEMA = {
     "task": str,
     "seed": int,
     "parameters": int,
+    "recalibrated": type(None),
 }
 
 
@@ -140,7 +141,15 @@ def test_samples_load_into_the_network(finished):
     samples, network = read_samples(finished / "samples.safetensors"), mlp(4, [5], 3)
     assert samples.thetas.shape == (8, samples.spec.weights) and samples.thetas.isfinite().all()
     network.load_state_dict(geoflow.unpack(samples.spec, samples.thetas[0]), strict=True)
-    assert samples.config["sampling"] == {"solver": "euler", "steps": 5, "start": 0.0, "sharpness": 0.0, "guidance": 0.0, "seed": 0}
+    assert samples.config["sampling"] == {
+        "solver": "euler",
+        "steps": 5,
+        "start": 0.0,
+        "sharpness": 0.0,
+        "guidance": 0.0,
+        "recalibrate": "auto",
+        "seed": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -477,7 +486,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         ("with zoo.origin=shared zoo.common=0", "zoo.common=0 must be a whole number of at least 1."),
         ("with zoo.examples=20", "zoo.examples=20 fill no batch of zoo.batch=32."),
         ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4."),
-        ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp."),
+        ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp, auto."),
         ("with align=3", "align=3 must be True or False."),
         ("with coupling=sinkhorn", "Unknown coupling 'sinkhorn'. Known: independent, ot, equivariant_ot."),
         ("with time=normal", "Unknown time 'normal'. Known: uniform, beta."),
