@@ -19,7 +19,7 @@ from geoflow.flow import Flow
 from geoflow.frame import metric_frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
-from geoflow.statistics import STATISTICS, entries_of, recalibrate
+from geoflow.statistics import recalibrate, statistics_of
 from geoflow.symmetry import apply_symmetry
 from geoflow.zoo.store import Zoo
 from geoflow.zoo.tasks import Task
@@ -54,7 +54,7 @@ class Exam:
         if len(thetas) == 1:
             return {"distance": None, "disagreement": None}
         different = disagreement(self.network, self.spec, thetas.to(self.device), self.x)
-        learned = torch.ones(self.spec.weights, dtype=torch.bool).index_fill(0, entries_of(self.spec, *STATISTICS), False)
+        learned = torch.ones(self.spec.weights, dtype=torch.bool).index_fill(0, statistics_of(self.spec), False)
         return {"distance": spread(canonical[:, learned]), "disagreement": different}
 
     def _ensemble(self, thetas: Thetas) -> dict:

@@ -15,7 +15,7 @@ from geoflow.guidance import no_guidance, task_guidance
 from geoflow.randomness import randomness
 from geoflow.sampling import sample
 from geoflow.spec import NetworkSpec
-from geoflow.statistics import STATISTICS, entries_of, recalibrate
+from geoflow.statistics import recalibrate, statistics_of
 from geoflow.wiring import spec_of
 from geoflow.zoo.tasks import Task
 
@@ -44,7 +44,7 @@ def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Tas
 
 def recalibrates(spec: NetworkSpec, config: Mapping) -> bool:
     """Whether networks have running statistics, and these are to be measured anew."""
-    return config["recalibrate"] == "auto" and len(entries_of(spec, *STATISTICS)) > 0
+    return config["recalibrate"] == "auto" and len(statistics_of(spec)) > 0
 
 
 def measuring_examples(spec: NetworkSpec, task: Task, config: Mapping, seed: int) -> Shaped[Tensor, "examples ..."] | None:
@@ -57,7 +57,7 @@ def measuring_examples(spec: NetworkSpec, task: Task, config: Mapping, seed: int
 
 def recalibrated(spec: NetworkSpec, seen: Tensor | None) -> dict[str, int | None]:
     """For the record: on how many examples running statistics were measured anew; 0 where they were not, None where there are none."""
-    if not len(entries_of(spec, *STATISTICS)):
+    if not len(statistics_of(spec)):
         return {"recalibrated": None}
     return {"recalibrated": 0 if seen is None else len(seen)}
 

@@ -13,7 +13,7 @@ from geoflow.frame import UNTURNED, Frame, fit_moments, principal_frame
 from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
-from geoflow.statistics import entries_of, exp_variances, log_variances
+from geoflow.statistics import exp_variances, log_variances, variances_of
 
 Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation)
 DEAD = 1e-5  # a row below this norm belongs to a dead unit, not to one of norm 1 that a flat flow missed
@@ -180,7 +180,7 @@ class Chart:
 
     @cached_property
     def _variances(self) -> Tensor:
-        return entries_of(self.spec, "running_var")
+        return variances_of(self.spec)
 
     @cached_property
     def _root_fan(self) -> Tensor:

@@ -20,14 +20,24 @@ TINY_VARIANCE = 1e-8  # keeps the logarithm of a variance finite
 Moments = tuple[int, Tensor, Tensor]  # of a part of the examples: how much it counts, its mean and its spread, both [channels]
 
 
-def entries_of(spec: NetworkSpec, *kinds: str) -> Int[Tensor, " entries"]:
-    """Which entries of a weight vector are of these kinds (of KINDS)."""
+def statistics_of(spec: NetworkSpec, kinds: Sequence[str] = STATISTICS) -> Int[Tensor, " entries"]:
+    """Which entries of a weight vector are running means and variances.
+
+    >>> import torch, geoflow
+    >>> statistics_of(geoflow.spec_of(torch.nn.BatchNorm1d(2), torch.zeros(3, 2)))  # behind two gains and two biases
+    tensor([4, 5, 6, 7])
+    """
     ranges = [
         torch.arange(offset, offset + tensor.numel)
         for tensor, offset in zip(spec.tensors, spec.offsets, strict=True)
         if tensor.kind in kinds
     ]
     return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.long)
+
+
+def variances_of(spec: NetworkSpec) -> Int[Tensor, " entries"]:
+    """Which entries of a weight vector are running variances."""
+    return statistics_of(spec, ("running_var",))
 
 
 def log_variances(theta: Float[Tensor, "*batch weights"], variances: Int[Tensor, " entries"]) -> Float[Tensor, "*batch weights"]:
@@ -84,7 +94,7 @@ def recalibrate(
         raise ValueError(f"x holds {len(x)} examples, and a variance needs at least 2: pass some hundred training inputs or more.")
     if batch < 2:
         raise ValueError(f"batch={batch} must be at least 2 examples.")
-    index = entries_of(spec, *STATISTICS)
+    index = statistics_of(spec)
     if not len(index):
         return thetas.clone()
     _check_inputs(itself(network, unpack(spec, thetas[0])), x)

@@ -20,7 +20,7 @@ from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, ev
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
 from geoflow.evaluation.report import metrics_table, write_report
 from geoflow.evaluation.ruler import fit_ruler, layers_of
-from geoflow.statistics import STATISTICS, entries_of
+from geoflow.statistics import statistics_of, variances_of
 from geoflow.symmetry import permute, rescale
 from geoflow.zoo.networks import mlp
 
@@ -263,7 +263,7 @@ def normed():
     x, y = torch.randn(60, 4), torch.randint(3, (60,))
     spec = geoflow.spec_of(network, x[:2])
     thetas = geoflow.pack(spec, network.state_dict()) + 0.3 * torch.randn(40, spec.weights, generator=seeded())
-    variances = entries_of(spec, "running_var")
+    variances = variances_of(spec)
     thetas[:, variances] = (2 * torch.randn(40, len(variances), generator=seeded(1))).exp()
     return network, fit(spec, thetas, iterations=1, batch=8, progress=False), thetas, x, y
 
@@ -272,7 +272,7 @@ def normed():
 def test_baselines_have_positive_variances_and_score(normed, name):
     network, flow, thetas, x, y = normed
     made = baseline(name, flow, flow.canonical(thetas), 200, seeded())
-    assert (made[:, entries_of(flow.spec, "running_var")] > 0).all()
+    assert (made[:, variances_of(flow.spec)] > 0).all()
     assert evaluate(network, flow.spec, made, x, y).nll.isfinite().all()
 
 
@@ -280,7 +280,7 @@ def test_baselines_have_positive_variances_and_score(normed, name):
 def test_baselines_average_and_draw_variances_by_their_logarithm(normed, name):
     """The mean logarithm is the zoo's. Interpolation and noise keep it on average: the standard error of 200 draws is below .2."""
     _, flow, thetas, _, _ = normed
-    variances = entries_of(flow.spec, "running_var")
+    variances = variances_of(flow.spec)
     zoo = flow.canonical(thetas)
     logs = (one[:, variances].log().mean(0) for one in (baseline(name, flow, zoo, 400, seeded()), zoo))
     torch.testing.assert_close(*logs, atol=1e-4 if "mean" in name else 0.6, rtol=0)
@@ -448,7 +448,7 @@ def test_running_statistics_do_not_count_in_distances(normed, generator):
     """A copy whose statistics were measured anew is a copy."""
     _, flow, thetas, _, _ = normed
     ruler, spec = fit_ruler(flow.spec, thetas), flow.spec
-    index = entries_of(spec, *STATISTICS)
+    index = statistics_of(spec)
     again = thetas.index_copy(1, index, torch.rand(len(thetas), len(index), generator=generator) + 0.1)
     torch.testing.assert_close(ruler.place(again), ruler.place(thetas))
     counted = torch.cat(list(layers_of(spec).values())).sort().values

@@ -12,15 +12,18 @@ import matplotlib.image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import geoflow
 from geoflow import training
 from geoflow.evaluation.baselines import BASELINES
 from geoflow.flow import Flow
+from geoflow.statistics import statistics_of
 from geoflow.zoo import store
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.recipes import zoo_defaults
 from geoflow.zoo.store import read_zoo
+from geoflow.zoo.tasks import load_task
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = {
@@ -464,6 +467,68 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         launch(place, command, named=(), checkpoint=str(finished), count=2, steps=2, **config)
 
 
+# Running statistics
+
+
+@pytest.fixture(scope="module")
+def normed(place) -> dict[str, Path]:
+    """The folders of two runs with batch norm, by what they do with its statistics."""
+    return {how: launch(place, norm="batch", recalibrate=how) for how in ("auto", "never")}
+
+
+def kept(folder: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The running statistics of saved networks, all else of them, and how many examples the record says they were measured on."""
+    from folder import read_samples
+
+    samples = read_samples(folder / "samples.safetensors")
+    index = statistics_of(samples.spec)
+    others = torch.ones(samples.spec.weights, dtype=torch.bool).index_fill(0, index, False)
+    return samples.thetas[:, index], samples.thetas[:, others], samples.config["recalibrated"]
+
+
+def test_generated_networks_and_baselines_are_measured_anew_and_the_zoo_is_not(normed):
+    from folder import read_samples
+
+    auto, never = (read(folder, "metrics.json") for folder in normed.values())
+    assert (auto["recalibrated"], never["recalibrated"]) == (120, 0)  # all training examples of iris
+    assert auto["zoo"] == never["zoo"] and auto["generated"] != never["generated"]
+    assert all(auto["baselines"][name] != never["baselines"][name] for name in BASELINES)
+    assert auto["baselines"]["retrieval"]["novelty"] < 1e-5  # a copy that was measured anew is a copy
+    for how, words in {"auto": "measured anew on 120 training inputs", "never": "were not measured anew"}.items():
+        assert words in (normed[how] / "report.md").read_text()
+    measured, drawn = (kept(folder) for folder in normed.values())
+    assert torch.equal(measured[1], drawn[1]) and not torch.isclose(measured[0], drawn[0]).any()
+    samples = read_samples(normed["auto"] / "samples.safetensors")
+    network = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    again = geoflow.recalibrate(network, samples.spec, samples.thetas, load_task("iris", 0).x_train)
+    torch.testing.assert_close(again, samples.thetas, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("how", "other", "examples"), [("auto", "never", 120), ("never", "auto", 0)])
+def test_further_commands_measure_as_the_run_did(normed, place, how, other, examples):
+    made = normed[how]
+    drawn = launch(place, "sample", named=(), checkpoint=str(made), count=8)
+    assert torch.equal(kept(drawn)[0], kept(made)[0]) and read(drawn, "config.json")["recalibrate"] == how
+    scored = [read(launch(place, "evaluate", named=(), checkpoint=str(one)), "metrics.json") for one in (made, drawn)]
+    assert scored[0]["generated"] == scored[1]["generated"] == read(made, "metrics.json")["generated"]
+    assert [one["recalibrated"] for one in scored] == [examples] * 2
+    asked = launch(place, "sample", named=(), checkpoint=str(made), count=8, recalibrate=other)
+    assert not torch.isclose(kept(asked)[0], kept(made)[0]).any()
+
+
+def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypatch):
+    def absent(*_):
+        raise FileNotFoundError("iris is nowhere.")
+
+    monkeypatch.setattr("collect.load_task", absent)
+    drawn = launch(place, "sample", named=(), checkpoint=str(normed["auto"]), count=8)
+    assert "running statistics are as the flow drew them, not measured anew: iris is nowhere." in capsys.readouterr().out
+    statistics, others, examples = kept(drawn)
+    assert examples == 0 and torch.equal(others, kept(normed["auto"])[1]) and torch.equal(statistics, kept(normed["never"])[0])
+    launch(place, "sample", named=(), checkpoint=str(normed["never"]), count=8)
+    assert "as the flow drew them" not in capsys.readouterr().out
+
+
 # Mistakes
 
 
@@ -493,6 +558,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
         ("with activation=sine", "Unknown activation 'sine'. Known: relu, tanh, gelu."),
         ("with prediction=noise", "Unknown prediction 'noise'. Known: preconditioned, velocity, endpoint."),
         ("with weighting=cosine", "Unknown weighting 'cosine'. Known: balanced, uniform."),
+        ("with recalibrate=always", "Unknown recalibrate 'always'. Known: auto, never."),
         ("with device=gpu", "Unknown device 'gpu'. Known: auto, cpu, cuda."),
         ("with zoo.schedule=linear", "Unknown zoo.schedule 'linear'. Known: constant, cosine, cosine_by_step."),
         ("with hidden=[0]", "hidden=[0] must be a list of widths of at least 1"),

@@ -11,7 +11,7 @@ from torch import nn
 import geoflow
 from geoflow import apply_symmetry, pack, random_symmetry, recalibrate, spec_of, unpack
 from geoflow.population import itself
-from geoflow.statistics import STATISTICS, entries_of, exp_variances, log_variances
+from geoflow.statistics import STATISTICS, exp_variances, log_variances, statistics_of, variances_of
 from tests.keeping import Keeping
 from tests.networks import NETWORKS, mlp, row
 
@@ -124,7 +124,7 @@ def test_it_is_all_the_same_how_examples_are_cut_and_ordered(name, batch, genera
 def test_only_statistics_change_and_the_old_ones_do_not_matter(name, generator):
     network, spec, thetas, x = population(name, generator)
     before = copy.deepcopy(network.state_dict())
-    index = entries_of(spec, *STATISTICS)
+    index = statistics_of(spec)
     others = torch.ones(spec.weights, dtype=torch.bool).index_fill(0, index, False)
     network = copy.deepcopy(network).train()
     found = recalibrate(network, spec, thetas, x)
@@ -273,6 +273,6 @@ def test_variances_go_to_logarithms_and_back(generator):
 def test_the_chart_and_the_statistics_share_their_logarithms(generator):
     _, spec, thetas, _ = population("mlp batch norm", generator, nets=20)
     flow = geoflow.fit(spec, thetas, flow="euclidean", iterations=1, batch=4, progress=False)
-    index = entries_of(spec, "running_var")
+    index = variances_of(spec)
     raw = flow.chart._raw(thetas)[:, : spec.weights][:, index]
     torch.testing.assert_close(raw, log_variances(thetas, index)[:, index])

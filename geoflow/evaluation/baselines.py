@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from geoflow.choices import choose
 from geoflow.flow import Flow
-from geoflow.statistics import entries_of, exp_variances, log_variances
+from geoflow.statistics import exp_variances, log_variances, variances_of
 
 NOISE = 0.3
 
@@ -23,7 +23,7 @@ def by_logarithm(make: Make) -> Make:
 
     @wraps(make)
     def made(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-        variances = entries_of(flow.spec, "running_var")
+        variances = variances_of(flow.spec)
         return exp_variances(make(flow, log_variances(thetas, variances), count, generator), variances)
 
     return made
@@ -47,7 +47,7 @@ def interpolation(flow: Flow, thetas: Thetas, count: int, generator: Generator) 
     """
     first = _draw(len(thetas), count, generator)
     second = (first + 1 + _draw(len(thetas) - 1, count, generator)) % len(thetas)
-    variances = entries_of(flow.spec, "running_var")
+    variances = variances_of(flow.spec)
     ends = (log_variances(one, variances) for one in (thetas[first], flow.canonical(thetas[second], thetas[first])))
     between = torch.lerp(*ends, torch.rand(count, 1, generator=generator).to(thetas))
     return flow.chart.nearest(exp_variances(between, variances))

@@ -10,7 +10,7 @@ from geoflow.canonical import align, balance, centre
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
-from geoflow.statistics import STATISTICS, entries_of
+from geoflow.statistics import statistics_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Fram
     layers = layers_of(spec)
     variance = align(spec, balanced, first)[0].var(0)
     scale = torch.ones_like(variance)
-    scale[entries_of(spec, *STATISTICS).to(scale.device)] = 0
+    scale[statistics_of(spec).to(scale.device)] = 0
     for index in layers.values():
         if square := 2 * variance[index].sum().item():
             scale[index] = (square * len(layers)) ** -0.5
@@ -62,7 +62,7 @@ def layers_of(spec: NetworkSpec) -> dict[str, Int[Tensor, " weights"]]:
     for site, index in [(block.target, block.index) for block in graph.blocks] + [(part.site, part.index) for part in graph.of_units]:
         found.setdefault(spec.sites[site].name, []).append(index.flatten())
     found |= {"shared": [graph.scalars]} if len(graph.scalars) else {}
-    layers, statistics = {name: torch.cat(parts) for name, parts in found.items()}, entries_of(spec, *STATISTICS)
+    layers, statistics = {name: torch.cat(parts) for name, parts in found.items()}, statistics_of(spec)
     counted = {name: index[~torch.isin(index, statistics)] for name, index in layers.items()}
     return {name: index for name, index in counted.items() if len(index)}
 
