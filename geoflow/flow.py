@@ -129,7 +129,8 @@ class Flow:
         """The flow's chart on another architecture for the same task; None: its own. Raises ValueError for one that it cannot serve."""
         if spec is None:
             return self.chart
-        chart = replace(self.chart, spec=spec)
+        own = self.chart.own if spec.tensors == self.spec.tensors else None  # moments of other coordinates say nothing
+        chart = replace(self.chart, spec=spec, own=own)
         chart.check()
         return chart
 

@@ -551,7 +551,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with zoo.origin=shared zoo.common=0", "zoo.common=0 must be a whole number of at least 1."),
         ("with zoo.examples=20", "zoo.examples=20 fill no batch of zoo.batch=32."),
         ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4."),
-        ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp."),
+        ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp, auto."),
         ("with align=3", "align=3 must be True or False."),
         ("with coupling=sinkhorn", "Unknown coupling 'sinkhorn'. Known: independent, ot, equivariant_ot."),
         ("with time=normal", "Unknown time 'normal'. Known: uniform, beta."),

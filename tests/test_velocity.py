@@ -177,6 +177,15 @@ def test_an_identified_field_knows_its_units_and_serves_its_own_widths():
         field(other, *inputs(other))
 
 
+@pytest.mark.parametrize("velocity", ["identified", "mlp"])
+def test_transfer_is_refused_by_fields_that_know_units(velocity):
+    spec, wide = (spec_of(mlp(5, [n], 2), torch.zeros(1, 5)) for n in (4, 11))
+    thetas = torch.randn(20, spec.weights, generator=torch.Generator().manual_seed(0))
+    trained = fit(spec, thetas, velocity=velocity, iterations=2, batch=8, progress=False)
+    with pytest.raises(ValueError, match="velocity=transformer"):
+        sample(trained, 3, spec=wide, steps=2)
+
+
 @pytest.mark.parametrize("flow", FLOWS)
 def test_transfer_gives_networks_of_the_other_width(flow):
     spec, wide = (spec_of(mlp(5, [n], 2), torch.zeros(1, 5)) for n in (4, 11))

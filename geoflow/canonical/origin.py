@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geoflow.canonical.matching import align
+from geoflow.canonical.matching import align, check_zoo
 from geoflow.canonical.scaling import balance
 from geoflow.spec import NetworkSpec
 
@@ -17,6 +17,8 @@ def order_kept(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> floa
     Networks that were fine-tuned from one start, or snapshots of one training, have about 1: unit i of one is unit i of the others.
     Networks from independent starts have about 0, and so have networks without exchangeable units.
 
+    Raises ValueError for an empty zoo, and for NaN or Inf, with the network and the tensor.
+
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Linear(9, 2))
     >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
@@ -24,6 +26,7 @@ def order_kept(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> floa
     >>> order_kept(spec, start + 0.1 * noise), order_kept(spec, noise) < 0.2
     (1.0, True)
     """
+    check_zoo(spec, thetas)
     scaled = balance(spec, thetas[:NETWORKS])
     orders = align(spec, scaled[1:], scaled[0])[1].permutations.values()
     kept = sum(float((order == torch.arange(order.shape[1], device=order.device)).sum(1).double().mean()) for order in orders)

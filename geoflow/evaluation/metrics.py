@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from math import log
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -30,7 +30,7 @@ def evaluate(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Float[Tensor, "examples ..."],
+    x: Shaped[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
     batch: int = 2 * 10**5,
     batch_size: int | None = None,
@@ -68,7 +68,7 @@ def ensemble_scores(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Float[Tensor, "examples ..."],
+    x: Shaped[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
     batch: int = 2 * 10**5,
     pool: str = "linear",
@@ -89,7 +89,7 @@ def pooled_scores(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Float[Tensor, "examples ..."],
+    x: Shaped[Tensor, "examples ..."],
     y: Int[Tensor, " examples"],
     batch: int = 2 * 10**5,
     pools: Sequence[str] = ("linear", "log"),
@@ -118,7 +118,7 @@ def disagreement(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Float[Tensor, "examples ..."],
+    x: Shaped[Tensor, "examples ..."],
     batch: int = 2 * 10**5,
     batch_size: int | None = None,
 ) -> float:
