@@ -16,7 +16,7 @@ from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, no
 from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights
 from geoflow.evaluation.ruler import fit_ruler
 from geoflow.flow import Flow
-from geoflow.frame import metric_frame
+from geoflow.frame import UNTURNED, metric_frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate, statistics_of
@@ -32,7 +32,7 @@ class Exam:
     """The test part of a task, on a device, for networks of one architecture."""
 
     def __init__(self, network: nn.Module, spec: NetworkSpec, task: Task, device: str):
-        self.network, self.spec, self.device, self.seen = network, spec, device, task.x_train
+        self.network, self.spec, self.device, self.numbers = network, spec, device, task.numbers
         self.x, self.y = task.x_test.to(device), task.y_test.to(device)
 
     def single(self, thetas: Thetas) -> Scores:
@@ -132,7 +132,8 @@ def _how_new(exam: Exam, fitted: Zoo, several: Mapping[str, Thetas]) -> tuple[di
     """By the ruler of a zoo: what metrics.json says of the generated networks; of the other kinds the novelty ratio, and how far two are
     from each other in units of two of the zoo (None of one); and the distances to the nearest run."""
     spec, run_of = exam.spec, fitted.run_of
-    ruler = fit_ruler(spec, fitted.networks, metric_frame(graph_of(spec), exam.seen))
+    frame = UNTURNED if exam.numbers is None else metric_frame(graph_of(spec), exam.numbers)
+    ruler = fit_ruler(spec, fitted.networks, frame)
     zoo, placed = ruler.place(fitted.networks), {name: ruler.place(one) for name, one in several.items()}
     neighbours = neighbours_of(placed["generated"], zoo, placed["heldout"], run_of, spec)
     found = novelty(neighbours)

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 import geoflow
 from geoflow import population
 from geoflow.randomness import randomness
-from geoflow.spec import NetworkSpec
+from geoflow.spec import NetworkSpec, Wire
 from geoflow.zoo import idx, lookup, store, tasks
 from geoflow.zoo.networks import NETWORKS, build_network, check_reads, mlp, together
 from geoflow.zoo.networks.mlp import ACTIVATIONS
@@ -713,7 +713,7 @@ def test_later_settings_leave_the_names_of_older_zoos(iris, tmp_path, monkeypatc
 
 def test_a_zoo_outlives_what_a_table_says_besides_the_places_of_weights(iris, tmp_path):
     zoo, spec = load_zoo(tmp_path, **iris, seed=0), iris["spec"]
-    renamed = replace(spec, links=((0, 1),))
+    renamed = replace(spec, wires=(Wire(0, 1, "sum"),))
     assert load_zoo(tmp_path, **iris | {"spec": renamed}, seed=0).spec == renamed != zoo.spec
     moved = replace(spec, tensors=spec.tensors[::-1])
     with pytest.raises(ValueError, match="was packed by another table"):
