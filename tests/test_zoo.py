@@ -457,7 +457,8 @@ def test_runs_of_one_start_begin_there_and_go_their_own_ways():
     moved = states["0.weight"][:, 0] - start["0.weight"]
     # the first step of Adam is as long as the learning rate in every coordinate that has a gradient
     assert moved.abs().max() <= 1.001e-3 and (moved.abs() > 0.9e-3).float().mean() > 0.3
-    assert not torch.equal(moved[0], moved[1])
+    longer = train_zoo(iris_mlp, task, **settings | {"examples": 80}, lr=1e-3, start=start)["0.weight"]
+    assert not torch.equal(longer[0], longer[1])  # after one step alone they may have gone the same way: Adam's first step is a sign
     later = train_zoo(iris_mlp, task, **settings | {"runs": 1}, first=2, lr=1e-3, start=start)
     torch.testing.assert_close(later["0.weight"][0], states["0.weight"][2], atol=1e-6, rtol=1e-5)
 
