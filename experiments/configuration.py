@@ -141,7 +141,7 @@ def cnn14():
     count = 128
 
 
-# from one common start: the Gaussian of every coordinate is a good beginning, and few steps are to learn
+# from one common start: the Gaussian of every coordinate is a good beginning, so few steps suffice
 for named, own in {"resnet14": ("resnet", "mnist14"), "vit14": ("vit", "mnist14"), "bert": ("bert", "sst2")}.items():
     one_start = {"iterations": 400, "batch": 16, "solver": "midpoint", "steps": 50, "count": 64}
     ex.add_named_config(named, dict(zip(("network", "task"), own, strict=True)) | one_start)

@@ -56,8 +56,9 @@ def main(_config, _run):
     with timed(seconds, "collect"):
         found = collect(_config, device)
         task, network, spec, fitted = found.task, found.network, found.spec, found.fitted
-    if _config["zoo"]["origin"] == "shared" and _config["velocity"] == "identified":
-        print("velocity=identified: all networks have one common start (zoo.origin=shared), so that their units are in one order.")
+    order = {"shared": "one common start, and their units in one order", "independent": "starts of their own, and their units in any order"}
+    velocity, origin = _config["velocity"], _config["zoo"]["origin"]
+    print(f"velocity={velocity} for networks with {order[origin]} (zoo.origin={origin}).")
     with timed(seconds, "prepare"):
         untrained, points = prepare(spec, fitted.networks, settings, task.numbers if _config["metric"] == "inputs" else None)
     with timed(seconds, "train"):
@@ -181,10 +182,11 @@ def stages(_config, _run):
     whole = {f"{t:g}": scored(one) for t, one in made.items()}
     layers = {f"{t:g}": {name: scored(one) for name, one in layer_by_layer(flow, some, made[t]).items()} for t in LAYER_TIMES}
     how = {name: _config[name] for name in ("task", "network", "flow", "solver", "steps", "count", "seed")}
-    write_json(folder / "stages.json", how | {"zoo": scored(some), "whole": whole, "layers": layers})
+    itself = scored(some)
+    write_json(folder / "stages.json", how | {"zoo": itself, "whole": whole, "layers": layers})
     rows = {f"from t = {t}": one for t, one in whole.items()}
     rows |= {f"from t = {t}, {name or 'the rest'} alone": one for t, several in layers.items() for name, one in several.items()}
-    print(scores_table({"the networks themselves": scored(some), **rows}), f"Written to {folder}", sep="\n\n")
+    print(scores_table({"the networks themselves": itself, **rows}), f"Written to {folder}", sep="\n\n")
 
 
 def score_new_networks(config: Mapping, run: Run) -> None:

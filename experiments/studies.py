@@ -79,7 +79,7 @@ def near_the_zoo(
         short += _over(new["nll"]["mean"], nll * zoo["nll"]["mean"], "NLL") if nll else []
         short += _outside(found["ratio"], *novelty, "novelty") if novelty else []
         short += _over(found["copies"], copies, "copies") if copies is not None else []
-        return short + [f"accuracy < {name}" for name in ahead if accuracy[""] <= accuracy[name]]
+        return short + [f"accuracy < {name}" for name in ahead if accuracy[""] <= accuracy.get(name, float("nan"))]
 
     return missed
 

@@ -17,7 +17,8 @@ from geoflow.statistics import exp_variances, log_variances, variances_of
 
 Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation)
 DEAD = 1e-5  # a row below this norm belongs to a dead unit, not to one of norm 1 that a flat flow missed
-FLOOR = 1e-2  # the least standard deviation of a coordinate, in units of the noise
+FLOOR = 1e-2  # the least standard deviation of a coordinate, in units of the mean one of its tensor
+LEAST = 1e-4  # the same in units of the noise
 
 
 @dataclass(frozen=True)
@@ -108,19 +109,19 @@ class Chart:
         """On each sphere the direction of the zoo's mean, and the length of that mean, in every coordinate of the sphere."""
         mean = (self.moments[0] / self.scale)[None]
         length = self.manifold.cosines(mean, mean).sqrt()
-        return torch.where(self.flat, 0.0, mean / length.clamp_min(FLOOR)), length.clamp_max(1 - FLOOR**2)
+        return torch.where(self.flat, 0.0, mean / length.clamp_min(LEAST)), length.clamp_max(1 - LEAST**1.5)
 
     def knowing_units(self, points: Float[Tensor, "nets size"]) -> "Chart":
         """This chart with the moments of every coordinate of the zoo that consists of these points.
 
-        To what was seen of a coordinate one network of its role's mean variance is added, and FLOOR in quadrature: what hardly varied in
-        a small zoo is not taken for impossible.
+        To what was seen of a coordinate one network with its tensor's mean variance is added, and FLOOR and LEAST in quadrature: what
+        hardly varied in a small zoo is not taken for impossible.
         """
         x = points * self.scale.to(points)
         seen, usual = x.var(0, unbiased=False), torch.zeros_like(x[0])
         for index in [part.index.flatten() for part in self.graph.parts] + [self.graph.scalars]:
             usual[index] = seen[index].mean()
-        variance = (len(x) * seen + usual) / (len(x) + 1) + FLOOR**2
+        variance = (len(x) * seen + usual) / (len(x) + 1) + FLOOR**2 * usual + LEAST**2
         return replace(self, own=torch.stack([x.mean(0), variance.sqrt()]).cpu())
 
     def point(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch size"]:

@@ -78,6 +78,10 @@ class Progress:
         """The flow with the averaged weights."""
         return Flow(self.flow.chart, deepcopy(self.ema), self.flow.reference, self.flow.config, self.flow.losses)
 
+    def _asked(self) -> str:
+        """What makes the training what it is; why its velocity was chosen does not."""
+        return json.dumps({name: value for name, value in self.flow.config.items() if name != "reason"}, sort_keys=True)
+
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file; a crash leaves the old file or the new one."""
         tensors = {f"field.{k}": v for k, v in self.flow.field.state_dict().items()} | {
@@ -86,7 +90,7 @@ class Progress:
         tensors |= {f"adamw.{key}": value for key, value in self.adamw.state[self.rest].items()}
         tensors |= {f"muon.{number}": momentum for number, momentum in enumerate(self.muon.momenta)}
         tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.flow.losses, dtype=torch.float64)}
-        metadata = {"format": FORMAT, "config": json.dumps(dict(self.flow.config), sort_keys=True)}
+        metadata = {"format": FORMAT, "config": self._asked()}
         write_tensors(path, tensors, metadata)
 
     def resume(self, path: str | Path) -> None:
@@ -94,8 +98,7 @@ class Progress:
         if not Path(path).exists():
             return
         tensors, metadata = read_tensors(path)
-        config = json.dumps(dict(self.flow.config), sort_keys=True)
-        if metadata.get("format") != FORMAT or metadata.get("config") != config:
+        if metadata.get("format") != FORMAT or metadata.get("config") != self._asked():
             raise ValueError(f"Checkpoint {path} belongs to another training, or to another version. Delete or move it.")
         for prefix, module in (("field.", self.flow.field), ("ema.", self.ema)):
             module.load_state_dict(under(prefix, tensors))

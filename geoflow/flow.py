@@ -57,14 +57,15 @@ def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
 def angles_left(x: Float[Tensor, "nets size"], t: Float[Tensor, "nets 1"], chart: Chart) -> Float[Tensor, "nets size"]:
     """The angle theta from x_0 to x_1 that x_t tells of, on each sphere of a chart that knows the moments of every coordinate.
 
-    Around a middle of length r < 1 the zoo leaves x_1 a variance of s^2 = 1 - r^2. Before x_t is seen, theta is pi / 2 with variance
-    1 / dim. The angle psi from x_t to the middle, cos psi = r cos((1 - t) theta), tells it with variance s^2 / (r (1 - t))^2 / dim. The
-    mean of both by their weights is (s^2 pi / 2 + r^2 (1 - t) psi') / (s^2 + r^2 (1 - t)^2), with cos psi' = cos psi / r.
+    The zoo lies around a middle at the distance r from the sphere's centre, and leaves x_1 the variance s^2 = 1 - r^2. Before x_t is seen,
+    theta is pi / 2 with variance 1 / dim. The angle psi' from x_t to the middle, cos psi' = <x_t, middle> / r, is (1 - t) theta but for an
+    error of the variance (s^2 + s^4 / (2 sin^2((1 - t) pi / 2))) / r^2 / dim. The result is the mean of both by their precisions.
     """
     middle, length = (beside(one, x) for one in chart.middle)
-    cosine = chart.manifold.cosines(x, middle) / length.clamp_min(CLOSE)
-    angle, spread, left = cosine.clamp(-1 + CLOSE, 1 - CLOSE).acos(), 1 - length.square(), 1 - t
-    return (spread * (math.pi / 2) + length.square() * left * angle) / (spread + (length * left).square())
+    left, r2 = 1 - t, length.square()
+    angle = (chart.manifold.cosines(x, middle) / length.clamp_min(CLOSE)).clamp(-1 + CLOSE, 1 - CLOSE).acos()
+    error = (1 - r2) + (1 - r2).square() / (2 * (left * math.pi / 2).sin().square().clamp_min(CLOSE))
+    return (error * (math.pi / 2) + r2 * left * angle) / (error + r2 * left.square())
 
 
 def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
@@ -127,10 +128,9 @@ class Flow:
 
     def on(self, spec: NetworkSpec | None) -> Chart:
         """The flow's chart on another architecture for the same task; None: its own. Raises ValueError for one that it cannot serve."""
-        if spec is None:
+        if spec is None or (spec.sites, spec.tensors) == (self.spec.sites, self.spec.tensors):  # the flow's own table knows its wires
             return self.chart
-        own = self.chart.own if spec.tensors == self.spec.tensors else None  # moments of other coordinates say nothing
-        chart = replace(self.chart, spec=spec, own=own)
+        chart = replace(self.chart, spec=spec, own=None)  # moments of other coordinates say nothing
         chart.check()
         return chart
 

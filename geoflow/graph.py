@@ -8,9 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geoflow.spec import NetworkSpec, Piece
-
-ONE_UNIT = ("norm", "gain", "depthwise", "function")  # wires from a unit to what a map of this unit alone makes of it
+from geoflow.spec import ONE_UNIT, NetworkSpec, Piece
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +97,11 @@ class Graph:
         A unit and what a wire of ONE_UNIT makes of it, such as its normalised self, count as one: a gain is no unit by itself.
         """
         first, owner = site_starts(self.spec), torch.empty(self.size, dtype=torch.long)
-        before = {diagonal.target: diagonal.source for diagonal in self.diagonals if diagonal.wire in ONE_UNIT}
-        for site in before:
-            while before[site] in before:
-                before[site] = before[before[site]]
-        first = [first[before.get(site, site)] for site in range(len(self.spec.sites))] + first[-1:]
+        before: dict[int, int] = {}
+        for diagonal in self.diagonals:
+            if diagonal.wire in ONE_UNIT:
+                before.setdefault(diagonal.target, diagonal.source)
+        first = [first[_root(site, before)] for site in range(len(self.spec.sites))] + first[-1:]
         for site, index in [(block.target, block.index) for block in self.blocks] + [(part.site, part.index) for part in self.of_units]:
             owner[index] = torch.arange(first[site], first[site] + len(index)).view(-1, *[1] * (index.ndim - 1)).expand(index.shape)
         owner[self.scalars] = torch.arange(len(self.scalars)) + first[-1]
@@ -132,10 +130,20 @@ class Graph:
         return tuple(step / longest for step in steps)
 
 
+def _root(site: int, before: dict[int, int]) -> int:
+    """The site where a chain of sites that are made one of the other begins."""
+    passed = {site}
+    while site in before:
+        site = before[site]
+        assert site not in passed, "a site cannot be made of itself alone"
+        passed.add(site)
+    return site
+
+
 @lru_cache(maxsize=64)
 def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ...], tuple[Diagonal, ...], Tensor]:
     blocks, features, diagonals, scalars = [], [], [], []
-    wires = {(wire.source, wire.target): wire.kind for wire in spec.wires}
+    wires, loaded = {(wire.source, wire.target): wire.kind for wire in spec.wires}, set()
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
         flat = torch.arange(offset, offset + tensor.numel).reshape(tensor.shape)
         for pieces, part in _rectangles(tensor.axes, flat):
@@ -153,9 +161,11 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
                 key = f"{tensor.kind}:{spec.sites[site].role}:{index.shape[-1]}"
                 if None in (piece.writes, piece.reads):
                     features.append(NodeFeature(site, key, index))
-                else:  # tables from before wires do not say which wire it lies on
-                    kind = wires.pop((piece.reads, piece.writes), "gain")
+                else:  # the table of older files, and of units that nothing moves, does not say which wire it lies on
+                    ends = piece.reads, piece.writes
+                    kind = wires.get(ends, "depthwise" if tensor.kind == "weight" else "gain")
                     diagonals.append(Diagonal(site, piece.reads, kind, key, index))
+                    loaded.add(ends)
             elif len(sited) == 2:
                 sited.sort(key=lambda axis: (fixed[axis], pieces[axis].writes is None))  # inputs are no targets
                 target, source = (pieces[a].owner for a in sited)
@@ -164,7 +174,9 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
                 blocks.append(Block(target, source, f"{tensor.kind}:{roles}:{index.shape[-1]}", index))
             else:
                 raise ValueError(f"{tensor.name!r} joins {len(sited)} sites; a graph's edge joins two.")
-    bare = [Diagonal(target, source, kind, "", torch.zeros(spec.sites[target].size, 0).long()) for (source, target), kind in wires.items()]
+    nothing = {site: torch.zeros(spec.sites[site].size, 0, dtype=torch.long) for _, site in wires}
+    left = {ends: kind for ends, kind in wires.items() if ends not in loaded}
+    bare = [Diagonal(target, source, kind, "", nothing[target]) for (source, target), kind in left.items()]
     empty = torch.zeros(0, dtype=torch.long)
     return tuple(blocks), tuple(features), (*diagonals, *bare), torch.cat([empty, *scalars])
 

@@ -8,13 +8,13 @@ from torch.nn.functional import pad
 from geoflow.graph import Diagonal, graph_of, site_starts
 from geoflow.spec import WIRES, NetworkSpec
 
-WEIGHT = 0  # the edge type of weights; that of a wire is 1 + its place in WIRES
+EDGE_TYPES = {"weight": 0, **{kind: number for number, kind in enumerate(WIRES, 1)}}
 
 
 def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | None = None):
     """One network as a `torch_geometric.data.Data`: one node per unit, one edge per pair of joined units.
 
-    Edges are weights (`edge_type` 0) or wires (`edge_type` 1 + the place of their kind in `geoflow.spec.WIRES`). `edge_attr` holds the
+    Edges are weights or wires of some kind: EDGE_TYPES says what their `edge_type` means. `edge_attr` holds the
     entries of the tensors on them, padded with zeros to the widest. `x` has one column for each feature of a node tensor (such as a
     bias), 0 where a site has none. `edge_block` and `site` say where edges and nodes come from.
     `mask` (of theta's shape, True where a weight exists) drops the edges of pruned weights: by structure, never by value.
@@ -46,7 +46,7 @@ def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | N
         ends.append(torch.stack([source[keep] + first[part.source], target[keep] + first[part.target]]))
         values = theta[part.index][keep]
         attributes.append(pad(values, (0, widest - values.shape[-1])))
-        kinds.append(torch.full((len(values),), 1 + WIRES.index(part.wire) if wire else WEIGHT))
+        kinds.append(torch.full((len(values),), EDGE_TYPES[part.wire if wire else "weight"]))
         owners.append(torch.full((len(values),), number))
     return Data(
         x=_node_features(graph, theta),

@@ -1,7 +1,7 @@
 """Integrate a flow from noise to networks."""
 
 from collections.abc import Callable
-from math import sqrt
+from math import asin, pi, sqrt
 
 import torch
 from jaxtyping import Float
@@ -97,12 +97,11 @@ def sample(
 ) -> Float[Tensor, "nets weights"]:
     """Draw `count` new networks as weight vectors; `unpack` makes state dicts of them.
 
-    The solver takes `steps` to the times (k / steps)^2: where a zoo spreads widely, as its first axes do, it is decided early. `spec` is
-    another architecture for the same task (transfer without training), `solver` one of SOLVERS, `sharpness` a trade of diversity
-    for quality (see `Flow.velocity`), `start` a time to begin at, a little way towards the centre of the aligned zoo (see `head_start`), in
-    place of pure noise at 0; the steps are taken from there on. `guidance` is made by `task_guidance`; `generator` (on the CPU) draws the
-    noise; `batch` networks are integrated at once, batch after batch (None: as many as have CHUNK coordinates together), and `watch` sees
-    their points at every time.
+    The solver takes `steps` to the times of `time_grid`. `spec` is another architecture for the same task (transfer without training),
+    `solver` one of SOLVERS, `sharpness` a trade of diversity for quality (see `Flow.velocity`). `start` is a time to begin at, a little
+    way towards the centre of the aligned zoo (see `head_start`), in place of pure noise at 0; the steps are taken from there on.
+    `guidance` is made by `task_guidance`; `generator` (on the CPU) draws the noise. `batch` networks are integrated at once, batch after
+    batch (None: as many as have CHUNK coordinates together), and `watch` sees their points at every time.
 
     Raises ValueError for an unknown solver or one that does not serve this flow, a count, number of steps, sharpness or start that cannot
     be, a start for another architecture, whose units no zoo has aligned, and for a role of it that the flow has never seen;
@@ -120,17 +119,34 @@ def sample(
         raise ValueError(f"Sampling needs at least one network and one step, in whole numbers, not {count=}, {steps=}, {batch=}.")
     if not 0 <= sharpness < float("inf"):
         raise ValueError(f"{sharpness=} must be a number of at least 0.")
-    chart, step = flow.on(spec), choose("solver", solver, SOLVERS)
-    if solver in AT_THE_END and flow.config["prediction"] == "endpoint":
-        raise ValueError(f"{solver=} looks at t = 1, where a predicted endpoint says nothing of the velocity. Choose euler or midpoint.")
+    chart, step = flow.on(spec), solver_for(flow, solver)
     _check_start(flow, chart, start)
-    place = next(flow.field.parameters())
+    begin = noise(chart, count, generator).to(next(flow.field.parameters()))
+    begin = head_start(chart, flow.reference, begin, start) if start else begin
+    return finish(flow, chart, begin, start, step, steps, sharpness, guidance, batch, watch, progress)
+
+
+def finish(
+    flow: Flow,
+    chart: Chart,
+    begin: Float[Tensor, "nets size"],
+    start: float,
+    step: Step,
+    steps: int,
+    sharpness: float = 0.0,
+    guidance: Guidance = no_guidance,
+    batch: int | None = None,
+    watch: Callable[[Tensor], object] = lambda x: None,
+    progress: bool = False,
+) -> Float[Tensor, "nets weights"]:
+    """The networks at the end of the flow's paths through the points `begin` at the time `start`; see `sample` for the rest.
+
+    Raises FloatingPointError where networks with NaN or Inf come out.
+    """
     flow.field.eval()
     field, bend = flow.velocity(chart, sharpness), guidance(chart)
-    times = torch.linspace(sqrt(start), 1, steps + 1, device=place.device).square()
-    batch = batch or max(1, CHUNK.get(place.device.type, CHUNK["cuda"]) // chart.graph.size)
-    begin = noise(chart, count, generator).to(place)
-    begin = head_start(chart, flow.reference, begin, start) if start else begin
+    times = time_grid(chart, start, steps).to(begin)
+    batch = batch or max(1, CHUNK.get(begin.device.type, CHUNK["cuda"]) // chart.graph.size)
     parts = begin.split(batch)
     with tqdm(total=len(parts) * steps, desc="sample", unit="step", disable=not progress) as bar:
 
@@ -141,8 +157,29 @@ def sample(
         points = [integrate(lambda x, t: field(x, t) + bend(x, t), part, times, chart.manifold, counted, watch) for part in parts]
     thetas = chart.theta(torch.cat(points))
     if broken := int((~thetas.isfinite().all(1)).sum()):
-        raise FloatingPointError(f"{broken} of {count} networks came out with NaN or Inf. Lower guidance or sharpness, or take more steps.")
+        cure = "Lower guidance or sharpness, or take more steps."
+        raise FloatingPointError(f"{broken} of {len(thetas)} networks came out with NaN or Inf. {cure}")
     return thetas
+
+
+def solver_for(flow: Flow, solver: str) -> Step:
+    """The row of SOLVERS. Raises ValueError for an unknown one, and one that does not serve the prediction of this flow."""
+    step = choose("solver", solver, SOLVERS)
+    if solver in AT_THE_END and flow.config["prediction"] == "endpoint":
+        raise ValueError(f"{solver=} looks at t = 1, where a predicted endpoint says nothing of the velocity. Choose euler or midpoint.")
+    return step
+
+
+def time_grid(chart: Chart, start: float, steps: int) -> Float[Tensor, " times"]:
+    """Times from `start` to 1 in so many steps.
+
+    Usually u^2 for evenly spaced u: where a zoo spreads widely, as its first axes do, it is decided early. Where the chart knows the
+    moments of every coordinate, sin^2(u pi / 2), whose steps are short at the end too: a coordinate of the small deviation s is decided
+    in the last s of the time, and longer steps would make the networks too much alike.
+    """
+    if chart.own is None:
+        return torch.linspace(sqrt(start), 1, steps + 1).square()
+    return torch.linspace(asin(sqrt(start)), pi / 2, steps + 1).sin().square()
 
 
 def _check_start(flow: Flow, chart: Chart, start: float) -> None:

@@ -88,14 +88,20 @@ class Wire:
     kind: str
 
 
-# norm: through a normalisation; gain, depthwise: through a diagonal tensor; function: through a function that gives units a new
-# scale or sign; sum, product: the source is added to, or multiplies, the target; contraction: summed products, as of queries and keys;
-# concatenation: side by side along another axis; recurrence: states of a recurrent layer, and gate 0 to gate 3 its gates in the order
-# of their rows; shared: one tensor serves both
-WIRES = (
-    *("norm", "gain", "depthwise", "function", "sum", "product", "contraction", "concatenation", "recurrence"),
-    *("gate 0", "gate 1", "gate 2", "gate 3", "shared"),
-)
+WIRES = {
+    "norm": "the target is the normalised source",
+    "gain": "the target is the source times a learned factor",
+    "depthwise": "the target is the source, convolved by itself",
+    "function": "the target is a function of the source that changes its scale or sign",
+    "sum": "the source is added to the target, or compared with it",
+    "product": "the source multiplies the target, or is otherwise combined with it, number by number",
+    "contraction": "products of the two are summed, as of queries and keys",
+    "concatenation": "the two lie side by side along another axis",
+    "recurrence": "the two are states of a recurrent layer",
+    **{f"gate {number}": "the target is a gate of the source, in the order of the rows of a recurrent layer" for number in range(4)},
+    "shared": "one tensor serves both",
+}
+ONE_UNIT = ("norm", "gain", "depthwise", "function")  # wires from a unit to what a map of this unit alone makes of it
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from geoflow.graph import graph_of
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import VELOCITIES, complete_sizes
+from geoflow.wiring.check import check_wires
 
 # name: the distribution of t in [0, 1] by its quantiles
 TIMES = {
@@ -115,8 +116,9 @@ def prepare(
     thetas = thetas.detach()
     thetas = thetas.to(torch.promote_types(thetas.dtype, torch.float32))  # half precision keeps no row on its sphere
     _check_count(len(thetas), config["batch"])
+    check_wires(spec)
     if config["velocity"] == AUTO:
-        velocity, reason = velocity_for(spec, thetas)
+        velocity, reason = velocity_for(spec, thetas, config["coupling"])
         config = dict(config) | {"velocity": velocity, "reason": reason}
         check_config(config)
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
@@ -133,8 +135,12 @@ def prepare(
     return flow, points.to(next(flow.field.parameters()))
 
 
-def velocity_for(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> tuple[str, str]:
-    """The row of VELOCITIES that serves a zoo, and why: `identified` where its networks come from one start, else `transformer`."""
+def velocity_for(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], coupling: str = "independent") -> tuple[str, str]:
+    """The row of VELOCITIES that serves a zoo, and why: `identified` where its networks have their units in one order."""
+    if coupling == "equivariant_ot":
+        return "transformer", "velocity=transformer: coupling=equivariant_ot asks for a field that does not know units by their place."
+    if not spec.groups("permutation"):
+        return "identified", "velocity=identified: no units of these networks are exchangeable."
     kept = order_kept(spec, thetas)
     velocity, origin = ("identified", "one common start") if kept >= KEPT else ("transformer", "independent starts")
     return velocity, f"velocity={velocity}: {max(0.0, kept):.0%} of the units keep their place under alignment, as from {origin}."

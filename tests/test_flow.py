@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, recording, sample, spec_of, task_guidance, unpack
-from geoflow.canonical import balance
-from geoflow.chart import FLOOR, fit_chart
+from geoflow.canonical import balance, order_kept
+from geoflow.chart import LEAST, fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.evaluation.metrics import evaluate
 from geoflow.files import read_tensors, write_tensors
@@ -24,12 +24,12 @@ from geoflow.paths import geodesic
 from geoflow.sampling import SOLVERS, integrate
 from geoflow.sources import head_start, noise
 from geoflow.symmetry import apply_symmetry, random_symmetry
-from geoflow.training import prepare, times, train
+from geoflow.training import prepare, times, train, velocity_for
 from geoflow.velocity import VELOCITIES
 from geoflow.velocity.message_passing import MessagePassingTransformer
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.tasks import load_task
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, Residual
 
 CONFIG = {"flow": "geometric", "velocity": "transformer", "coupling": "independent", "time": "uniform", "prediction": "preconditioned"}
 CONFIG |= {
@@ -173,20 +173,24 @@ def test_a_flow_from_before_wires_draws_the_networks_that_it_drew():
     """Its table has additions alone, its field no messages along wires; the samples were kept when it was made."""
     data = Path(__file__).parent / "data"
     read = Flow.load(data / "flow-before-wires.safetensors")
-    drawn = sample(read, 3, steps=4, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(drawn, load_file(data / "samples-before-wires.safetensors")["thetas"], atol=1e-6)
+    block = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 4))
+    layers = [torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), Residual(block), torch.nn.Linear(4, 2)]
+    today = spec_of(torch.nn.Sequential(*layers), torch.zeros(2, 5))
+    for spec in (None, today):  # traced anew it has wires, and it is the same network
+        drawn = sample(read, 3, spec=spec, steps=4, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(drawn, load_file(data / "samples-before-wires.safetensors")["thetas"], atol=1e-6)
 
 
 @pytest.mark.parametrize("flow", ["euclidean", "geometric"])
-def test_an_untrained_field_that_knows_units_draws_the_gaussian_of_every_coordinate(flow, generator):
+@pytest.mark.parametrize("spread", [0.1, 0.01])
+def test_an_untrained_field_that_knows_units_draws_the_gaussian_of_every_coordinate(flow, spread, generator):
     """A zoo around one start, each coordinate with a spread of its own: its means and spreads come back, on spheres too."""
     network = torch.nn.Sequential(torch.nn.Linear(9, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
     spec = spec_of(network, torch.zeros(1, 9))
-    start, spreads = torch.randn(spec.weights, generator=generator), 0.02 + 0.1 * torch.rand(spec.weights, generator=generator)
+    start, spreads = torch.randn(spec.weights, generator=generator), spread * (0.2 + torch.rand(spec.weights, generator=generator))
     thetas = start + spreads * torch.randn(400, spec.weights, generator=generator)
     untrained, points = prepare(spec, thetas, CONFIG | {"flow": flow, "velocity": "identified", "sizes": {}})
-    drawn = sample(untrained, 400, solver="midpoint", steps=64, generator=generator)
-    new = untrained.chart.point(drawn)
+    new = untrained.chart.point(sample(untrained, 400, generator=generator))
     assert (new.mean(0) - points.mean(0)).abs().mean() < 0.2 * points.std(0).mean()
     ratio = new.std(0) / points.std(0)
     assert 0.9 < ratio.median() < 1.1 and ((ratio > 0.75) & (ratio < 1.33)).double().mean() > 0.9
@@ -201,12 +205,42 @@ def test_the_moments_of_every_coordinate_are_kept(spec, thetas, tmp_path):
 
 
 def test_what_never_varied_is_not_taken_for_impossible(spec, thetas):
-    """A coordinate that all networks share keeps a spread above 0, so that its errors stay finite in the loss."""
+    """A bias that is 0 in all networks keeps a spread above 0, so that its errors stay finite in the loss."""
     stuck = thetas.clone()
-    stuck[:, 0] = 1.0
+    stuck[:, unpack(spec, torch.arange(spec.weights).double())["0.bias"].long()] = 0.0
     flow, points = prepare(spec, stuck, CONFIG | {"flow": "euclidean", "velocity": "identified", "sizes": {}})
-    assert flow.chart.own[1].min() >= FLOOR
+    assert flow.chart.own[1].min() == pytest.approx(LEAST)
     assert flow.matching_loss(points, torch.zeros_like(points), torch.full((len(points),), 0.5)).isfinite()
+
+
+def test_snapshots_of_independent_runs_have_no_common_order(generator):
+    """Neighbours in such a zoo are of one run, and say nothing of the others."""
+    spec = spec_of(mlp(4, [9], 2), torch.zeros(1, 4))
+    runs = torch.randn(20, 1, spec.weights, generator=generator)
+    thetas = (runs + 0.05 * torch.randn(20, 32, spec.weights, generator=generator)).flatten(0, 1)
+    assert order_kept(spec, thetas) < 0.3 and velocity_for(spec, thetas)[0] == "transformer"
+    assert order_kept(spec, thetas[:32]) == 1.0
+
+
+def test_the_reason_for_a_field_follows_the_case(generator):
+    spec, alone = spec_of(mlp(4, [9], 2), torch.zeros(1, 4)), spec_of(torch.nn.Linear(4, 3), torch.zeros(1, 4))
+    velocity, reason = velocity_for(alone, torch.randn(8, alone.weights, generator=generator))
+    assert (velocity, "no units of these networks are exchangeable" in reason) == ("identified", True)
+    same = torch.randn(1, spec.weights, generator=generator) + 0.01 * torch.randn(8, spec.weights, generator=generator)
+    assert velocity_for(spec, same)[0] == "identified"
+    assert velocity_for(spec, same, "equivariant_ot")[0] == "transformer"
+
+
+def test_a_training_goes_on_whether_its_field_was_asked_for_or_found(spec, thetas, tmp_path):
+    common = {"iterations": 2, "batch": 4, "progress": False, "checkpoint": tmp_path / "training.safetensors"}
+    found = fit(spec, thetas, **common)
+    assert fit(spec, thetas, velocity=found.config["velocity"], **common).losses == found.losses
+
+
+def test_a_table_without_the_wires_of_a_group_is_refused(generator):
+    spec = spec_of(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2)), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"share the permutation group 0, and no wires .*Add a Wire"):
+        fit(replace(spec, wires=()), torch.randn(9, spec.weights, generator=generator), iterations=1, batch=4, progress=False)
 
 
 @pytest.mark.parametrize(("apart", "velocity"), [(0.1, "identified"), (None, "transformer")])

@@ -5,7 +5,7 @@ import torch
 
 from geoflow import apply_symmetry, graph_of, pack, random_symmetry, spec_of, to_pyg, unpack
 from geoflow.graph import site_starts
-from geoflow.spec import WIRES
+from geoflow.pyg import EDGE_TYPES
 from tests.networks import NETWORKS
 
 
@@ -59,7 +59,7 @@ def test_wires_are_edges_of_their_own_type():
     torch.nn.init.normal_(network[1].weight)
     spec = spec_of(network, torch.zeros(2, 4))
     data = to_pyg(spec, pack(spec, network.state_dict()))
-    wires = data.edge_type == 1 + WIRES.index("norm")
+    wires = data.edge_type == EDGE_TYPES["norm"]
     starts, (before, behind) = site_starts(spec), [n for n, site in enumerate(spec.sites) if site.role == "hidden"]
     units = torch.arange(3)
     assert torch.equal(data.edge_index[:, wires], torch.stack([units + starts[before], units + starts[behind]]))
@@ -81,6 +81,45 @@ def test_a_graph_is_made_of_one_network():
     spec = spec_of(make(), example())
     with pytest.raises(ValueError, match=f"one network of {spec.weights} weights"):
         to_pyg(spec, torch.zeros(spec.weights - 1))
+
+
+def test_a_unit_and_what_it_alone_is_made_into_are_one_unit():
+    """Gains, biases and kernels behind a unit belong to it; what a sum makes of two units does not."""
+    normed = [torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 3, 3, groups=3)]
+    spec = spec_of(torch.nn.Sequential(*normed, torch.nn.ReLU(), torch.nn.Conv2d(3, 2, 1)), torch.zeros(2, 1, 7, 7))
+    units = unpack(spec, graph_of(spec).unit_of[None].float())
+    first = units["0.weight"][0, :, 0, 0, 0]
+    for name in ("0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "2.weight", "2.bias"):
+        assert torch.equal(units[name][0].flatten(1)[:, 0] if units[name].ndim > 2 else units[name][0], first), name
+    assert not torch.isin(units["4.weight"], first).any()
+
+
+def test_wires_through_a_site_without_tensors_close_no_circle_of_one_unit():
+    class Circle(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.out = torch.nn.Linear(5, 4), torch.nn.Linear(4, 2)
+            self.first, self.second = torch.nn.LayerNorm(4), torch.nn.LayerNorm(4)
+
+        def forward(self, x):
+            x = self.enter(x).abs()
+            return self.out((x + self.second(self.first(x.abs()))).abs())
+
+    graph = graph_of(spec_of(Circle(), torch.zeros(2, 5)))
+    assert graph.units == 4 + 2
+
+
+def test_all_pieces_of_a_tensor_lie_on_wires_of_its_kind():
+    class Repeated(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.norm, self.out = torch.nn.Linear(5, 4), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.out(self.norm(self.enter(x).relu().repeat(1, 2)))
+
+    graph = graph_of(spec_of(Repeated(), torch.zeros(2, 5)))
+    assert [diagonal.wire for diagonal in graph.diagonals] == ["norm", "norm"]
 
 
 def test_every_coordinate_belongs_to_the_unit_that_it_feeds():

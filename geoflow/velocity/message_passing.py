@@ -14,8 +14,7 @@ from torch_geometric.data import Batch
 from torch_geometric.utils import scatter, softmax
 
 from geoflow.graph import Graph, leading, moving_sites, moving_units
-from geoflow.pyg import WEIGHT, to_pyg
-from geoflow.spec import WIRES
+from geoflow.pyg import EDGE_TYPES, to_pyg
 from geoflow.velocity.layer import Layer
 from geoflow.velocity.relational_transformer import RelationalTransformer
 
@@ -56,7 +55,7 @@ def message_passing_layer(layer: Layer, graph: Graph, data: Batch, nodes: Tensor
     shift, scale, edge_time = layer.time(time).split([width, width, layer.edge_hidden], -1)
     normed = layer.norm(nodes)
     normed = torch.where(is_input[:, None], normed, normed * (1 + scale[data.batch]) + shift[data.batch])
-    weight = data.edge_type == WEIGHT
+    weight = data.edge_type == EDGE_TYPES["weight"]
     (source, target), block = data.edge_index[:, weight], data.edge_block[weight]
     q_t, k_t, v_t, u_t, k_s, q_s, v_s, u_s, *within = layer.project(normed).unflatten(-1, (11, heads, -1)).unbind(1)
     bias_row, bias_col, signed_row, signed_col = (edges @ layer.edge_bias.T).split(heads, -1)
@@ -100,7 +99,7 @@ def _along_wires(layer: Layer, data: Batch, nodes: Tensor, is_input: Tensor) -> 
     heard = torch.zeros_like(nodes)
     for kind, ends in layer.wires.maps.items():
         forth, back = ends.weight.chunk(2)
-        source, target = data.edge_index[:, data.edge_type == 1 + WIRES.index(kind)]
+        source, target = data.edge_index[:, data.edge_type == EDGE_TYPES[kind]]
         moving = ~(is_input[source] | is_input[target])
         source, target = source[moving], target[moving]
         for here, there, matrix in ((target, source, forth), (source, target, back)):

@@ -20,7 +20,7 @@ def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Operand:
         if length(one) == length(other):
             into, added = (other, one) if ledger.is_position(one) else (one, other)
             ledger.tie(added, into, "sum")
-            if isinstance(x, Value) and isinstance(y, Value):  # an input that is added to units is read by them
+            if isinstance(x, Value) and isinstance(y, Value) and ledger.is_position(added):  # units read an input that is added to them
                 for source, target in ledger.align(added, into):
                     ledger.wire(source.site, target.site, "sum")
             labels.append(into)

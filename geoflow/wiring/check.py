@@ -8,7 +8,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from geoflow.spec import NetworkSpec
+from geoflow.choices import choose
+from geoflow.spec import WIRES, NetworkSpec
 from geoflow.symmetry import apply_symmetry, random_symmetry
 from geoflow.vector import pack, unpack
 
@@ -50,6 +51,29 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Tensor | tuple, g
         cure = "Check it without that cast."
         raise ValueError(f"The spec may not fit {type(network).__name__}: {change}. It rounds to {rounded.dtype}, which may be all. {cure}")
     raise ValueError(f"The spec does not fit {type(network).__name__}: {change}.")
+
+
+def check_wires(spec: NetworkSpec) -> None:
+    """Raise ValueError where a table, perhaps written by hand, has wires that join units of two numbers, of no kind of WIRES, or too few.
+
+    Without wires between all sites of a permutation group no field can tell which of their units belong together.
+    """
+    for wire in spec.wires:
+        choose("kind of wire", wire.kind, WIRES)
+        sizes = [spec.sites[end].size for end in (wire.source, wire.target)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"A wire joins unit by unit, and {wire} joins {sizes[0]} units to {sizes[1]}.")
+    for group in spec.groups("permutation"):
+        members = {number for number, site in enumerate(spec.sites) if site.permutation == group}
+        reached = {min(members)}
+        while more := {end for w in spec.wires if reached & {w.source, w.target} for end in (w.source, w.target)} - reached:
+            reached |= more
+        if lost := members - reached:
+            names = [spec.sites[number].name for number in (min(members), min(lost))]
+            raise ValueError(
+                f"Sites {min(members)} ({names[0]!r}) and {min(lost)} ({names[1]!r}) share the permutation group {group}, and no wires "
+                "lead from one to the other. Add a Wire to the table."
+            )
 
 
 class RoundedTo(TorchDispatchMode):

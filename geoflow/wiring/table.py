@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 from torch import Tensor
 
-from geoflow.spec import SYMMETRIES, NetworkSpec, Piece, Site, TensorSpec, Wire
+from geoflow.spec import ONE_UNIT, SYMMETRIES, NetworkSpec, Piece, Site, TensorSpec, Wire
 from geoflow.wiring.labels import Part, Value
 from geoflow.wiring.ledger import Ledger
 
@@ -33,14 +33,18 @@ def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor],
 
 
 def _wires(ledger: Ledger, number: dict[int, int]) -> tuple[Wire, ...]:
-    """The wires between sites of the table; those through a site that no tensor uses lead on to its next sites."""
+    """The wires between sites of the table; those through a site that no tensor uses lead on to its next sites.
+
+    What goes through a norm and through something else is made of more than one unit: the wire has the kind of the something else.
+    """
     wires = dict(ledger.wires)
     for gone in sorted({site for ends in wires for site in ends} - set(number)):
         sources = {source: wires.pop((source, gone)) for source, target in list(wires) if target == gone}
         targets = {target: wires.pop((gone, target)) for source, target in list(wires) if source == gone}
-        through = [(a, b, kind) for a in sources for b, kind in targets.items()]
-        beside = [(a, b, kind) for ends in (sources, targets) for (a, kind), (b, _) in pairwise(ends.items())]
-        for a, b, kind in through or beside:
+        pairs = product(sources.items(), targets.items())
+        through = [(a, b, min((out, into), key=ONE_UNIT.__contains__)) for (a, into), (b, out) in pairs]
+        along = [(a, b, "shared") for ends in (sources, targets) for a, b in pairwise(ends)]
+        for a, b, kind in through or along:
             if a != b and (b, a) not in wires:
                 wires.setdefault((a, b), kind)
     return tuple(Wire(number[a], number[b], kind) for (a, b), kind in wires.items())
