@@ -23,6 +23,7 @@ from geoflow.muon import Muon
 from geoflow.paths import geodesic
 from geoflow.sampling import SOLVERS, integrate
 from geoflow.sources import head_start, noise
+from geoflow.statistics import variances_of
 from geoflow.symmetry import apply_symmetry, random_symmetry
 from geoflow.training import prepare, times, train, velocity_for
 from geoflow.velocity import VELOCITIES
@@ -323,12 +324,24 @@ def test_a_step_is_muon_s_on_hidden_matrices_and_adamw_s_on_the_rest(spec, theta
         assert torch.allclose(a[told], b[told], atol=1e-4), name
 
 
-def test_the_twin_takes_the_same_steps(spec, thetas, generator):
-    flow, points = prepare(spec, thetas, CONFIG)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_the_twin_takes_the_same_steps(norm, generator):
+    flow, points = prepare(*zoo_of(mlp(3, [4], 2, norm=norm), generator), CONFIG)
     field, twin = Progress(flow), Progress(replace(flow, field=MessagePassingTransformer(deepcopy(flow.field))))
     for _ in range(3):
         noise, t = flow.chart.manifold.random(*points[:4].shape, generator=generator), torch.tensor([0.1, 0.3, 0.6, 0.9])
         assert twin.step(noise, points[:4], t, lr=1e-3) == pytest.approx(field.step(noise, points[:4], t, lr=1e-3), rel=1e-4)
+
+
+def zoo_of(network, generator):
+    """The table of a network that reads 3 numbers, and 20 random networks with variances above 0."""
+    spec = spec_of(network, torch.zeros(2, 3))
+    return spec, with_variances(spec, torch.randn(20, spec.weights, generator=generator))
+
+
+def with_variances(spec, thetas):
+    variances = variances_of(spec)
+    return thetas.index_copy(1, variances, thetas[:, variances].abs())
 
 
 def test_a_checkpoint_of_another_training_is_refused(spec, thetas, tmp_path):
@@ -520,11 +533,12 @@ def test_guidance_leaves_the_network_and_the_flow_as_they_are(generator):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_everything_runs_on_a_gpu(spec, thetas, tmp_path):
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_everything_runs_on_a_gpu(norm, tmp_path):
     task = load_task("iris")
-    network = mlp(4, [6], 3)
+    network = mlp(4, [6], 3, norm=norm)
     spec = spec_of(network, task.x_train[:2])
-    thetas = torch.randn(20, spec.weights)
+    thetas = with_variances(spec, torch.randn(20, spec.weights))
     for _ in range(2):  # the second time it goes on from the checkpoint
         trained = fit(
             spec, thetas, iterations=4, batch=4, coupling="ot", device="cuda", checkpoint=tmp_path / "c.safetensors", progress=False
@@ -543,8 +557,9 @@ def test_everything_runs_on_a_gpu(spec, thetas, tmp_path):
     [{}, *({"prediction": name} for name in PREDICTIONS), *({"velocity": name, "sizes": {}} for name in VELOCITIES), {"flow": "euclidean"}],
     ids=str,
 )
-def test_recorded_steps_are_the_eager_ones(change, spec, thetas, monkeypatch):
-    found = []
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_recorded_steps_are_the_eager_ones(change, norm, generator, monkeypatch):
+    (spec, thetas), found = zoo_of(mlp(3, [4], 2, norm=norm), generator), []
     for eager in (recording.EAGER, 100):
         monkeypatch.setattr(recording, "EAGER", eager)
         untrained, points = prepare(spec, thetas, CONFIG | {"iterations": 12, "lr": 1e-3} | change)
