@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 )
 def test_the_main_job_meets_its_demands(named, flow, minutes, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
-    from pages import missed_of_the_main_job
+    from studies import missed_of_the_main_job
 
     command = [sys.executable, "experiments/run.py", "-F", str(tmp_path), "with", named, f"flow={flow}", f"cache={tmp_path / 'cache'}"]
     subprocess.run(command, cwd=ROOT, check=True)
