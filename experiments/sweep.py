@@ -106,7 +106,7 @@ SWEEPS: dict[str, tuple[Arguments, ...]] = {
         *(("deep", f"network={network}", f"runs={runs}", "batch=24") for network in ("resnet", "vit") for runs in (64, 192)),
     ),
 }
-LARGE = ("mnist", "fashion", "mnist32")  # pages that keep the trained flow of seed 0
+LARGE = ("mnist", "fashion", "mnist32", "resnet", "vit")  # pages that keep the trained flow of seed 0
 
 
 def folder_of(page: str, arguments: Arguments) -> Path:
