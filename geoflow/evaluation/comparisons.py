@@ -54,7 +54,7 @@ def plot_summaries(runs: Mapping[str, Mapping[str, Summary]], title: str = "Mean
         axes.set_yticks(range(len(runs)), names)
         axes.set(xlabel=label)
         _finish(axes, field, "x")
-    figure.axes[0].invert_yaxis()
+    figure.axes[0].set_ylim(len(runs) - 0.5, -0.5)  # the first run on top, and no mark cut off at the edge
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sets), frameon=False)
     return figure
 
