@@ -4,8 +4,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+DOCS_STAMP := $(VENV)/.docs
 
-.PHONY: help env run test test-all bench results lint clean
+.PHONY: help env run test test-all bench results docs lint clean
 
 help:
 	@echo "make env       build .venv from pinned versions (python 3.11; a few minutes, once)"
@@ -14,6 +15,7 @@ help:
 	@echo "make test-all  the slow ones too"
 	@echo "make bench     the speed table, into benchmarks/results/ (12 minutes; needs MNIST, see the README)"
 	@echo "make results   the tables of results/, rebuilt from the runs kept there"
+	@echo "make docs      the documentation site, into docs/_build/html/"
 	@echo "make lint      ruff"
 	@echo "make clean     remove .venv and caches; runs/ stays"
 
@@ -34,11 +36,14 @@ bench: env
 results: env
 	$(BIN)/python experiments/results.py $(ARGS)
 
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html $(ARGS)
+
 lint: env
 	$(BIN)/python -m ruff check . $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) docs/_build docs/gathered build dist *.egg-info .pytest_cache .ruff_cache
 	find geoflow tests experiments benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One pip call, so that torch is chosen under the constraints and never twice. The stamp comes last: a broken build is built again.
@@ -53,4 +58,8 @@ $(STAMP): pyproject.toml constraints.txt
 	fi; \
 	set -x; "$$found" -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[docs]"
 	@touch $@
