@@ -10,7 +10,7 @@ project = "geoflow"
 author = "The geoflow developers"
 copyright = "The geoflow developers"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gathered/options.md"]
 
 html_theme = "furo"
 html_title = "geoflow"
@@ -30,6 +30,7 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
+smartquotes = False
 
 
 def _marked(line: str) -> str:
@@ -55,9 +56,16 @@ def _docstring(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = found
 
 
+def _signature(app, what, name, obj, options, signature: str | None, returns: str | None) -> tuple[str | None, str | None]:
+    """Types by their own names, and no name for what a dataclass makes anew."""
+    short = (re.sub(r"~(?:\w+\.)+", "", part).replace("<factory>", "...") if part else part for part in (signature, returns))
+    return tuple(short)
+
+
 def setup(app) -> None:
     spec = importlib.util.spec_from_file_location("gathered", HERE / "gathered.py")
     gathered = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gathered)
     gathered.gather(HERE.parent, HERE / "gathered")
     app.connect("autodoc-process-docstring", _docstring)
+    app.connect("autodoc-process-signature", _signature)

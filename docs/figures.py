@@ -118,7 +118,8 @@ def wires() -> None:
             axes.plot(x, y, color=BLUE if diagonal.wire == "sum" else RED, linewidth=2.5, zorder=2)
     for site in order:
         pinned = spec.sites[site].permutation is None
-        axes.scatter([place[site]] * len(heights[site]), heights[site], s=420, c="white" if pinned else ORANGE, edgecolors="black", zorder=3)
+        colour = "white" if pinned else ORANGE
+        axes.scatter([place[site]] * len(heights[site]), heights[site], s=420, c=colour, edgecolors="black", zorder=3)
         axes.text(place[site], -6.2, names.get(spec.sites[site].role, f"site {spec.sites[site].name!r}"), ha="center")
     kinds = {"weights": GREY, "wires of the norm": RED, "wires of the sum": BLUE}
     for word, colour in kinds.items():

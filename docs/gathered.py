@@ -13,7 +13,7 @@ CONTENTS = "# Pages of results\n\n```{toctree}\n:maxdepth: 1\n\n%s\n```\n"
 def gather(root: Path, folder: Path) -> None:
     """Write all of them below `folder`, where they changed."""
     write(folder / "options.md", options(root))
-    write(folder / "notes.md", as_page((root / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")))
+    write(folder / "notes.md", with_targets(as_page((root / "benchmarks" / "NOTES.md").read_text(encoding="utf-8"))))
     write(folder / "changelog.md", (root / "CHANGELOG.md").read_text(encoding="utf-8"))
     pages = sorted((root / "results").glob("*/README.md"))
     for page in pages:
@@ -36,6 +36,16 @@ def options(root: Path) -> str:
 def of_results(name: str, text: str) -> str:
     """A page of results/, with its figures where they were copied to."""
     return as_page(re.sub(r"\(figures/", f"({name}/", text))
+
+
+def with_targets(text: str) -> str:
+    """Each section with a name to link to, made of its title without what stands in brackets: notes-first-words."""
+
+    def target(heading: re.Match) -> str:
+        words = re.findall(r"\w+", heading[1].partition(" (")[0].lower())
+        return f"(notes-{'-'.join(words[:5])})=\n\n{heading[0]}"
+
+    return re.sub(r"^## (.*)$", target, text, flags=re.MULTILINE)
 
 
 def as_page(text: str) -> str:
