@@ -11,7 +11,28 @@ CONTENTS = "# Pages of results\n\n```{toctree}\n:maxdepth: 1\n\n%s\n```\n"
 
 
 def gather(root: Path, folder: Path) -> None:
-    """Write all of them below `folder`, where they changed."""
+    """Write all of them below `folder`, where they changed, and remove what is made no longer."""
+    made = _gather(root, folder)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() and path not in made:
+            path.unlink()
+
+
+def _gather(root: Path, folder: Path) -> set[Path]:
+    made = set()
+
+    def write(path: Path, text: str) -> None:
+        made.add(path)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+    def copy(source: Path, target: Path) -> None:
+        made.add(target)
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
     write(folder / "options.md", options(root))
     write(folder / "notes.md", with_targets(as_page((root / "benchmarks" / "NOTES.md").read_text(encoding="utf-8"))))
     write(folder / "changelog.md", (root / "CHANGELOG.md").read_text(encoding="utf-8"))
@@ -24,6 +45,7 @@ def gather(root: Path, folder: Path) -> None:
     write(folder / "results" / "index.md", CONTENTS % "\n".join(page.parent.name for page in pages))
     for notebook in sorted((root / "notebooks").glob("*.ipynb")):
         copy(notebook, folder / notebook.name)
+    return made
 
 
 def options(root: Path) -> str:
@@ -51,15 +73,3 @@ def with_targets(text: str) -> str:
 def as_page(text: str) -> str:
     """Markdown in which a dollar is a dollar."""
     return text.replace("$", r"\$")
-
-
-def write(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-
-def copy(source: Path, target: Path) -> None:
-    if not target.exists() or target.read_bytes() != source.read_bytes():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
