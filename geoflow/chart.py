@@ -128,10 +128,10 @@ class Chart:
         """The point of a canonical weight vector. Raises ValueError for a dead unit, whose direction on a sphere is undefined."""
         theta = self.frame.turn(self.graph, theta)
         if self.recipe.spheres and (dead := dead_units(self.spec, theta)):
-            network, site, unit = dead[0]
+            network, site, _ = dead[0]
             raise ValueError(
-                f"{len(dead)} dead units, the first: network {network}, site {site!r}, unit {unit}: its incoming weights are all zero and "
-                "have no direction. Remove such networks, or choose flow=normalized or flow=euclidean."
+                f"Network {network} has a dead unit at {site!r}: its incoming weights are all zero and have no direction (dead units in all "
+                f"networks: {len(dead)}). Remove such networks, or choose flow=normalized or flow=euclidean."
             )
         raw = self._raw(theta)
         if not (finite := raw.isfinite().reshape(-1, raw.shape[-1]).all(1)).all():

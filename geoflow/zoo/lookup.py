@@ -23,9 +23,9 @@ def find(name: str, file: str, urls: Sequence[str], folder: str | Path | None, f
     try:
         fetch(urls, cached)
     except OSError as error:
-        tried = " nor ".join(map(str, places))
+        tried = f"Neither {places[0]} nor {cached} exists" if given is not None else f"{cached} does not exist"
         raise FileNotFoundError(
-            f"Neither {tried} exists, and {file} cannot be downloaded ({error}). "
+            f"{tried}, and {file} cannot be downloaded ({error}). "
             f"Put it in a folder {name}/ and set GEOFLOW_DATA to the folder that holds {name}/, or put it at {cached}."
         ) from error
     return cached
