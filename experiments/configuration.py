@@ -127,8 +127,9 @@ def mnist32():
 def residual_mlp():
     network = "residual_mlp"
     task = "digits"
-    iterations = 3000
-    batch = 64
+    iterations = 6000
+    sizes = {"layers": 8}  # as deep as the network: four see too little of it
+    sharpness = 0.5
 
 
 @ex.named_config  # two convolutions and a hidden layer
