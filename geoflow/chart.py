@@ -130,8 +130,8 @@ class Chart:
         if self.recipe.spheres and (dead := dead_units(self.spec, theta)):
             network, site, _ = dead[0]
             raise ValueError(
-                f"Network {network} has a dead unit at {site!r}: its incoming weights are all zero and have no direction (dead units in all "
-                f"networks: {len(dead)}). Remove such networks, or choose flow=normalized or flow=euclidean."
+                f"Network {network} has a dead unit at {site!r}: its incoming weights are all zero and have no direction (dead units in "
+                f"all: {len(dead)}). Remove such networks, or choose flow=normalized or flow=euclidean."
             )
         raw = self._raw(theta)
         if not (finite := raw.isfinite().reshape(-1, raw.shape[-1]).all(1)).all():

@@ -435,7 +435,7 @@ def test_wrong_zoos_are_named(spec, thetas):
         fit(spec, broken, batch=4, iterations=1, progress=False)
     dead = thetas.clone()
     dead[5, :3] = 0
-    with pytest.raises(ValueError, match=r"Network 5 has a dead unit at .*networks: 1\)"):
+    with pytest.raises(ValueError, match=r"Network 5 has a dead unit at .*in all: 1\)"):
         fit(spec, dead, batch=4, iterations=1, progress=False)
     for flow in ("euclidean", "normalized"):
         fit(spec, dead, flow=flow, batch=4, iterations=1, progress=False)
