@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import geoflow
+from geoflow.manifolds import Product
+from geoflow.paths import geodesic as geodesic_between
 
 FOLDER = Path(__file__).resolve().parent / "figures"
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8c8c8c"  # told apart by colour-blind readers too
@@ -62,17 +64,15 @@ def geodesic() -> None:
         axes.plot(radius * np.cos(angle), radius * np.sin(angle), height, color=GREY, linewidth=0.5)
     start, end = np.array([0.62, -0.62, 0.3]), np.array([0.0, 0.95, 0.35])
     start, end = start / np.linalg.norm(start), end / np.linalg.norm(end)
-    angle = np.arccos(start @ end)
-    t = np.linspace(0, 1, 61)[:, None]
-    path = (np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / np.sin(angle)
-    chord = (1 - t) * start + t * end
+    t = torch.linspace(0, 1, 61).double()
+    path, velocity = (part.numpy() for part in geodesic_between(Product(3, [torch.arange(3)[None]]), *map(torch.tensor, (start, end)), t))
+    chord = np.linspace(start, end, 61)
     axes.plot(*chord.T, color=ORANGE, linewidth=3, linestyle="--", label="straight line: leaves the sphere")
     axes.plot(*path.T, color=BLUE, linewidth=4, label="geodesic: rows keep norm 1")
     axes.scatter(*path[::15][1:4].T, color=BLUE, s=60)
     axes.scatter(*start, color=RED, s=130, marker="s", label="noise $x_0$")
     axes.scatter(*end, color="black", s=190, marker="*", label="row of a trained network $x_1$")
-    middle = path[30]
-    tangent = (path[31] - path[29]) / np.linalg.norm(path[31] - path[29]) * 0.45
+    middle, tangent = path[30], velocity[30] / np.linalg.norm(velocity[30]) * 0.45
     axes.quiver(*middle, *tangent, color=GREEN, linewidth=3, arrow_length_ratio=0.3)
     axes.text(*(middle + tangent * 0.6 + np.array([0, 0, 0.16])), r"velocity $\dot x_t$", color=GREEN)
     axes.set_box_aspect((1, 1, 1))
