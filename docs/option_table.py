@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 
 import configuration
 from configuration import DEFAULTS, ex
-from options import CHOICES, NUMBERS, SAMPLER, ZOO_NUMBERS
+from lab.options import CHOICES, NUMBERS, SAMPLER, ZOO_NUMBERS
 
 from geoflow.velocity import complete_sizes
 from geoflow.zoo.recipes import ORIGINS

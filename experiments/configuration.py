@@ -5,9 +5,9 @@
 import shutil
 from dataclasses import fields
 
-from collect import cache_of
-from folder import ROOT, RunFolder, check_library, probe
-from options import FURTHER, check_keys, complete, plainly
+from lab.collect import cache_of
+from lab.folder import ROOT, RunFolder, check_library, probe
+from lab.options import FURTHER, check_keys, complete, plainly
 from sacred import SETTINGS, Experiment
 from sacred.utils import apply_backspaces_and_linefeeds
 
@@ -127,7 +127,7 @@ def mnist32():
 def residual_mlp():
     network = "residual_mlp"
     task = "digits"
-    iterations = 6000
+    iterations = 3000
     sizes = {"layers": 8}  # as deep as the network: four see too little of it
     sharpness = 0.5
 
@@ -152,8 +152,7 @@ for named, own in {"resnet14": ("resnet", "mnist14"), "vit14": ("vit", "mnist14"
 def deep():
     network = "resnet"
     task = "digits"
-    iterations = 3000
-    batch = 32
+    iterations = 1500
     count = 128
 
 

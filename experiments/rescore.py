@@ -9,11 +9,11 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
-from assess import Exam, assess
-from collect import collect
-from draw import measuring_examples
-from folder import commit, flow_file, read_json, read_samples, samples_file, today, write_json
-from options import device_of
+from lab.assess import Exam, assess
+from lab.collect import collect
+from lab.draw import measuring_examples
+from lab.folder import commit, flow_file, read_json, read_samples, samples_file, today, write_json
+from lab.options import device_of
 
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import metrics_table, write_report

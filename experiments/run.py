@@ -17,13 +17,13 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from architectures import network_settings
-from assess import Exam, assess, score, spread_and_scores
-from collect import cache_of, collect, network_for, task_for
 from configuration import ex
-from draw import generate, load_flow, measuring_examples, recalibrated, recalibrates, reopen, sampling_settings
-from folder import RunFolder, Samples, commit, config_of, read_samples, samples_file, save_samples, write_json
-from options import InputError, device_name, device_of, flow_settings, plainly
+from lab.architectures import network_settings
+from lab.assess import Exam, assess, score, spread_and_scores
+from lab.collect import cache_of, collect, network_for, task_for
+from lab.draw import generate, load_flow, measuring_examples, recalibrated, recalibrates, reopen, sampling_settings
+from lab.folder import RunFolder, Samples, commit, config_of, read_samples, samples_file, save_samples, write_json
+from lab.options import InputError, device_name, device_of, flow_settings, plainly
 from sacred.run import Run
 from torch import Tensor
 

@@ -139,7 +139,7 @@ def test_the_configuration_is_recorded_completely(finished):
 
 
 def test_samples_load_into_the_network(finished):
-    from folder import read_samples
+    from lab.folder import read_samples
 
     samples, network = read_samples(finished / "samples.safetensors"), mlp(4, [5], 3)
     assert samples.thetas.shape == (8, samples.spec.weights) and samples.thetas.isfinite().all()
@@ -185,7 +185,7 @@ def test_another_seed_is_another_split_and_zoo(finished, place):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_result(finished, place, monkeypatch, capsys):
-    from options import Interrupted
+    from lab.options import Interrupted
 
     step, done = training.train_step, []
 
@@ -224,7 +224,7 @@ def test_a_training_of_another_zoo_is_not_gone_on_with(place, monkeypatch, capsy
     def interrupted(*args):
         raise FloatingPointError("The flow's loss is nan at iteration 3. Lower lr.")
 
-    from options import InputError
+    from lab.options import InputError
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_step", interrupted)
@@ -271,7 +271,7 @@ def reviews(tmp_path, monkeypatch):
     ],
 )
 def test_every_network_goes_through_the_main_job_and_comes_back(network, options, place, reviews):
-    from folder import read_samples
+    from lab.folder import read_samples
 
     zoo = {"epochs": 1, "batch": 16, "origin": "shared", "common": 1, "examples": 32}
     folder = launch(place, named=(), network=network, zoo=zoo, **TINY, **options)
@@ -286,7 +286,7 @@ def test_every_network_goes_through_the_main_job_and_comes_back(network, options
 
 
 def test_a_validation_part_of_sentences_is_the_official_one(reviews):
-    from collect import task_for
+    from lab.collect import task_for
 
     task = task_for("sst2", 0, "validation", "bert")
     assert (len(task.x_train), len(task.x_test)) == (48, 12)
@@ -315,7 +315,7 @@ def test_flows_from_before_there_were_other_networks_are_mlps(finished, place, t
 
 
 def test_kept_runs_have_the_names_they_had(finished):
-    from folder import today
+    from lab.folder import today
     from pages import name_of
 
     config = read(finished, "config.json")
@@ -329,7 +329,7 @@ def test_kept_runs_have_the_names_they_had(finished):
 
 
 def test_sample_draws_more_networks(finished, place):
-    from folder import read_samples
+    from lab.folder import read_samples
 
     plain, guided = (
         read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=3, steps=4, **more) / "samples.safetensors")
@@ -340,7 +340,7 @@ def test_sample_draws_more_networks(finished, place):
 
 
 def test_a_flow_is_sampled_as_its_run_did_and_without_data(finished, place, monkeypatch):
-    from folder import read_samples
+    from lab.folder import read_samples
 
     monkeypatch.setattr("collect.load_task", None)
     drawn = read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=8) / "samples.safetensors")
@@ -358,14 +358,14 @@ def test_a_start_is_taken_over_but_by_transfer_whose_units_nobody_aligned(finish
 
 
 def test_networks_that_are_none_are_not_written(finished, place):
-    from options import InputError
+    from lab.options import InputError
 
     with pytest.raises(InputError, match=r"4 of 4 networks came out with NaN or Inf\. Lower guidance or sharpness"):
         launch(place, "sample", named=(), checkpoint=str(finished), count=4, sharpness=1e30)
 
 
 def test_a_folder_without_flow_and_samples_says_so(finished, place):
-    from options import InputError
+    from lab.options import InputError
 
     folder = launch(place, "evaluate", named=(), checkpoint=str(finished))
     with pytest.raises(InputError, match="holds neither a flow nor samples"):
@@ -425,7 +425,7 @@ def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
 
 
 def test_a_geoflow_from_elsewhere_makes_no_record(tmp_path):
-    from folder import ROOT, check_library
+    from lab.folder import ROOT, check_library
 
     check_library(geoflow.__file__)
     with pytest.raises(OSError, match=f"not from {ROOT}, whose commit a run records"):
@@ -433,7 +433,7 @@ def test_a_geoflow_from_elsewhere_makes_no_record(tmp_path):
 
 
 def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
-    from options import InputError
+    from lab.options import InputError
 
     with pytest.raises(InputError, match=r"zoo\.batch=500 is more than the 120 training examples of iris"):
         launch(place, zoo={"batch": 500})
@@ -461,7 +461,7 @@ def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
     ],
 )
 def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words):
-    from options import InputError
+    from lab.options import InputError
 
     with pytest.raises(InputError, match=words):
         launch(place, command, named=(), checkpoint=str(finished), count=2, steps=2, **config)
@@ -478,7 +478,7 @@ def normed(place) -> dict[str, Path]:
 
 def kept(folder: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
     """The running statistics of saved networks, all else of them, and how many examples the record says they were measured on."""
-    from folder import read_samples
+    from lab.folder import read_samples
 
     samples = read_samples(folder / "samples.safetensors")
     index = statistics_of(samples.spec)
@@ -487,7 +487,7 @@ def kept(folder: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
 
 
 def test_generated_networks_and_baselines_are_measured_anew_and_the_zoo_is_not(normed):
-    from folder import read_samples
+    from lab.folder import read_samples
 
     auto, never = (read(folder, "metrics.json") for folder in normed.values())
     assert (auto["recalibrated"], never["recalibrated"]) == (120, 0)  # all training examples of iris
@@ -628,7 +628,7 @@ def test_an_unwritable_folder_is_said_before_the_computing(unwritable, capsys, t
 
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
-    from folder import write_json
+    from lab.folder import write_json
 
     write_json(tmp_path / "metrics.json", {"accuracy": 1})
     with pytest.raises(TypeError):

@@ -1,11 +1,16 @@
-"""Hold pyproject, constraints, conda, make and the citation together."""
+"""Hold pyproject, constraints, conda, make and the citation together, and build what is published."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tarfile
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+import zipfile
+from importlib.metadata import PackageNotFoundError, distributions, requires
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -16,10 +21,19 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-DECLARED = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
-OF_THE_DOCS = [Requirement(text) for text in PROJECT["optional-dependencies"]["docs"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DECLARED = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["experiments"] + EXTRAS["dev"]]
+DECLARED = [requirement for requirement in DECLARED if requirement.name != PROJECT["name"]]  # dev takes in the extra experiments
+OF_THE_DOCS = [Requirement(text) for text in EXTRAS["docs"]]
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 PINNED = {canonicalize_name(pin.name): pin for pin in PINS}
+DISTRIBUTION = f"{PROJECT['name'].replace('-', '_')}-{PROJECT['version']}"  # how the names of built files begin
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "docs", "results", "runs")
+SHORT_USE = """
+import torch, geoflow
+spec = geoflow.spec_of(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)), torch.zeros(1, 4))
+print(geoflow.__file__, *spec.groups("permutation").values())
+"""
 PAPERS = {"2504.03710", "2601.05052", "2209.04836", "2302.03660", "2210.05062", "2403.12143", "2302.00482"}
 
 
@@ -98,7 +112,7 @@ def test_the_readme_names_the_commands():
 def test_the_citation_names_software_and_papers():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["cff-version"] == "1.2.0"
-    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    assert all(citation[key] == PROJECT[key] for key in ("version", "license", "keywords"))
     for entry in [citation, *citation["references"]]:
         assert {"title", "authors", "type"} <= set(entry)
         assert all("name" in author or {"family-names", "given-names"} <= set(author) for author in entry["authors"])
@@ -116,6 +130,74 @@ def test_the_changelog_knows_this_version():
     headings = re.findall(r"^## \[?([\w.]+)\]?", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased"
     assert PROJECT["version"] in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_pre_commit_has_the_pinned_ruff():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (ruff,) = (repository for repository in config["repos"] if repository["repo"].endswith("/ruff-pre-commit"))
+    (pin,) = PINNED["ruff"].specifier
+    assert ruff["rev"] == f"v{pin.version}"
+    assert [hook["id"] for hook in ruff["hooks"]] == ["ruff-check"], "make lint checks, and nothing formats"
+
+
+def test_the_guide_for_contributors_names_what_exists():
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = set(re.findall(r"(?:^|`)make ([\w-]+)", guide, re.MULTILINE))
+    assert {"env", "test", "lint", "results"} <= named <= set(targets.split())
+    places = re.findall(r"\]\((?!http)([^)]*)\)", guide) + re.findall(r"\b(?:tests|experiments)/\w+\.py\b", guide)
+    assert [place for place in places if not (ROOT / place).exists()] == []
+
+
+class Built(NamedTuple):
+    """What is published, the copy of the repository that it was built from, and a folder with the wheel installed."""
+
+    tree: Path
+    sdist: Path
+    wheel: Path
+    site: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The source distribution, and the wheel built from that. It needs no network and leaves the repository as it is."""
+    folder = tmp_path_factory.mktemp("built")
+    tree, site = folder / "tree", folder / "site"
+    shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+    _python(folder, "-m", "build", "--no-isolation", "--outdir", "dist", "tree")
+    (sdist,), (wheel,) = folder.glob("dist/*.tar.gz"), folder.glob("dist/*.whl")
+    _python(folder, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel)
+    return Built(tree, sdist, wheel, site)
+
+
+def test_the_wheel_holds_the_package_alone(built):
+    names = set(zipfile.ZipFile(built.wheel).namelist())
+    metadata = {name for name in names if name.startswith(f"{DISTRIBUTION}.dist-info/")}
+    assert names - metadata == _package(built.tree)
+    assert "geoflow/py.typed" in names and f"{DISTRIBUTION}.dist-info/licenses/LICENSE" in names
+    assert (built.tree / "tests").is_dir() and (built.tree / "experiments").is_dir(), "the copy holds what must stay out"
+
+
+def test_the_source_distribution_holds_the_package_and_its_papers(built):
+    with tarfile.open(built.sdist) as archive:
+        names = {member.name.removeprefix(f"{DISTRIBUTION}/") for member in archive if member.isfile()}
+    assert _package(built.tree) | {"LICENSE", "README.md", "pyproject.toml", "CHANGELOG.md", "CITATION.cff"} <= names
+    assert not {"tests", "experiments", "benchmarks", "notebooks"} & {name.partition("/")[0] for name in names}
+
+
+def test_the_installed_wheel_works(built):
+    file, units = _python(built.site, "-c", SHORT_USE, PYTHONPATH=str(built.site)).split()
+    assert Path(file) == built.site / "geoflow" / "__init__.py" and units == "6"
+
+
+def test_the_metadata_are_those_of_pyproject(built):
+    (found,) = distributions(path=[str(built.site)])
+    for field, key in (("Name", "name"), ("Version", "version"), ("Summary", "description"), ("License-Expression", "license")):
+        assert found.metadata[field] == PROJECT[key]
+    assert found.metadata["Keywords"].split(",") == PROJECT["keywords"]
+    assert found.metadata.get_all("Classifier") == PROJECT["classifiers"]
+    needed = [requirement for requirement in map(Requirement, found.requires) if requirement.marker is None]
+    assert set(needed) == set(map(Requirement, PROJECT["dependencies"]))
 
 
 def disagreement(requirement: Requirement, pinned: dict[str, Requirement]) -> str | None:
@@ -137,3 +219,15 @@ def _requires(name: str) -> list[str]:
 def _everywhere(requirement: Requirement) -> bool:
     marker = requirement.marker
     return marker is None or ("platform" not in str(marker) and marker.evaluate({"extra": ""}))
+
+
+def _python(folder: Path, *arguments: str | Path, **environment: str) -> str:
+    """What Python prints, run in a folder."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _package(tree: Path) -> set[str]:
+    return {path.relative_to(tree).as_posix() for path in (tree / "geoflow").rglob("*") if path.is_file()}

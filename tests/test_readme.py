@@ -70,7 +70,7 @@ def test_the_table_of_options_is_complete(ex, tmp_path):
 
 
 def test_the_table_of_options_lists_the_right_values(ex):
-    from options import CHOICES
+    from lab.options import CHOICES
 
     for name, choices in CHOICES.items():
         assert options()[name][1] == set(choices)

@@ -1,0 +1,156 @@
+"""Say how good and how new the networks of a run are."""
+
+from collections.abc import Mapping
+from statistics import fmean
+
+import torch
+from jaxtyping import Float, Shaped
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from geoflow.canonical import align
+from geoflow.evaluation.baselines import BASELINES, baseline
+from geoflow.evaluation.metrics import Scores, disagreement, evaluate, pooled_scores, summary
+from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
+from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights
+from geoflow.evaluation.ruler import fit_ruler
+from geoflow.flow import Flow
+from geoflow.frame import UNTURNED, metric_frame
+from geoflow.graph import graph_of
+from geoflow.spec import NetworkSpec
+from geoflow.statistics import recalibrate, statistics_of
+from geoflow.symmetry import apply_symmetry
+from geoflow.zoo.store import Zoo
+from geoflow.zoo.tasks import Task
+from lab.draw import recalibrated
+
+SMALL = 64  # networks of the ensemble that the literature reports
+Thetas = Float[Tensor, "nets weights"]
+
+
+class Exam:
+    """The test part of a task, on a device, for networks of one architecture."""
+
+    def __init__(self, network: nn.Module, spec: NetworkSpec, task: Task, device: str):
+        self.network, self.spec, self.device, self.numbers = network, spec, device, task.numbers
+        self.x, self.y = task.x_test.to(device), task.y_test.to(device)
+
+    def single(self, thetas: Thetas) -> Scores:
+        """The scores of every network."""
+        return evaluate(self.network, self.spec, thetas.to(self.device), self.x, self.y)
+
+    def ensembles(self, name: str, thetas: Thetas) -> dict[str, dict[str, float]]:
+        """The scores of all networks' average probabilities, and where there are more than SMALL, of ensembles of SMALL: the mean of all
+        that can be made without a network in two of them. Under "log_pool" the same of their average log-probabilities."""
+        found = {name: self._ensemble(thetas)}
+        if len(thetas) > SMALL:
+            parts = [self._ensemble(part) for part in thetas.split(SMALL) if len(part) == SMALL]
+            found[f"{name}_{SMALL}"] = _mean(parts) | {"n": SMALL, "ensembles": len(parts)}
+        return found
+
+    def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float | None]:
+        """How far two networks are from each other in canonical weights, and how often they predict different classes; None of one. Running
+        statistics do not count as weights."""
+        if len(thetas) == 1:
+            return {"distance": None, "disagreement": None}
+        different = disagreement(self.network, self.spec, thetas.to(self.device), self.x)
+        learned = torch.ones(self.spec.weights, dtype=torch.bool).index_fill(0, statistics_of(self.spec), False)
+        return {"distance": spread(canonical[:, learned]), "disagreement": different}
+
+    def _ensemble(self, thetas: Thetas) -> dict:
+        found = pooled_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
+        return {"n": len(thetas)} | _means(found["linear"]) | {"log_pool": _means(found["log"])}
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    return {name: value["mean"] for name, value in summary(scores).items()}
+
+
+def _mean(parts: list[dict]) -> dict:
+    """The mean of every number of several records of one form."""
+    return {key: _mean([part[key] for part in parts]) if isinstance(value, dict) else fmean(part[key] for part in parts)
+            for key, value in parts[0].items()}  # fmt: skip
+
+
+def score(exam: Exam, thetas: Thetas) -> dict:
+    """What metrics.json says of generated networks alone."""
+    return {"generated": summary(exam.single(thetas)), "baselines": {}, "ensemble": exam.ensembles("generated", thetas)}
+
+
+def spread_and_scores(exam: Exam, flow: Flow, thetas: Thetas) -> dict:
+    """What can be said of generated networks without their zoo: how good they are, and how different from each other."""
+    made = exam.diversity(flow.canonical(thetas), thetas)
+    return {"generated": summary(exam.single(thetas)), "ensemble": exam.ensembles("generated", thetas), "diversity": {"generated": made}}
+
+
+def assess(
+    exam: Exam,
+    flow: Flow,
+    fitted: Zoo,
+    heldout: Zoo,
+    thetas: Thetas,
+    paths: Tensor | None,
+    generator: torch.Generator,
+    seen: Shaped[Tensor, "examples ..."] | None,
+) -> tuple[dict, Mapping[str, Figure]]:
+    """Generated networks beside the zoo that the flow was fitted to and beside the baselines: what metrics.json says, and the figures.
+
+    Baselines are made in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances. Their running
+    statistics are measured anew on the training inputs `seen`, as those of the generated networks were (None: they were not); the zoo's
+    networks keep theirs. How new networks are is measured by the ruler of the zoo, the same for every flow.
+    `paths` [times, nets, size] are the points of the sampler on its way; without them there is no figure of the weights.
+    """
+    train, new = (flow.canonical(networks) for networks in (fitted.networks, thetas))
+    made = {name: baseline(name, flow, train, len(thetas), generator) for name in BASELINES}
+    if seen is not None:
+        made = {name: recalibrate(exam.network, exam.spec, one.to(exam.device), seen.to(exam.device)).cpu() for name, one in made.items()}
+    scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
+    some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]
+    found, placed, distances = _how_new(exam, fitted, {"generated": thetas, "heldout": heldout.networks, **made})
+    metrics = {
+        "zoo": summary(scores["zoo"]),
+        "generated": summary(scores["generated"]),
+        "baselines": {name: summary(scores[name]) | placed[name] for name in made},
+        "ensemble": exam.ensembles("generated", thetas) | exam.ensembles("zoo", some),
+        "novelty": found,
+        "diversity": {
+            name: exam.diversity(canonical, networks) for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
+        },
+        **recalibrated(exam.spec, seen),
+    }
+    figures = {
+        "scores": plot_scores(scores),
+        "loss": plot_loss(flow.losses),
+        "distances": plot_distances(distances),
+    }
+    if paths is not None:
+        figures["weights"] = plot_weights(train, new, _in_the_order_of_their_end(flow, paths))
+    return metrics, figures
+
+
+def _how_new(exam: Exam, fitted: Zoo, several: Mapping[str, Thetas]) -> tuple[dict, dict[str, dict], dict[str, Tensor]]:
+    """By the ruler of a zoo: what metrics.json says of the generated networks; of the other kinds the novelty ratio, and how far two are
+    from each other in units of two of the zoo (None of one); and the distances to the nearest run."""
+    spec, run_of = exam.spec, fitted.run_of
+    frame = UNTURNED if exam.numbers is None else metric_frame(graph_of(spec), exam.numbers)
+    ruler = fit_ruler(spec, fitted.networks, frame)
+    zoo, placed = ruler.place(fitted.networks), {name: ruler.place(one) for name, one in several.items()}
+    neighbours = neighbours_of(placed["generated"], zoo, placed["heldout"], run_of, spec)
+    found = novelty(neighbours)
+
+    def apart(networks: Thetas) -> float | None:
+        return spread(networks) / spread(zoo) if len(networks) > 1 else None
+
+    def ratio(networks: Thetas) -> float:
+        return nearest_runs(networks, zoo, run_of, spec=spec)[:, 0].median().item() / found["zoo_leave_one_out"]
+
+    others = {name: {"novelty": ratio(one), "spread": apart(one)} for name, one in placed.items() if name not in ("generated", "heldout")}
+    found |= {"spread": apart(placed["generated"]), "layers": by_layer(spec, placed["generated"], zoo, run_of)}
+    return found, others, {name: distances[:, 0] for name, distances in neighbours.items()}
+
+
+def _in_the_order_of_their_end(flow: Flow, paths: Float[Tensor, "times nets size"]) -> Float[Tensor, "times nets weights"]:
+    """The weights on each path, their units all the way in the order that makes its last network canonical."""
+    thetas, chart = flow.chart.theta(paths), flow.chart
+    ends, reference = (chart.frame.turn(chart.graph, one) for one in (thetas[-1], flow.reference))
+    return apply_symmetry(flow.spec, thetas, align(flow.spec, ends, reference)[1])

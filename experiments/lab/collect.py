@@ -1,0 +1,56 @@
+"""Fetch what a run begins with: its data, a network, and the zoo."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from geoflow.randomness import randomness
+from geoflow.spec import NetworkSpec
+from geoflow.wiring import spec_of
+from geoflow.zoo.networks import NETWORKS, build_network, together
+from geoflow.zoo.store import Zoo, load_zoo, split_runs
+from geoflow.zoo.tasks import Task, load_task, validation_task
+from lab.architectures import network_options
+from lab.folder import ROOT
+from lab.options import zoo_settings
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a run begins with; of the zoo's runs `fitted` are what the flow sees, `heldout` the others."""
+
+    task: Task
+    network: nn.Module
+    spec: NetworkSpec
+    fitted: Zoo
+    heldout: Zoo
+
+
+def collect(config: Mapping, device: str) -> Collected:
+    """The data, the network and the zoo of a completed configuration; a zoo that is not in the cache is trained."""
+    task = task_for(config["task"], config["seed"], config["part"], config["network"])
+    if config["zoo"]["batch"] > len(task.x_train):
+        raise ValueError(f"zoo.batch={config['zoo']['batch']} is more than the {len(task.x_train)} training examples of {task.name}.")
+    network = network_for(task, config)
+    spec, build = spec_of(network, task.x_train[:2]), partial(network_for, task, config)
+    at_once = together(config["network"], task, config["zoo"]["batch"], device)
+    zoo = load_zoo(cache_of(config), build, spec, task, zoo_settings(config), config["zoo"]["seed"], device, together=at_once)
+    return Collected(task, network, spec, *split_runs(zoo, config["heldout"], randomness(config["seed"], "split")))
+
+
+def cache_of(config: Mapping) -> Path:
+    """The folder of zoos and of trainings under way."""
+    return ROOT / Path(config["cache"]).expanduser()
+
+
+def task_for(name: str, seed: int, part: str, network: str) -> Task:
+    """The data in the form that the network reads, split by the seed; its test part is what the networks are scored on."""
+    task = load_task(name, seed, form=NETWORKS[network].form)
+    return validation_task(task, seed=seed) if part == "validation" else task
+
+
+def network_for(task: Task, config: Mapping) -> nn.Module:
+    return build_network(config["network"], task, network_options(config))

@@ -1,0 +1,80 @@
+"""Draw networks from a flow, just trained or saved, for the task that it was fitted to."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from geoflow.evaluation.plots import SHOWN_PATHS
+from geoflow.flow import Flow
+from geoflow.guidance import no_guidance, task_guidance
+from geoflow.randomness import randomness
+from geoflow.sampling import sample
+from geoflow.spec import NetworkSpec
+from geoflow.statistics import recalibrate, statistics_of
+from geoflow.wiring import spec_of
+from geoflow.zoo.tasks import Task
+from lab.collect import network_for, task_for
+from lab.folder import flow_file
+from lab.options import SAMPLING, device_of
+
+GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
+MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
+
+
+def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Task | None, config: Mapping) -> tuple[Tensor, Tensor]:
+    """New networks [count, weights], and the points [times, nets, size] of some of them on their way. Guidance needs task and
+    network; without them running statistics stay as the flow drew them."""
+    generator, guidance, points = randomness(config["seed"], "sample"), no_guidance, []
+    if config["guidance"]:
+        some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "guidance"))[:GUIDING_EXAMPLES]
+        x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
+        guidance = task_guidance(network, x, y, config["guidance"])
+    thetas = sample(
+        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], start=config["start"],
+        sharpness=config["sharpness"], guidance=guidance, generator=generator,
+        watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=True,
+    )  # fmt: skip
+    seen = None if task is None else measuring_examples(spec, task, config, flow.config["seed"])
+    if seen is not None:
+        thetas = recalibrate(network, spec, thetas, seen.to(thetas.device), progress=True)
+    return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def recalibrates(spec: NetworkSpec, config: Mapping) -> bool:
+    """Whether networks have running statistics, and these are to be measured anew."""
+    return config["recalibrate"] == "auto" and len(statistics_of(spec)) > 0
+
+
+def measuring_examples(spec: NetworkSpec, task: Task, config: Mapping, seed: int) -> Shaped[Tensor, "examples ..."] | None:
+    """The training inputs that running statistics are measured on, chosen by the seed of the flow; None where none are measured."""
+    if not recalibrates(spec, config):
+        return None
+    some = torch.randperm(len(task.x_train), generator=randomness(seed, "recalibrate"))[:MEASURING_EXAMPLES]
+    return task.x_train[some]
+
+
+def recalibrated(spec: NetworkSpec, seen: Tensor | None) -> dict[str, int | None]:
+    """For the record: on how many examples running statistics were measured anew; 0 where they were not, None where there are none."""
+    if not len(statistics_of(spec)):
+        return {"recalibrated": None}
+    return {"recalibrated": 0 if seen is None else len(seen)}
+
+
+def load_flow(config: Mapping) -> Flow:
+    """The saved flow of the checkpoint, on the device that is asked for."""
+    return Flow.load(flow_file(config["checkpoint"]), device_of(config["device"]))
+
+
+def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
+    """A saved flow, and what it is to make: a network, its table, and the task with the test part that the flow never saw."""
+    flow = load_flow(config)
+    task = task_for(config["task"], flow.config["seed"], flow.config["part"], config["network"])
+    network = network_for(task, config)
+    spec = spec_of(network, task.x_train[:2])
+    return flow, network, spec, task
+
+
+def sampling_settings(config: Mapping) -> dict:
+    return {"sampling": {name: config[name] for name in SAMPLING if name != "count"}}

@@ -1,0 +1,250 @@
+"""Check what the user asked for, and complete what was left open, before anything is computed."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+import torch
+from sacred.utils import SacredError, SacredInterrupt
+
+from geoflow import training
+from geoflow.choices import choose
+from geoflow.sampling import SOLVERS
+from geoflow.velocity import complete_sizes
+from geoflow.zoo.networks import NETWORKS
+from geoflow.zoo.networks.mlp import ACTIVATIONS, NORMS
+from geoflow.zoo.tasks import TASKS
+from geoflow.zoo.train import SCHEDULES
+from lab.architectures import NETWORK, OF_NETWORKS, network_options, network_settings, whole_network, with_defaults
+from lab.folder import described, sampled_with, samples_file
+
+DEVICES = ("auto", "cpu", "cuda")
+FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages")  # the commands on a saved flow
+# how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
+FITTED = (
+    "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
+    "ema", "part",
+)  # fmt: skip
+OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
+SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recalibrate", "seed")
+PARTS = ("test", "validation")
+METRICS = ("inputs", "weights")
+RECALIBRATE = ("auto", "never")
+SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "recalibrate": "auto"}
+
+CHOICES: dict[str, Mapping | tuple] = {
+    **training.CHOICES,
+    "metric": METRICS,
+    "solver": SOLVERS,
+    "task": TASKS,
+    "network": NETWORKS,
+    "activation": ACTIVATIONS,
+    "norm": NORMS,
+    "device": DEVICES,
+    "part": PARTS,
+    "recalibrate": RECALIBRATE,
+}
+
+Number = tuple[type | tuple, Callable[[float], bool], str]
+COUNT: Number = (int, lambda n: n >= 1, "a whole number of at least 1")
+POSITIVE: Number = ((int, float), lambda n: 0 < n < float("inf"), "a number above 0")
+NOT_NEGATIVE: Number = ((int, float), lambda n: 0 <= n < float("inf"), "a number of at least 0")
+SEED: Number = (int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
+SHARE: Number = (float, lambda n: 0 < n < 1, "a number between 0 and 1")
+NUMBERS: dict[str, Number] = {
+    "width": COUNT,
+    "depth": COUNT,
+    "runs": COUNT,
+    "snapshots": COUNT,
+    "heldout": SHARE,
+    "iterations": COUNT,
+    "batch": COUNT,
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "ema": ((int, float), lambda n: 0 <= n < 1, "a number from 0 to below 1"),
+    "every": COUNT,
+    "count": COUNT,
+    "steps": COUNT,
+    "start": ((int, float), lambda n: 0 <= n < 1, "a time from 0 to below 1"),
+    "sharpness": NOT_NEGATIVE,
+    "guidance": NOT_NEGATIVE,
+    "seed": SEED,
+}
+ZOO_NUMBERS: dict[str, Number] = {
+    "epochs": COUNT,
+    "batch": COUNT,
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "every": COUNT,
+    "common": COUNT,
+    "examples": COUNT,
+    "seed": SEED,
+}
+LEFT_OPEN = ("runs", "snapshots", *OF_NETWORKS, "zoo.common", "zoo.examples")  # may stay None: that is not so of every network or zoo
+
+
+class InputError(SacredError):
+    """Something that the user can set right: shown as one line, without a traceback (see it with --debug, or in run.json)."""
+
+    def __init__(self, message: str):
+        super().__init__(message, print_traceback=False)
+
+
+class Interrupted(SacredInterrupt, InputError):
+    """Ctrl-C: the run is marked INTERRUPTED."""
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Show the library's complaints about its input, about files and about diverging losses as one line."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("Stopped. The same command goes on from the last checkpoint, if there was one (every=... steps).") from error
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise InputError(str(error)) from error
+
+
+def check_keys(updates: Iterable[str], known: Mapping) -> None:
+    """Raise InputError for a key of `key=value` that no option has, naming those that come close."""
+    keys = {*known, *(f"{group}.{key}" for group, values in known.items() if isinstance(values, Mapping) for key in values)}
+    for key in (update.partition("=")[0] for update in updates if "=" in update):
+        if key not in keys:
+            near = get_close_matches(key, keys, n=3)
+            raise InputError(f"There is no option {key!r}. " + (f"Is it {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."))
+
+
+def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
+    """The values to put in place of each None, so that config.json records all of them.
+
+    For the main job they are the task's defaults; for a further command what its checkpoint was made for, and drawn with.
+    Raises ValueError or InputError for a wrong value, naming the right ones.
+    """
+    for name in ("checkpoint", "cache"):
+        if not isinstance(config[name], str) and not (name == "checkpoint" and config[name] is None):
+            raise InputError(f"{name}={config[name]} must be a path, such as runs/3.")
+    for name in ("zoo", "sizes"):
+        if not isinstance(config[name], Mapping):
+            raise InputError(f"{name} is a group of options, such as {name}.{next(iter(defaults[name]))}=...")
+    asked = {name: value for name, value in config.items() if value != defaults[name]}
+    if command == "main" and "checkpoint" in asked:
+        raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
+    further = command in FURTHER
+    own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
+    inherited = [name for name in SAMPLER if not (name == "start" and command == "transfer")]  # nobody aligned another network's units
+    sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
+    own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
+    if command == "sharpen" and not own["sharpness"]:
+        raise InputError("sharpen goes up from 0 to the sharpness that is asked for: sharpness=2, for example.")
+    _check({**config, **own})
+    settings = flow_settings({**config, **own})
+    training.check_config(settings)
+    return own | {"sizes": complete_sizes(settings["velocity"], settings["sizes"])}
+
+
+def device_of(name: str) -> str:
+    """Where to compute: "cpu" or "cuda"."""
+    gpu = torch.cuda.is_available()
+    if name == "cuda" and not gpu:
+        raise InputError("device=cuda is asked for, but torch finds no GPU here. Choose device=auto or device=cpu.")
+    return "cuda" if gpu and name != "cpu" else "cpu"
+
+
+def device_name(device: str) -> str:
+    """What a record of a run calls it: the GPU by its own name."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
+def zoo_settings(config: Mapping) -> dict:
+    """The arguments of `train_zoo`, but for the seed, that a completed configuration holds."""
+    recipe = {name: value for name, value in config["zoo"].items() if name != "seed"}
+    return {"runs": config["runs"], "snapshots": config["snapshots"], **recipe}
+
+
+def flow_settings(config: Mapping) -> dict:
+    """The configuration that `prepare` takes, with what a saved flow must know of its network and its data."""
+    sizes = {name: size for name, size in config["sizes"].items() if size is not None}
+    return {name: config[name] for name in (*FITTED, "seed")} | network_settings(config) | {"sizes": sizes}
+
+
+def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
+    if config["checkpoint"] is None:
+        raise InputError(f"{command} works on a saved flow: {command} with checkpoint=runs/3 (a run folder or a flow.safetensors).")
+    made_for = described(config["checkpoint"])
+    if missing := [name for name in (*NETWORK, *FITTED) if name not in made_for]:
+        raise InputError(f"The flow of {config['checkpoint']} does not say its {', '.join(missing)}: experiments/run.py did not make it.")
+    task, name = (str(made_for[option] if config[option] is None else config[option]) for option in ("task", "network"))
+    options = network_options(config if name != made_for["network"] else {**made_for, **network_options(config)})
+    network = whole_network(name, task, options)
+    changed = [name for name in NETWORK if network[name] != made_for[name]]
+    if command == "transfer" and not changed:
+        raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
+    if command != "transfer" and changed:
+        raise InputError(f"{command} serves the network that the flow was fitted to; for another {' or '.join(changed)} use transfer.")
+    if asked.get("start") and {*changed} - {"task"}:
+        raise InputError("start leads to the zoo's centre, and another network has other units: for transfer leave start=0.")
+    drawn = command == "evaluate" and samples_file(config["checkpoint"]).exists()
+    for name in (*FITTED, *OF_THE_MAIN_JOB, *(SAMPLING if drawn else ())):
+        if name in asked and not (name in made_for and asked[name] == made_for[name]):
+            what = "scores the saved samples" if name in SAMPLING else "takes the flow as it was fitted"
+            raise InputError(f"{command} {what}, so {_as_typed(name, asked[name])} would change nothing. Leave it out.")
+    return network | {name: made_for[name] for name in FITTED}
+
+
+def _as_typed(name: str, value) -> str:
+    """An option as it is given: of a group what is not left open."""
+    group = value if isinstance(value, Mapping) else None
+    return f"{name}={value}" if group is None else " ".join(f"{name}.{key}={one}" for key, one in group.items() if one is not None)
+
+
+def _check(config: Mapping) -> None:
+    for option, table in CHOICES.items():
+        if not (config[option] is None and option in LEFT_OPEN):
+            choose(option, str(config[option]), dict.fromkeys(table))
+    for option, number in NUMBERS.items():
+        _check_number(option, config[option], number)
+    hidden = config["hidden"]
+    if hidden is not None and not (isinstance(hidden, list | tuple) and all(type(n) is int and n >= 1 for n in hidden)):
+        raise InputError(f"hidden={hidden} must be a list of widths of at least 1, such as hidden=[16,16].")
+    device_of(config["device"])
+    if config["runs"] is not None:
+        _check_zoo(config)
+
+
+def _check_zoo(config: Mapping) -> None:
+    for option, number in ZOO_NUMBERS.items():
+        _check_number(f"zoo.{option}", config["zoo"][option], number)
+    choose("zoo.schedule", str(config["zoo"]["schedule"]), SCHEDULES)
+    runs, snapshots, zoo = config["runs"], config["snapshots"], config["zoo"]
+    if zoo["origin"] == "independent" and zoo["common"] is not None:
+        raise InputError(
+            f"zoo.common={zoo['common']} says how long a shared start is trained, and with zoo.origin=independent runs share none. "
+            "Leave it out, or choose zoo.origin=shared."
+        )
+    if zoo["examples"] is not None and zoo["examples"] < zoo["batch"]:
+        raise InputError(
+            f"zoo.examples={zoo['examples']} fill no batch of zoo.batch={zoo['batch']}. Draw more examples or choose a smaller batch."
+        )
+    if (snapshots - 1) * zoo["every"] >= zoo["epochs"]:
+        every, epochs = zoo["every"], zoo["epochs"]
+        raise InputError(
+            f"snapshots={snapshots} every zoo.every={every} epochs do not fit into zoo.epochs={epochs}. Train longer or keep fewer."
+        )
+    kept = runs - max(1, round(config["heldout"] * runs))
+    if kept < 2 or kept * snapshots < 3:
+        raise InputError(
+            f"runs={runs} with heldout={config['heldout']} leave {kept} to fit the flow on, too few to compare. Train more runs."
+        )
+    if kept * snapshots < config["batch"]:
+        raise InputError(
+            f"batch={config['batch']} is more than the {kept * snapshots} networks that the flow is fitted to "
+            f"({kept} of {runs} runs, {snapshots} snapshots each). Choose a smaller batch or more runs."
+        )
+
+
+def _check_number(option: str, value, number: Number) -> None:
+    kind, fits, words = number
+    if value is None and option in LEFT_OPEN:
+        return
+    if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
+        raise InputError(f"{option}={value} must be {words}.")

@@ -1,0 +1,1 @@
+"""Show kept runs: tables, figures and the pages of results/."""

@@ -1,0 +1,84 @@
+"""Draw the figures of a study from its kept runs."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from geoflow.evaluation.boards import plot_board, plot_rows
+from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_tradeoff
+from pages.kept import beside
+from pages.studies import STUDIES
+from pages.tables import BASELINES, NAMES, best, by_label
+
+MAIN = "scoreboard"  # the figure that stands for a study
+SIZES = 3  # zoos of so many sizes are drawn over their size
+
+
+def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
+    """By name: the scoreboard of the first row, all rows beside each other, and what was measured over sizes, steps and sharpness."""
+    rows = by_label(frame)
+    first = next(iter(rows))
+    title = STUDIES[study].title
+    shown = {"scoreboard": plot_board(board(rows[first]), f"{title}: {first}" if len(rows) > 1 else title)}
+    if len(rows) > 1:
+        shown["rows"] = plot_rows({label: _kinds(runs) for label, runs in rows.items()}, title)
+    if lines := by_size(frame):
+        shown["sizes"] = plot_sizes(lines, f"{title}: over the size of the zoo")
+    for label, seed, found in beside(study, "curve"):
+        steps = {int(number): one for number, one in found["steps"].items()}
+        shown["curve"] = plot_curve(steps, f"{title}: {label}, seed {seed}, over the steps of the solver")
+    if sharper := {label: (seed, found) for label, seed, found in beside(study, "sharpness")}:
+        drawn = {label: _by_distance(frame.loc[label, seed], found) for label, (seed, found) in sharper.items()}
+        label, (seed, _) = next(iter(sharper.items()))
+        shown["tradeoff"] = plot_tradeoff(drawn, summary(frame.loc[label, seed], "zoo"), f"{title}: quality against diversity")
+    return shown
+
+
+def board(runs: pd.DataFrame) -> dict[str, Mapping]:
+    """Mean scores and novelty of zoo, generated networks and baselines."""
+    mean = runs.mean(numeric_only=True)
+    kinds = {"zoo": ("zoo", None), "generated": ("generated", "novelty.ratio")}
+    for name in BASELINES:
+        if f"baselines.{name}.nll.mean" in mean:
+            kinds[NAMES.get(name, name)] = (f"baselines.{name}", f"baselines.{name}.novelty")
+    return {
+        kind: {score: mean[f"{column}.{score}.mean"] for score in ("accuracy", "nll")} | {"novelty": None if new is None else mean[new]}
+        for kind, (column, new) in kinds.items()
+    }
+
+
+def by_size(frame: pd.DataFrame) -> dict[str, list[tuple[int, Mapping, Mapping, Mapping]]]:
+    """For each training that zoos of several sizes had: runs in the zoo, novelty, scores of the generated networks and of the zoo."""
+    lines = {}
+    for (network, *_, iterations, batch, seed), runs in frame.groupby(
+        ["config.network", "config.snapshots", "config.iterations", "config.batch", "config.seed"]
+    ):
+        runs = runs.drop_duplicates("config.runs").sort_values("config.runs")
+        if len(runs) >= SIZES:
+            lines[f"{network}, {iterations:,} steps of {batch}, seed {seed}"] = [
+                (
+                    int(run["config.runs"]), {"ratio": run["novelty.ratio"], "copies": run["novelty.copies"]},
+                    summary(run, "generated"), summary(run, "zoo"),
+                )
+                for _, run in runs.iterrows()
+            ]  # fmt: skip
+    return lines
+
+
+def summary(run: pd.Series, kind: str) -> dict[str, dict[str, float]]:
+    """The scores of a kind of networks, as `geoflow.evaluation.metrics.summary` gives them."""
+    return {score: {part: run[f"{kind}.{score}.{part}"] for part in ("mean", "std")} for score in ("accuracy", "nll")}
+
+
+def _kinds(runs: pd.DataFrame) -> dict[str, Mapping]:
+    """What a row of the figure shows: zoo, generated networks, and the baseline with the lowest NLL."""
+    shown = board(runs)
+    top = best(runs)
+    return {"zoo": shown["zoo"], "generated": shown["generated"], "best baseline": shown[NAMES.get(top, top)]}
+
+
+def _by_distance(run: pd.Series, found: Mapping) -> list[tuple[float, Mapping]]:
+    """For each sharpness the distance of two networks, in units of two of the zoo, and the scores."""
+    zoo = run["diversity.zoo.distance"]
+    return [(one["diversity"]["generated"]["distance"] / zoo, one["generated"]) for one in found["sharpness"].values()]

@@ -1,0 +1,63 @@
+"""Make the table and the picture that the README shows of the kept runs."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from geoflow.evaluation.boards import plot_board
+from pages.figures import board
+from pages.tables import NAMES, best, by_label, novelty, scores
+
+# what a line is called: the study and the row that it shows
+ROWS = {
+    "digits, 64-10-10": ("main_job", "digits, geometric"),
+    "MNIST, 784-10-10": ("mnist", "1,024 runs, 6,000 steps of 64"),
+    "Fashion-MNIST, 784-10-10": ("fashion", "1,024 runs, 12,000 steps of 64"),
+    "MNIST, 784-32-32-10": ("mnist32", "1,000 runs, 3,000 steps of 64"),
+    "digits, batch norm": ("batch_norm", "BatchNorm1d behind the hidden layer"),
+    "digits, residual MLP": ("residual_mlp", "3,000 steps of 32"),
+    "ResNet, one start": ("resnet", "400 steps of 16"),
+    "ViT, one start": ("vit", "400 steps of 16"),
+    "BERT, one start": ("bert", "400 steps of 16"),
+}
+PICTURE = "digits, 64-10-10"
+BEGIN, END = "<!-- This table is written by `make results`. -->\n", "<!-- The end of the table. -->"
+
+
+def table(kept: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A line for each network whose runs are kept; scores are accuracy / NLL."""
+    return pd.DataFrame(_line(title, runs) for title, runs in _rows(kept).items())
+
+
+def picture(kept: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Generated networks beside zoo and baselines, on a task where baselines fail."""
+    runs = _rows(kept).get(PICTURE)
+    return {} if runs is None else {"scoreboard": plot_board(board(runs), "Single networks 64-10-10 for the digits, on the test part")}
+
+
+def inserted(text: str, table: str) -> str:
+    """A text whose table, between its two marks, is this one."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"The README has lost the marks of its table, {BEGIN!r} and {END!r}.")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{table}\n\n{END}{after}"
+
+
+def _rows(kept: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The runs of each line."""
+    found = {title: by_label(kept[study]).get(label) for title, (study, label) in ROWS.items() if study in kept}
+    return {title: runs for title, runs in found.items() if runs is not None}
+
+
+def _line(title: str, runs: pd.DataFrame) -> dict[str, str]:
+    top = best(runs)
+    return {
+        "task": title,
+        "zoo": scores(runs, "zoo"),
+        "generated": scores(runs, "generated"),
+        "best baseline (its novelty)": f"{NAMES.get(top, top)} {scores(runs, top)} ({novelty(runs, top)})",
+        "novelty": novelty(runs),
+        "time": f"{runs['minutes.train'].mean():.0f} min",
+    }

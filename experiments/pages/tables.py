@@ -1,0 +1,100 @@
+"""Turn the kept runs of a study into the tables that its page shows, with the mean over seeds in each cell."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+MEANS = ("mean_network", "rescaled_mean")
+BASELINES = (*MEANS, "interpolation", "gaussian", "pca_gaussian", "noised")  # without retrieval, which copies by design
+NAMES = {"mean_network": "mean", "rescaled_mean": "rescaled mean", "pca_gaussian": "Gaussian on components", "gaussian": "Gaussian"}
+
+
+def by_label(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs of each label, in the order of the table."""
+    return {label: runs for label, runs in frame.groupby(level="label", sort=False)}
+
+
+def three(value: float) -> str:
+    """A number below 10 with three digits, without the 0 before the point."""
+    return "-" if pd.isna(value) else f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
+
+
+def scores(runs: pd.DataFrame, kind: str) -> str:
+    """Accuracy / NLL of a kind of networks: zoo, generated or a baseline."""
+    kind = kind if kind in ("zoo", "generated") else f"baselines.{kind}"
+    return " / ".join(three(runs[f"{kind}.{score}.mean"].mean()) for score in ("accuracy", "nll"))
+
+
+def best(runs: pd.DataFrame, names: Sequence[str] = BASELINES) -> str:
+    """The baseline with the lowest NLL, among those that all runs measured."""
+    losses = {name: runs[column].mean(skipna=False) for name in names if (column := f"baselines.{name}.nll.mean") in runs}
+    return pd.Series(losses).idxmin()
+
+
+def quality(frame: pd.DataFrame) -> pd.DataFrame:
+    """What a page says of each label; scores are accuracy / NLL."""
+    lines = []
+    for label, runs in by_label(frame).items():
+        top = best(runs)
+        lines.append(
+            {
+                "runs": label,
+                "seeds": _seeds(runs),
+                "zoo": scores(runs, "zoo"),
+                "generated": scores(runs, "generated"),
+                "mean network": scores(runs, best(runs, MEANS)),
+                "best baseline (novelty)": f"{NAMES.get(top, top)} {scores(runs, top)} ({novelty(runs, top)})",
+                "novelty, copies": f"{novelty(runs)}, {three(runs['novelty.copies'].mean())}",
+                "minutes": f"{runs['minutes.train'].mean():.0f}",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def novelty(runs: pd.DataFrame, baseline: str | None = None) -> str:
+    column = "novelty.ratio" if baseline is None else f"baselines.{baseline}.novelty"
+    return f"{runs[column].mean():.2f}".removeprefix("0")
+
+
+def sharpness(label: str, found: Mapping, runs: pd.DataFrame) -> pd.DataFrame:
+    """What the networks of one flow gain by sharpness, and how alike they become."""
+    zoo = runs.iloc[0]["diversity.zoo.distance"]
+    return pd.DataFrame(
+        {
+            "sharpness": sharpness,
+            "accuracy / NLL": f"{three(one['generated']['accuracy']['mean'])} / {three(one['generated']['nll']['mean'])}",
+            "NLL on training data": three(one["training"]["nll"]["mean"]),
+            "distance of two, zoo: 1": three(one["diversity"]["generated"]["distance"] / zoo),
+        }
+        for sharpness, one in found["sharpness"].items()
+    )
+
+
+def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
+    """What a flow makes of networks that it never saw: other widths, or another task."""
+    return pd.DataFrame(
+        {
+            "task": one["task"],
+            "hidden": "-".join(map(str, one["hidden"])),
+            "parameters": f"{one['parameters']:,}",
+            "networks": one["count"],
+            "accuracy / NLL": f"{three(one['generated']['accuracy']['mean'])} / {three(one['generated']['nll']['mean'])}",
+        }
+        for one in sorted(found, key=lambda one: (one["task"] != "mnist", one["parameters"]))
+    )
+
+
+def machine(frame: pd.DataFrame) -> str:
+    """What computed the runs, and the commits that made them."""
+    on = ", ".join(sorted({f"{threads:.0f} thread{'s' * (threads > 1)} of {cpu}" if device == "cpu" else device
+                           for device, threads, cpu in _columns(frame, "ran.device", "ran.threads", "ran.cpu")}))  # fmt: skip
+    return f"{on}; commits {', '.join(sorted({commit[:7] for (commit,) in _columns(frame, 'ran.commit')}))}"
+
+
+def _columns(frame: pd.DataFrame, *names: str):
+    return frame[list(names)].itertuples(index=False, name=None)
+
+
+def _seeds(runs: pd.DataFrame) -> str:
+    seeds = runs.index.get_level_values("seed").tolist()
+    return ", ".join(map(str, seeds)) if len(seeds) < 5 else f"{seeds[0]} to {seeds[-1]}"

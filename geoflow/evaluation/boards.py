@@ -1,0 +1,98 @@
+"""Draw generated networks beside the zoo and the baselines."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from geoflow.evaluation.plots import BLACK, BLUE, GREY, ORANGE, plain_ticks
+
+ROW = 0.36  # inches
+WIDE = 4.0  # quartile distances from the quartiles: what lies farther out is marked at the edge
+PANELS = {"accuracy": "accuracy", "nll": "NLL (nats, log scale)", "novelty": "novelty (copy: 0, another run: 1)"}
+
+
+def plot_board(kinds: Mapping[str, Mapping[str, float | None]], title: str) -> Figure:
+    """Accuracy, NLL and novelty of each kind of networks, a row for each; the numbers stand beside the marks.
+
+    >>> zoo, new = {"accuracy": 0.9, "nll": 0.3, "novelty": None}, {"accuracy": 0.9, "nll": 0.3, "novelty": 1.0}
+    >>> len(plot_board({"zoo": zoo, "generated": new}, "Digits").axes)
+    3
+    """
+    figure = Figure(figsize=(10, 1.3 + ROW * len(kinds)), layout="constrained")
+    figure.suptitle(title)
+    for axes, (field, label) in zip(figure.subplots(1, 3, sharey=True), PANELS.items(), strict=True):
+        for row, (name, one) in enumerate(kinds.items()):
+            if (value := one[field]) is not None:
+                axes.plot(value, row, "o", color=_colour(name), markersize=7)
+                axes.annotate(_short(value), (value, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=10)
+        if field == "novelty":
+            axes.axvline(1, color=GREY, linestyle="--", linewidth=1)
+        _rows(axes, list(kinds), label)
+        _scale(axes, field)
+        axes.margins(x=0.28)
+    return figure
+
+
+def plot_rows(rows: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
+    """Accuracy and NLL of several runs, a row for each run, a mark for each kind of networks that it has.
+
+    The axes span what most runs reach. A mark at the edge, with its number, stands for a value beyond it.
+
+    >>> one = {"accuracy": 0.9, "nll": 0.3}
+    >>> len(plot_rows({"seed 0": {"zoo": one, "generated": one}}, "Digits").axes)
+    2
+    """
+    kinds = list(dict.fromkeys(kind for one in rows.values() for kind in one))
+    figure = Figure(figsize=(10, 1.5 + 0.28 * len(rows)), layout="constrained")
+    figure.suptitle(title)
+    for axes, field in zip(figure.subplots(1, 2, sharey=True), ("accuracy", "nll"), strict=True):
+        low, high = _limits([one[kind][field] for one in rows.values() for kind in one])
+        for kind, marker in zip(kinds, "|oDs^v", strict=False):
+            found = [(row, one[kind][field]) for row, one in enumerate(rows.values()) if kind in one]
+            inside = [(value, row) for row, value in found if low <= value <= high]
+            axes.plot(*zip(*inside, strict=True), marker, color=_colour(kind), markersize=6, label=kind, markeredgewidth=1.6)
+            for row, value in found:
+                if not low <= value <= high:
+                    edge, side = (low, -1) if value < low else (high, 1)
+                    axes.plot(edge, row, "<" if side < 0 else ">", color=_colour(kind), markersize=6)
+                    axes.annotate(
+                        _short(value), (edge, row), xytext=(-7 * side, 0), textcoords="offset points", va="center", fontsize=10,
+                        ha="left" if side < 0 else "right",
+                    )  # fmt: skip
+        _rows(axes, list(rows), PANELS[field])
+        _scale(axes, field)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds), frameon=False)
+    return figure
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """A range that a few failing runs do not stretch."""
+    first, third = np.quantile(values, [0.25, 0.75])
+    slack = max(WIDE * (third - first), 1e-9)
+    inside = [value for value in values if first - slack <= value <= third + slack]
+    return min(inside), max(inside)
+
+
+def _colour(kind: str) -> str:
+    return {"zoo": BLACK, "generated": BLUE, "mean network": GREY}.get(kind, ORANGE)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.2f}"
+
+
+def _rows(axes: Axes, names: list[str], label: str) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.grid(True, axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(axes: Axes, field: str) -> None:
+    if field == "nll":
+        axes.set_xscale("log")
+        plain_ticks(axes.xaxis)
