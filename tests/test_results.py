@@ -96,16 +96,16 @@ def test_a_kept_flow_is_that_of_its_run():
 
 def test_the_readme_and_the_overview_show_what_the_kept_runs_make():
     from pages.kept import RESULTS, read
-    from pages.readme import BEGIN, END, ROWS, inserted, table
+    from pages.readme import BEGIN, END, ROWS, inserted, shown
     from pages.studies import STUDIES
-    from pages.write import README, _markdown, overview
+    from pages.write import README, overview, rendered
 
     kept = {study: frame for study in STUDIES if len(frame := read(study))}
     text = README.read_text(encoding="utf-8")
-    made = _markdown(table(kept))
+    made = rendered("readme.md.j2", **shown(kept))
     assert inserted(text, made) == text
-    shown = [line.split(" | ")[0].removeprefix("| ") for line in text.split(BEGIN)[1].split(END)[0].strip().splitlines()[2:]]
-    assert shown and shown == [title for title in ROWS if title in shown]
+    titles = [line.split(" | ")[0].removeprefix("| ") for line in text.split(BEGIN)[1].split(END)[0].splitlines() if " | " in line][2:]
+    assert titles and titles == [title for title in ROWS if title in titles]
     assert (RESULTS / "README.md").read_text(encoding="utf-8") == overview(kept)
     with pytest.raises(ValueError, match="lost the marks"):
         inserted("# geoflow", made)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from geoflow.evaluation.boards import plot_board
 from pages.figures import board
-from pages.tables import NAMES, best, by_label, novelty, scores
+from pages.tables import MEANS, NAMES, best, by_label, novelty, scores
 
 # what a line is called: the study and the row that it shows
 ROWS = {
@@ -21,13 +21,17 @@ ROWS = {
     "ViT, one start": ("vit", "400 steps of 16"),
     "BERT, one start": ("bert", "400 steps of 16"),
 }
-PICTURE = "digits, 64-10-10"
+PICTURE, MEAN_OF = "digits, 64-10-10", "MNIST, 784-10-10"
 BEGIN, END = "<!-- This table is written by `make results`. -->\n", "<!-- The end of the table. -->"
 
 
-def table(kept: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """A line for each network whose runs are kept; scores are accuracy / NLL."""
-    return pd.DataFrame(_line(title, runs) for title, runs in _rows(kept).items())
+def shown(kept: Mapping[str, pd.DataFrame]) -> dict:
+    """What templates/readme.md.j2 takes: a table with a line for each network whose runs are kept, and MNIST beside its mean network."""
+    rows = _rows(kept)
+    found = {"table": pd.DataFrame(_line(title, runs) for title, runs in rows.items()), "means": None, "generated": None}
+    if (mnist := rows.get(MEAN_OF)) is not None:
+        found |= {"means": scores(mnist, best(mnist, MEANS)), "generated": scores(mnist, "generated")}
+    return found
 
 
 def picture(kept: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
@@ -36,13 +40,13 @@ def picture(kept: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     return {} if runs is None else {"scoreboard": plot_board(board(runs), "Single networks 64-10-10 for the digits, on the test part")}
 
 
-def inserted(text: str, table: str) -> str:
-    """A text whose table, between its two marks, is this one."""
+def inserted(text: str, made: str) -> str:
+    """A text in which this stands between the two marks."""
     if BEGIN not in text or END not in text:
         raise ValueError(f"The README has lost the marks of its table, {BEGIN!r} and {END!r}.")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{table}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n{made.strip()}\n\n{END}{after}"
 
 
 def _rows(kept: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

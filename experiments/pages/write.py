@@ -11,7 +11,7 @@ from lab.folder import ROOT
 from geoflow.evaluation.plots import save_figures
 from pages.figures import MAIN, figures
 from pages.kept import RESULTS, beside, read
-from pages.readme import inserted, picture, table
+from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES, TEMPLATES
 from pages.tables import NAMES, best, by_label, machine, novelty, quality, scores, sharpness, three, transfers
 
@@ -29,7 +29,7 @@ def rebuild() -> list[Path]:
     kept = {study: frame for study in STUDIES if len(frame := read(study))}
     paths = [path for study, frame in kept.items() for path in write(study, frame)]
     (RESULTS / "README.md").write_text(overview(kept), encoding="utf-8")
-    README.write_text(inserted(README.read_text(encoding="utf-8"), _markdown(table(kept))), encoding="utf-8")
+    README.write_text(inserted(README.read_text(encoding="utf-8"), rendered("readme.md.j2", **shown(kept))), encoding="utf-8")
     return [*paths, RESULTS / "README.md", README, *save_figures(PICTURE, picture(kept))]
 
 
