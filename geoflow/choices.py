@@ -1,4 +1,4 @@
-"""Pick a row of a table by its name, or say which names there are."""
+"""Look a name up in a table, and list the known names if it is not there."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -7,7 +7,9 @@ Row = TypeVar("Row")
 
 
 def choose(option: str, name: str, table: Mapping[str, Row]) -> Row:
-    """The row `name` of the table of an option. Raises ValueError listing the known names.
+    """The row `name` of a table. `option` says in the message what was chosen.
+
+    Raises ValueError with the known names if the table has no such row.
 
     >>> choose("solver", "eular", {"euler": 1, "rk4": 4})
     Traceback (most recent call last):

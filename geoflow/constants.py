@@ -1,4 +1,4 @@
-"""Bring constants to the device and precision of what they meet, once."""
+"""Copy constant tensors to the device and the precision of their partners, once."""
 
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -7,9 +7,9 @@ _COPIES = WeakTensorKeyDictionary()  # constant: {(device, dtype): copy}
 
 
 def beside(constant: Tensor, x: Tensor) -> Tensor:
-    """A tensor that never changes, on the device of `x` and, where both are floating, in its precision.
+    """A tensor that never changes, on the device of `x`. If both are floating, it also has the precision of `x`.
 
-    The copy is remembered as long as the constant lives: a GPU that fetched it at every step would wait for it each time.
+    The copy is kept as long as the constant lives. A copy at every step would make a GPU wait each time.
 
     >>> import torch
     >>> scale = torch.ones(3)

@@ -1,4 +1,4 @@
-"""Write and read tensors as whole safetensors files: a crash leaves the old file or the new one."""
+"""Write and read safetensors files; a crash while writing leaves the old file as it was."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,16 @@ from torch import Tensor
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A path to write to, that becomes `path` when all is written."""
+    """Give a temporary path to write to, and rename it to `path` when the block ends. After an error `path` is as it was.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with whole(Path(folder) / "a.txt") as partial:
+    ...         done = partial.write_text("all of it")
+    ...     [file.name for file in Path(folder).iterdir()]
+    ['a.txt']
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -24,21 +33,29 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors, from any device, and words about them."""
+    """Write tensors from any device, and a dict of strings about them."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with whole(path) as partial:
         partial.write_bytes(save(plain, dict(metadata)))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and the words about them. Raises ValueError if it is corrupt, FileNotFoundError if there is none."""
+    """The tensors of a file, on the CPU, and the strings about them.
+
+    Raises ValueError if the file is corrupt, and FileNotFoundError if there is none.
+    """
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (safe_open is no mapping)
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (safe_open is not a mapping)
     except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt, or no safetensors file: {error}. Name another, or make it anew.") from error
+        raise ValueError(f"{path} is corrupt or not a safetensors file: {error}. Name another file, or create this one again.") from error
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with the prefix, without it."""
+    """The tensors whose names begin with `prefix`, under their names without it.
+
+    >>> import torch
+    >>> list(under("field.", {"field.a": torch.zeros(1), "other.b": torch.zeros(1)}))
+    ['a']
+    """
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

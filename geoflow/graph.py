@@ -1,4 +1,4 @@
-"""Lay a network out as a graph: units are nodes, weights are edges, each scalar exactly once."""
+"""Describe a network as a graph: units are nodes, and weights are edges."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -13,9 +13,10 @@ from geoflow.spec import ONE_UNIT, NetworkSpec, Piece
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """All edges from the units of `source` to the units of `target` that one tensor holds: a dense rectangle of features.
+    """All edges from the units of one site to the units of another that one tensor holds.
 
-    `key` says in which role, in words that other architectures share: kind:target<source:features.
+    `target` and `source` are indices of sites. `index` [target units, source units, features] holds the places of the edges' weights in
+    the weight vector. `key` is the role of the edges, as kind:target<source:features. Other architectures use the same roles.
     """
 
     target: int
@@ -26,7 +27,10 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class NodeFeature:
-    """What one tensor says of every unit of a site, such as its bias; `key` is kind:site:features."""
+    """The numbers that one tensor holds for every unit of a site, such as biases.
+
+    `index` [units, features] holds their places in the weight vector. `key` is the role of the tensor, as kind:site:features.
+    """
 
     site: int
     key: str
@@ -35,10 +39,9 @@ class NodeFeature:
 
 @dataclass(frozen=True, eq=False)
 class Diagonal:
-    """One edge from each unit of `source` to the same unit of `target`: a wire of the table, of the kind `wire`.
+    """One edge from each unit of a site to the same unit of another site: a wire of the table, of the kind `wire`.
 
-    `index` and `key` are those of a NodeFeature of the target, for the diagonal tensor that lies on the wire, such as a gain. Where
-    none does, there are no features and `key` is empty.
+    If a diagonal tensor such as a gain lies on the wire, `index` and `key` are those of a NodeFeature of the target. Else both are empty.
     """
 
     target: int
@@ -50,11 +53,21 @@ class Diagonal:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The structure of a network's graph; `index` fields point into a weight vector, so any theta of this spec fits it.
+    """The graph of a network. Every weight belongs to it exactly once.
 
-    `blocks` are dense rectangles of edges, `diagonals` edges from unit to unit. `scalars` are the weights that belong to no unit (a PReLU
-    slope shared by all). Behind them stand the `extras` further coordinates that a chart appends to the weight vector. `unseen` are
-    coordinates that this view leaves out (see `leading`).
+    The graph holds no weights. Each `index` holds places in the weight vector, so one graph serves all networks of the spec.
+
+    - `blocks` are the edges between all units of two sites, and `diagonals` are the edges from unit to unit.
+    - `features` are the numbers that belong to single units.
+    - `scalars` are the places of weights that belong to no unit, such as a PReLU slope that all units share. The coordinates that a chart
+      appends to the weight vector are scalars too.
+    - `unseen` are the coordinates that this graph leaves out (see `leading`).
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> graph = geoflow.graph_of(geoflow.spec_of(network, torch.zeros(1, 4)))
+    >>> graph.size, graph.units, graph.depth
+    (23, 5, (0.0, 0.5, 1.0))
     """
 
     spec: NetworkSpec
@@ -66,35 +79,35 @@ class Graph:
 
     @cached_property
     def of_units(self) -> tuple[NodeFeature, ...]:
-        """What is said of single units: the features of nodes, and those of diagonals, told of the unit that a diagonal leads to."""
+        """The features of nodes, and those of diagonals. The features of a diagonal belong to its target."""
         loaded = [diagonal for diagonal in self.diagonals if diagonal.key]
         return (*self.features, *(NodeFeature(diagonal.target, diagonal.key, diagonal.index) for diagonal in loaded))
 
     @cached_property
     def parts(self) -> tuple[Block | NodeFeature, ...]:
-        """All that holds coordinates but the scalars."""
+        """The blocks and the features of units. Together they hold all coordinates except scalars and unseen ones."""
         return (*self.blocks, *self.of_units)
 
     @cached_property
     def entries(self) -> Int[Tensor, " size"]:
-        """The coordinates of all blocks, units, scalars and unseen ones, laid one after the other."""
+        """All coordinates, in the order of the parts, the scalars and the unseen ones."""
         return torch.cat([*(part.index.flatten() for part in self.parts), self.scalars, self.unseen])
 
     @cached_property
     def order(self) -> Int[Tensor, " size"]:
-        """Where each coordinate stands among the entries."""
+        """The place of each coordinate in `entries`."""
         return self.entries.argsort()
 
     @cached_property
     def size(self) -> int:
-        """Length of the vectors that this graph is a view of."""
+        """The length of the vectors that this graph describes."""
         return len(self.entries)
 
     @cached_property
     def unit_of(self) -> Int[Tensor, " size"]:
-        """The unit that each coordinate belongs to, numbered from 0: an edge belongs to its target, a scalar is a unit of its own.
+        """The number of the unit that each coordinate belongs to, from 0. An edge belongs to its target, and a scalar is a unit of its own.
 
-        A unit and what a wire of ONE_UNIT makes of it, such as its normalised self, count as one: a gain is no unit by itself.
+        Two units that a wire of ONE_UNIT joins, such as a unit and its normalised value, count as one. So a gain is not a unit of its own.
         """
         first, owner = site_starts(self.spec), torch.empty(self.size, dtype=torch.long)
         before: dict[int, int] = {}
@@ -109,20 +122,20 @@ class Graph:
 
     @cached_property
     def units(self) -> int:
-        """How many units `unit_of` tells apart."""
+        """The number of units that `unit_of` distinguishes."""
         return int(self.unit_of.max()) + 1
 
     @cached_property
     def places(self) -> Float[Tensor, "sites 3"]:
-        """Of each site its depth, and whether it is an input and an output: what any architecture says of its sites."""
+        """For each site its depth, whether it is an input, and whether it is an output."""
         return torch.tensor([[depth, s.role == "input", s.role == "output"] for depth, s in zip(self.depth, self.spec.sites, strict=True)])
 
     @cached_property
     def depth(self) -> tuple[float, ...]:
-        """Distance of each site from the inputs over the distance input - output, in [0, 1]: a place that any depth shares."""
+        """The depth of each site from 0 to 1: its longest distance from the inputs, divided by the largest of these distances."""
         steps = [0] * len(self.spec.sites)
         edges = [(b.source, b.target) for b in self.blocks] + [tuple(sorted((w.source, w.target))) for w in self.spec.wires]
-        for _ in self.spec.sites:  # longest path; a layer that is used twice closes a cycle, so the number of sweeps is bounded
+        for _ in self.spec.sites:  # a layer that is used twice closes a cycle, so the sweeps are bounded
             for source, target in edges:
                 if source < target:
                     steps[target] = max(steps[target], steps[source] + 1)
@@ -131,11 +144,11 @@ class Graph:
 
 
 def _root(site: int, before: dict[int, int]) -> int:
-    """The site where a chain of sites that are made one of the other begins."""
+    """The first site of a chain in which each site is computed from the one before. `before` maps a site to the one before it."""
     passed = {site}
     while site in before:
         site = before[site]
-        assert site not in passed, "a site cannot be made of itself alone"
+        assert site not in passed, "a chain of sites leads back to its start"
         passed.add(site)
     return site
 
@@ -148,10 +161,10 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
         flat = torch.arange(offset, offset + tensor.numel).reshape(tensor.shape)
         for pieces, part in _rectangles(tensor.axes, flat):
             sited = [axis for axis, piece in enumerate(pieces) if piece.writes is not None or piece.reads is not None]
-            if len(sited) > 2:  # what nothing moves are positions
+            if len(sited) > 2:  # sites that no symmetry moves count as positions
                 sited = [axis for axis in sited if not spec.sites[pieces[axis].owner].pinned]
             fixed = {axis: spec.sites[pieces[axis].owner].role == "input" for axis in sited}
-            if len(sited) == 2 and all(fixed.values()):  # inputs are told of, but learn nothing
+            if len(sited) == 2 and all(fixed.values()):  # the states of inputs do not change, so one axis is enough
                 sited = sited[:1]
             if not sited:
                 scalars.append(part.flatten())
@@ -161,19 +174,19 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
                 key = f"{tensor.kind}:{spec.sites[site].role}:{index.shape[-1]}"
                 if None in (piece.writes, piece.reads):
                     features.append(NodeFeature(site, key, index))
-                else:  # the table of older files, and of units that nothing moves, does not say which wire it lies on
+                else:  # tables of older files have no wire here, nor do units that no symmetry moves
                     ends = piece.reads, piece.writes
                     kind = wires.get(ends, "depthwise" if tensor.kind == "weight" else "gain")
                     diagonals.append(Diagonal(site, piece.reads, kind, key, index))
                     loaded.add(ends)
             elif len(sited) == 2:
-                sited.sort(key=lambda axis: (fixed[axis], pieces[axis].writes is None))  # inputs are no targets
+                sited.sort(key=lambda axis: (fixed[axis], pieces[axis].writes is None))  # inputs are never targets
                 target, source = (pieces[a].owner for a in sited)
                 index = _units_first(part, pieces, sited)
                 roles = f"{spec.sites[target].role}<{spec.sites[source].role}"
                 blocks.append(Block(target, source, f"{tensor.kind}:{roles}:{index.shape[-1]}", index))
             else:
-                raise ValueError(f"{tensor.name!r} joins {len(sited)} sites; a graph's edge joins two.")
+                raise ValueError(f"An edge connects two sites, but {tensor.name!r} connects {len(sited)}. This network has no graph.")
     nothing = {site: torch.zeros(spec.sites[site].size, 0, dtype=torch.long) for _, site in wires}
     left = {ends: kind for ends, kind in wires.items() if ends not in loaded}
     bare = [Diagonal(target, source, kind, "", nothing[target]) for (source, target), kind in left.items()]
@@ -182,7 +195,9 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
 
 
 def graph_of(spec: NetworkSpec, extras: int = 0) -> Graph:
-    """The graph of a network: a view of its table, the same for every weight vector.
+    """The graph of a network. It depends on the table alone. `extras` is a number of further coordinates, which become scalars.
+
+    Raises ValueError if a tensor connects more than two sites whose units can move.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -195,7 +210,7 @@ def graph_of(spec: NetworkSpec, extras: int = 0) -> Graph:
 
 
 def pinned_sites(graph: Graph) -> dict[str, int]:
-    """The numbers of the sites whose units are not exchangeable, by a name that other architectures for the same task share."""
+    """The indices of the sites whose units cannot be permuted, by names such as "input0" that all networks for a task share."""
     counts: dict[str, int] = {}
     named = {}
     for number, site in enumerate(graph.spec.sites):
@@ -207,7 +222,7 @@ def pinned_sites(graph: Graph) -> dict[str, int]:
 
 @lru_cache(maxsize=64)
 def plain_inputs(graph: Graph) -> dict[str, list[Block]]:
-    """Inputs that nothing but weights reads (no gain of their own, no residual link), by their name, with these weights."""
+    """The inputs that only blocks of weights read, as {name: blocks}. They have no gain of their own, and no wire to another site."""
     tied = {feature.site for feature in graph.of_units} | {block.target for block in graph.blocks}
     tied |= {site for diagonal in graph.diagonals for site in (diagonal.source, diagonal.target)}
     found = {}
@@ -220,9 +235,9 @@ def plain_inputs(graph: Graph) -> dict[str, list[Block]]:
 
 @lru_cache(maxsize=64)
 def leading(graph: Graph, units: int) -> Graph:
-    """The view of a graph that ends each plain input after so many units; the weights on further units are `unseen`.
+    """The graph with only the weights on the first `units` units of each plain input. The weights on further units are `unseen`.
 
-    Its spec counts the seen units of a site only.
+    In the spec of the result, such an input has the size `units`.
     """
     cut = {block for blocks in plain_inputs(graph).values() for block in blocks if block.index.shape[1] > units}
     if not cut:
@@ -235,7 +250,7 @@ def leading(graph: Graph, units: int) -> Graph:
 
 
 def _rectangles(axes: tuple[tuple[Piece, ...], ...], flat: Tensor):
-    """Every combination of one piece per axis, with the part of the tensor that it cuts out."""
+    """Every combination of one piece per axis, with the part of the tensor that it covers."""
     for chosen in product(*(range(len(axis)) for axis in axes)):
         part = flat
         for dim, (axis, k) in enumerate(zip(axes, chosen, strict=True)):
@@ -245,7 +260,7 @@ def _rectangles(axes: tuple[tuple[Piece, ...], ...], flat: Tensor):
 
 
 def _units_first(part: Tensor, pieces: list[Piece], sited: list[int]) -> Tensor:
-    """[units of the sited axes in order, all the rest flattened]."""
+    """The tensor as [units of each axis in `sited`, features]. All other axes become features."""
     split = part.reshape([n for piece in pieces for n in (piece.size, piece.repeat)])
     front = [2 * axis for axis in sited]
     back = [dim for dim in range(split.ndim) if dim not in front]
@@ -253,22 +268,22 @@ def _units_first(part: Tensor, pieces: list[Piece], sited: list[int]) -> Tensor:
 
 
 def moving_sites(graph: Graph) -> list[int]:
-    """The sites whose units have states that a field changes, which it lays one after the other: all but the inputs."""
+    """The indices of all sites except inputs. A field changes the states of their units, and stores them site after site."""
     return [index for index, site in enumerate(graph.spec.sites) if site.role != "input"]
 
 
 def moving_units(graph: Graph) -> list[int]:
-    """How many units each of them has."""
+    """The number of units of each of the `moving_sites`."""
     return [graph.spec.sites[index].size for index in moving_sites(graph)]
 
 
 def moving_starts(graph: Graph) -> dict[int, int]:
-    """Where the units of each of them begin."""
+    """The number of the first unit of each of the `moving_sites`, as {site: number}. Units of inputs are not counted."""
     return dict(zip(moving_sites(graph), accumulate(moving_units(graph), initial=0), strict=False))
 
 
 def site_starts(spec: NetworkSpec) -> list[int]:
-    """The number of each site's first node, and the number of nodes at the end."""
+    """The number of each site's first node, and last the number of all nodes."""
     starts = [0]
     for site in spec.sites:
         starts.append(starts[-1] + site.size)

@@ -12,14 +12,17 @@ EDGE_TYPES = {"weight": 0, **{kind: number for number, kind in enumerate(WIRES, 
 
 
 def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | None = None):
-    """One network as a `torch_geometric.data.Data`: one node per unit, one edge per pair of joined units.
+    """Turn one network into a `torch_geometric.data.Data`, with one node per unit and one edge per pair of joined units.
 
-    Edges are weights or wires of some kind: EDGE_TYPES says what their `edge_type` means. `edge_attr` holds the
-    entries of the tensors on them, padded with zeros to the widest. `x` has one column for each feature of a node tensor (such as a
-    bias), 0 where a site has none. `edge_block` and `site` say where edges and nodes come from.
-    `mask` (of theta's shape, True where a weight exists) drops the edges of pruned weights: by structure, never by value.
+    - `edge_type` [edges] says whether an edge is a weight or which kind of wire it is. EDGE_TYPES lists the numbers.
+    - `edge_attr` [edges, features] holds the weights on the edges, padded with zeros to the largest number of features.
+    - `edge_block` [edges] is the index of the part that an edge comes from, among the blocks and then the diagonals of the graph.
+    - `x` [nodes, features] has one column for each feature of a node tensor, such as a bias. It is 0 at other sites.
+    - `site` [nodes] is the site of a node. `scalars` are the weights that belong to no unit.
 
-    Raises ValueError for more than one network.
+    `mask` has the shape of `theta`. An edge is dropped if all its weights are False there. A weight of value 0 is not dropped.
+
+    Raises ValueError if `theta` is not the weight vector of one network.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -31,7 +34,7 @@ def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | N
     from torch_geometric.data import Data
 
     if tuple(theta.shape) != (spec.weights,):
-        raise ValueError(f"A graph is made of one network of {spec.weights} weights, not of {tuple(theta.shape)}.")
+        raise ValueError(f"to_pyg takes one network of {spec.weights} weights, not a tensor of shape {tuple(theta.shape)}.")
     graph, first = graph_of(spec), site_starts(spec)
     parts = (*graph.blocks, *graph.diagonals)
     widest = max([part.index.shape[-1] for part in parts], default=1)
@@ -60,7 +63,7 @@ def to_pyg(spec: NetworkSpec, theta: Float[Tensor, " weights"], mask: Tensor | N
 
 
 def _node_features(graph, theta: Tensor) -> Float[Tensor, "nodes features"]:
-    """Every feature of a node tensor in a column of its own, 0 for the units of other sites."""
+    """One column for each feature of a node tensor, 0 for the units of other sites."""
     first = site_starts(graph.spec)
     x, column = theta.new_zeros(first[-1], sum(feature.index.shape[-1] for feature in graph.features) or 1), 0
     for feature in graph.features:

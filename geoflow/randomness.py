@@ -1,4 +1,4 @@
-"""Draw the random numbers of each phase of the work from a stream of its own."""
+"""Give each phase of a run its own stream of random numbers."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import torch
 
 
 def randomness(seed: int, phase: str) -> torch.Generator:
-    """A generator on the CPU whose numbers are independent of those of the other phases of the same seed.
+    """A generator on the CPU for one phase of a run, such as "noise". Phases of the same seed have independent numbers.
 
     >>> import torch
     >>> a, b = (torch.rand(1, generator=randomness(0, phase)) for phase in ("noise", "split"))
@@ -18,7 +18,7 @@ def randomness(seed: int, phase: str) -> torch.Generator:
 
 
 def seed_global(seed: int, device: str | torch.device = "cpu") -> None:
-    """Seed torch's global generators of the CPU and of one device; `torch.manual_seed` would reseed those of every GPU.
+    """Seed torch's global generators of the CPU and of one device. (`torch.manual_seed` would seed those of every GPU.)
 
     >>> import torch
     >>> seed_global(3)

@@ -1,4 +1,4 @@
-"""Say what a network is made of: its sites, its tensors, and which symmetries tie them."""
+"""Define the table of a network: its sites, its tensors and its symmetries."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -14,10 +14,17 @@ SYMMETRIES = ("permutation", "scaling", "sign")
 
 @dataclass(frozen=True)
 class Site:
-    """One activation vector of the wiring: `size` units made at the module `name`.
+    """One vector of activations, such as the output of a hidden layer.
 
-    `permutation`, `scaling` and `sign` are numbers of groups: sites of one group are permuted (scaled by one positive
-    factor per unit, flipped by one sign per unit) together. None means that this symmetry is not declared here.
+    The vector has `size` units. `name` is the path of the module that makes it. `role` is one of ROLES.
+
+    `permutation`, `scaling` and `sign` are the numbers of groups. The sites of one group move together. Their units are permuted in the
+    same order, multiplied by the same positive factors, or flipped by the same signs. None means that the table declares no such
+    symmetry for this site.
+
+    >>> from geoflow.spec import Site
+    >>> Site("0", 16, "hidden", permutation=0, scaling=0).pinned
+    False
     """
 
     name: str
@@ -29,16 +36,22 @@ class Site:
 
     @property
     def pinned(self) -> bool:
-        """Whether no symmetry moves it."""
+        """True if no symmetry moves the units of this site."""
         return self.permutation is self.scaling is self.sign is None
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one axis of a tensor: `size` units of `repeat` consecutive entries each.
+    """A stretch of one axis of a tensor: `size` units, with `repeat` consecutive elements for each unit.
 
-    `writes` and `reads` are the indices of the sites that these units produce and consume. Both None: positions, such as a kernel's.
-    Both given: a diagonal map, as a depthwise convolution or a learned gain, whose unit i reads unit i.
+    `writes` and `reads` are indices of sites in the table. A weight matrix writes a site along its rows, and reads a site along its
+    columns. A stretch that neither writes nor reads holds positions, such as those of a convolution kernel. A stretch that does both is
+    a diagonal map, such as a learned gain or a depthwise convolution. There unit i of the written site is made of unit i of the read site.
+
+    >>> from geoflow.spec import Piece
+    >>> rows, columns = Piece(3, writes=1), Piece(4, reads=0)
+    >>> rows.owner, columns.owner
+    (1, 0)
     """
 
     size: int
@@ -48,16 +61,26 @@ class Piece:
 
     @property
     def owner(self) -> int | None:
-        """The site whose order its units follow."""
+        """The site whose order these units follow: the written site if there is one, else the read site. None for positions."""
         return self.reads if self.writes is None else self.writes
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Rows `start` to `start + shape[0]` of the entry `name` of the state dict, axis by axis.
+    """One tensor of the weight vector: rows `start` to `start + shape[0]` of the entry `name` of the state dict.
 
-    An entry scales with prod(written sites) ** degree / prod(read sites): degree 1 for weights, biases and running means,
-    2 for running variances, 0 for slopes of PReLU. `kind` is one of KINDS; `learned` is False for running statistics.
+    Most entries are one tensor with `start` 0. An entry that the forward pass uses in slices is several tensors. `axes` holds, for each
+    axis, the pieces that make up the axis. `kind` is one of KINDS. `learned` is False for running statistics.
+
+    `degree` says how scaling acts on the tensor. If every unit is multiplied by its factor, an element of the tensor is multiplied by
+
+        (product of the factors of the units that it writes) ** degree / (product of the factors of the units that it reads)
+
+    The degree is 1 for weights, biases and running means, 2 for running variances, and 0 for the slopes of PReLU.
+
+    >>> from geoflow.spec import Piece, TensorSpec
+    >>> TensorSpec("0.weight", (3, 4), ((Piece(3, writes=1),), (Piece(4, reads=0),)), "weight").numel
+    12
     """
 
     name: str
@@ -70,6 +93,7 @@ class TensorSpec:
 
     @property
     def numel(self) -> int:
+        """The number of weights in the tensor."""
         return prod(self.shape)
 
 
@@ -78,9 +102,14 @@ KINDS = ("weight", "bias", "gain", "running_mean", "running_var", "slope", "para
 
 @dataclass(frozen=True)
 class Wire:
-    """Unit i of the site `source` and unit i of the site `target` are tied, in the direction in which the data flow.
+    """A link from unit i of the site `source` to unit i of the site `target`, for every i.
 
-    `kind`, one of WIRES, is the relation that ties them.
+    Both ends are indices of sites of one size. The direction is that of the data in the forward pass. `kind` is one of WIRES and says
+    why the two units belong together.
+
+    >>> from geoflow.spec import Wire
+    >>> Wire(source=1, target=2, kind="norm")
+    Wire(source=1, target=2, kind='norm')
     """
 
     source: int
@@ -92,26 +121,39 @@ WIRES = {
     "norm": "the target is the normalised source",
     "gain": "the target is the source times a learned factor",
     "depthwise": "the target is the source, convolved by itself",
-    "function": "the target is a function of the source that changes its scale or sign",
+    "function": "the target is a function of the source, with another scale or sign",
     "sum": "the source is added to the target, or compared with it",
-    "product": "the source multiplies the target, or is otherwise combined with it, number by number",
-    "contraction": "products of the two are summed, as of queries and keys",
+    "product": "the source multiplies the target, or another function combines them element by element",
+    "contraction": "the products of the two are summed over their units, as those of queries and keys",
     "concatenation": "the two lie side by side along another axis",
     "recurrence": "the two are states of a recurrent layer",
     **{f"gate {number}": "the target is a gate of the source, in the order of the rows of a recurrent layer" for number in range(4)},
     "shared": "one tensor serves both",
 }
-ONE_UNIT = ("norm", "gain", "depthwise", "function")  # wires from a unit to what a map of this unit alone makes of it
+ONE_UNIT = ("norm", "gain", "depthwise", "function")  # wires whose target unit is computed from the source unit alone
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """The table of a network.
+    """The table of a network: all that the library knows of its architecture.
 
-    `wires` join the sites whose units are tied one by one; the sites of a permutation group are connected by them.
-    `rest` are the entries of the state dict outside the weight vector (counters, masks, tables of positions, entries that the forward
-    pass never touches), kept as they were traced. `constants` are those of them that the forward pass uses: all networks of a zoo share
-    them. `aliases` are pairs (other name, packed name) of tied entries: one tensor under two names of the state dict.
+    - `sites` are the vectors of activations.
+    - `tensors` are the parts of the weight vector, in their order.
+    - `wires` join sites unit by unit. They connect all sites of a permutation group with each other.
+    - `aliases` are the pairs (other name, packed name) of tied entries. A tied entry is one tensor under two names of the state dict.
+    - `rest` holds the entries of the state dict outside the weight vector, with the values of the traced network. Examples are counters,
+      masks, tables of positions, and entries that the forward pass never uses.
+    - `constants` are the names of those entries of `rest` that the forward pass uses. All networks of a zoo share their values.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
+    >>> [(tensor.name, offset) for tensor, offset in zip(spec.tensors, spec.offsets)]
+    [('0.weight', 0), ('0.bias', 12), ('2.weight', 15), ('2.bias', 21)]
+    >>> spec.weights, spec.groups("permutation")
+    (23, {0: 3})
+    >>> geoflow.spec.NetworkSpec.from_json(spec.to_json(), spec.rest) == spec
+    True
     """
 
     sites: tuple[Site, ...]
@@ -123,39 +165,40 @@ class NetworkSpec:
 
     @cached_property
     def weights(self) -> int:
-        """Length of the weight vector."""
+        """The length of the weight vector."""
         return sum(tensor.numel for tensor in self.tensors)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where each tensor starts in the weight vector."""
+        """The index in the weight vector at which each tensor starts."""
         ends = torch.tensor([0] + [tensor.numel for tensor in self.tensors]).cumsum(0)
         return tuple(ends[:-1].tolist())
 
     def groups(self, symmetry: str) -> dict[int, int]:
-        """Declared groups of one of SYMMETRIES, with their number of units."""
+        """The groups of one of SYMMETRIES, as {group: number of units}."""
         return {getattr(site, symmetry): site.size for site in self.sites if getattr(site, symmetry) is not None}
 
     def group_of(self, index: int | None, symmetry: str) -> int | None:
-        """The group of the site `index`, or None."""
+        """The group of the site `index` under a symmetry, or None if it has none."""
         return None if index is None else getattr(self.sites[index], symmetry)
 
     def to_json(self) -> str:
-        """The table as JSON; `rest` holds tensors and is stored beside it."""
+        """The table as JSON, without `rest`. Its tensors are stored beside the JSON."""
         return json.dumps({key: _plain(getattr(self, key)) for key in ("sites", "tensors", "wires", "aliases", "constants")})
 
     @classmethod
     def from_json(cls, text: str, rest: dict[str, Tensor]) -> "NetworkSpec":
+        """The table that `to_json` wrote. `rest` holds the tensors that the JSON leaves out."""
         table = json.loads(text)
         tensors = tuple(
             TensorSpec(**entry | {"shape": tuple(entry["shape"]), "axes": tuple(tuple(Piece(**p) for p in axis) for axis in entry["axes"])})
             for entry in table["tensors"]
         )
         sites = tuple(Site(**site) for site in table["sites"])
-        # files from before wires hold the additions alone, as pairs of sites
+        # older files have no wires: they hold pairs of added sites
         wires = tuple(Wire(**wire) for wire in table.get("wires", ())) + tuple(Wire(*link, "sum") for link in table.get("links", ()))
         aliases = tuple(map(tuple, table["aliases"]))
-        return cls(sites, tensors, wires, aliases, tuple(table.get("constants", ())), rest)  # files from before constants have none
+        return cls(sites, tensors, wires, aliases, tuple(table.get("constants", ())), rest)  # older files have no constants
 
 
 def _plain(rows):

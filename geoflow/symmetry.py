@@ -1,4 +1,4 @@
-"""Act on weight vectors with the symmetries that the spec declares."""
+"""Apply the symmetries of a network to its weight vectors."""
 
 from dataclasses import dataclass, field
 
@@ -10,14 +10,23 @@ from torch import Tensor
 from geoflow.spec import NetworkSpec, Piece, TensorSpec
 
 Groups = dict[int, Tensor]  # group -> [*batch units]
-CHUNK = 2**20  # entries reordered at once: they stay in the cache
+CHUNK = 2**20  # elements reordered at once; so few fit in the processor's cache
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """One element of the symmetry group: rescaled and flipped first, permuted then.
+    """One symmetry of a network: a factor, a sign and a new place for every unit.
 
-    `permutations[g][i]` is the old unit that comes to place i; `factors` are positive, `signs` are +-1. A missing group is left alone.
+    Each field maps the number of a group in the spec to a tensor [`*batch`, units]. A group that is missing is left as it is.
+
+    - `permutations[g][i]` is the old index of the unit that moves to place i of the group g.
+    - `factors[g][i]` is the positive factor of unit i, and `signs[g][i]` is its sign, +1 or -1. They act before the permutation.
+
+    >>> import torch
+    >>> from geoflow.symmetry import Symmetry
+    >>> swap = Symmetry(permutations={0: torch.tensor([1, 0, 2])})
+    >>> swap.factors, swap.signs
+    ({}, {})
     """
 
     permutations: Groups = field(default_factory=dict)
@@ -26,7 +35,10 @@ class Symmetry:
 
 
 def random_symmetry(spec: NetworkSpec, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Symmetry:
-    """A random element of ALL declared symmetries: uniform permutations and signs, log-normal positive factors.
+    """Sample a random symmetry that acts on every group of the spec.
+
+    Permutations and signs are uniform. Factors are exp(z / 2) with a standard normal z. The tensors of the result are [units] and lie on
+    the CPU. Factors and signs have the given `dtype`.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).double()
@@ -47,15 +59,36 @@ def random_symmetry(spec: NetworkSpec, generator: torch.Generator, dtype: torch.
 
 
 def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], symmetry: Symmetry) -> Float[Tensor, "*batch weights"]:
-    """The weights after a symmetry; the network's function stays as it was."""
+    """Apply a symmetry to weight vectors. The networks compute the same function as before.
+
+    The result has the shape of `theta`. Leading axes of the symmetry's tensors broadcast with those of `theta`.
+
+    Raises ValueError in the cases in which `rescale`, `flip` and `permute` do.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 1))
+    >>> double, reverse = {0: torch.tensor([2.0, 1.0, 1.0])}, {0: torch.tensor([2, 1, 0])}
+    >>> geoflow.apply_symmetry(spec, torch.ones(10), geoflow.symmetry.Symmetry(reverse, factors=double))
+    tensor([1.0000, 1.0000, 2.0000, 1.0000, 1.0000, 2.0000, 1.0000, 1.0000, 0.5000,
+            1.0000])
+    """
     scaled = rescale(spec, theta, symmetry.factors)
     return permute(spec, flip(spec, scaled, symmetry.signs), symmetry.permutations)
 
 
 def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutations: Groups) -> Float[Tensor, "*batch weights"]:
-    """Reorder units group by group: place i of group g receives the old unit `permutations[g][i]`.
+    """Reorder the units of some groups. Place i of the group g receives the old unit `permutations[g][i]`.
 
-    Raises ValueError for a group that the spec does not declare, one of another size, and an order that lacks a unit.
+    An order is a tensor of indices [`*batch`, units]. Its leading axes broadcast with those of `theta`.
+
+    Raises ValueError for a group that the spec does not declare, a group of another size, and an order that lacks a unit.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 1))  # 3 weights, 3 biases, 3 weights, 1 bias
+    >>> geoflow.permute(spec, torch.arange(10.0), {0: torch.tensor([2, 0, 1])})
+    tensor([2., 0., 1., 5., 3., 4., 8., 6., 7., 9.])
     """
     _check_groups(spec, permutations, "permutation")
     _check_orders(permutations)
@@ -73,7 +106,10 @@ def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutati
 
 
 def _axis_orders(spec: NetworkSpec, tensor: TensorSpec, permutations: Groups, batch: tuple[int, ...], device) -> dict[int, Tensor]:
-    """For each axis (counted from 1) that is reordered, the old entries in their new order: [entries], or [nets, entries]."""
+    """For each axis that is reordered, the old elements in their new order: [elements] or [nets, elements].
+
+    Axes are counted from 1, because axis 0 is that of the networks.
+    """
     orders = {}
     for number, axis in enumerate(tensor.axes, 1):
         if {spec.group_of(piece.owner, "permutation") for piece in axis} & set(permutations):
@@ -83,7 +119,7 @@ def _axis_orders(spec: NetworkSpec, tensor: TensorSpec, permutations: Groups, ba
 
 
 def _reorder(part: Float[Tensor, "nets ..."], orders: dict[int, Tensor], nets: slice) -> Float[Tensor, "nets ..."]:
-    """Some networks' entries of one tensor, reordered axis by axis: whole rows move at once."""
+    """The elements of one tensor of some networks, reordered axis by axis. Whole rows move at once."""
     for axis, order in orders.items():
         if order.ndim == 1:
             part = part.index_select(axis, order)
@@ -94,26 +130,42 @@ def _reorder(part: Float[Tensor, "nets ..."], orders: dict[int, Tensor], nets: s
 
 
 def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: Groups) -> Float[Tensor, "*batch weights"]:
-    """Multiply every unit's activation by a positive factor; what reads it is divided by the same factor.
+    """Multiply the activation of every unit by a positive factor. The weights that read a unit are divided by its factor.
 
-    Raises ValueError for a group that the spec does not declare, one of another size, and a factor that is not positive.
+    A tensor of factors is [`*batch`, units]. Its leading axes broadcast with those of `theta`.
+
+    Raises ValueError for a group that the spec does not declare, a group of another size, and a factor that is not positive.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 1))  # 2 weights, 2 biases, 2 weights, 1 bias
+    >>> geoflow.rescale(spec, torch.ones(7), {0: torch.tensor([2.0, 1.0])})
+    tensor([2.0000, 1.0000, 2.0000, 1.0000, 0.5000, 1.0000, 1.0000])
     """
     _check_groups(spec, factors, "scaling")
     for group, factor in factors.items():
         if not (factor > 0).all():
-            raise ValueError(f"Factors must be positive; scaling group {group} has {factor.min().item():.3g}.")
+            raise ValueError(f"Every factor must be positive, but scaling group {group} has {factor.min().item():.3g}.")
     return theta if not factors else theta * _factor(spec, factors, "scaling", theta)
 
 
 def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Groups) -> Float[Tensor, "*batch weights"]:
-    """Multiply every unit's activation by +-1, and what reads it by the same sign.
+    """Multiply the activation of every unit by a sign, +1 or -1. The weights that read a unit are multiplied by the same sign.
 
-    Raises ValueError for a group that the spec does not declare, one of another size, and a sign that is not +-1.
+    A tensor of signs is [`*batch`, units]. Its leading axes broadcast with those of `theta`.
+
+    Raises ValueError for a group that the spec does not declare, a group of another size, and a sign that is not +1 or -1.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 1))  # 2 weights, 2 biases, 2 weights, 1 bias
+    >>> geoflow.symmetry.flip(spec, torch.ones(7), {0: torch.tensor([-1.0, 1.0])})
+    tensor([-1.,  1., -1.,  1., -1.,  1.,  1.])
     """
     _check_groups(spec, signs, "sign")
     for group, sign in signs.items():
         if not (is_sign := sign.abs() == 1).all():
-            raise ValueError(f"Signs must be +1 or -1; sign group {group} has {sign[~is_sign][0].item():.3g}.")
+            raise ValueError(f"Every sign must be +1 or -1, but sign group {group} has {sign[~is_sign][0].item():.3g}.")
     return theta if not signs else theta * _factor(spec, signs, "sign", theta)
 
 
@@ -121,17 +173,17 @@ def _check_groups(spec: NetworkSpec, groups: Groups, symmetry: str) -> None:
     declared = spec.groups(symmetry)
     for group, values in groups.items():
         if values.shape[-1] != declared.get(group):
-            raise ValueError(f"There is no {symmetry} group {group} of {values.shape[-1]} units; declared (group: units): {declared}.")
+            raise ValueError(f"There is no {symmetry} group {group} of {values.shape[-1]} units. Known (group: units): {declared}.")
 
 
 def _check_orders(permutations: Groups) -> None:
     for group, order in permutations.items():
         units = np.arange(order.shape[-1])
-        found = np.sort(order.cpu().numpy(), -1)  # several times as fast as torch's
+        found = np.sort(order.cpu().numpy(), -1)  # numpy sorts several times as fast as torch here
         wrong = (found != units).any(-1)
         if wrong.any():
             lost = np.setdiff1d(units, found[wrong][0])[0]
-            raise ValueError(f"An order of permutation group {group} names each of its {len(units)} units once; unit {lost} is missing.")
+            raise ValueError(f"An order of permutation group {group} lists each of {len(units)} units once. Here unit {lost} is missing.")
 
 
 def _axis_index(spec: NetworkSpec, axis: tuple[Piece, ...], permutations: Groups) -> Tensor:
@@ -146,7 +198,7 @@ def _axis_index(spec: NetworkSpec, axis: tuple[Piece, ...], permutations: Groups
 
 
 def _factor(spec: NetworkSpec, groups: Groups, symmetry: str, like: Tensor) -> Tensor:
-    """What each entry of the weight vector is multiplied with: prod(written) ** degree / prod(read)."""
+    """The number that multiplies each element of the weight vector (see `TensorSpec` for the formula)."""
     parts = []
     batch = torch.broadcast_shapes(*(g.shape[:-1] for g in groups.values())) if groups else ()
     for tensor in spec.tensors:

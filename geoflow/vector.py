@@ -12,12 +12,13 @@ State = Mapping[str, Tensor]
 
 
 def pack(spec: NetworkSpec, state: State | Sequence[State]) -> Float[Tensor, "*batch weights"]:
-    """Lay the tensors of a state dict one after the other, in the order of the spec.
+    """Turn state dicts into weight vectors. The tensors of a state dict are laid one after the other, in the order of the spec.
 
-    Leading axes of the entries (as of `torch.func.stack_module_state`) are kept; a sequence of state dicts gives [nets, weights].
+    One state dict gives a vector [weights]. A sequence of state dicts gives a zoo [nets, weights]. The entries of one state dict may be
+    stacked along leading axes, as `torch.func.stack_module_state` stacks them. These axes come first in the result.
 
-    Raises ValueError naming the entry (and the network of a zoo) if one is missing, unknown, of a wrong shape, or not finite,
-    or if a constant of the forward pass is not the traced network's.
+    Raises ValueError if an entry is missing, is unknown, has a wrong shape, or is not finite. It also raises ValueError if tied entries
+    differ, or if a constant of the forward pass differs from that of the traced network. The message names the entry, and the network.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -42,9 +43,21 @@ def pack(spec: NetworkSpec, state: State | Sequence[State]) -> Float[Tensor, "*b
 
 
 def unpack(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[str, Tensor]:
-    """The state dict of a weight vector, complete for `load_state_dict(strict=True)`; leading axes are kept."""
+    """Turn weight vectors back into a state dict, complete for `load_state_dict(strict=True)`.
+
+    Leading axes of `theta` become leading axes of every entry. Entries outside the weight vector have the values of the traced network.
+
+    Raises ValueError if the vectors have another length than the spec.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
+    >>> state = geoflow.unpack(spec, torch.zeros(5, spec.weights))
+    >>> {name: tuple(entry.shape) for name, entry in state.items()}
+    {'0.weight': (5, 3, 4), '0.bias': (5, 3), '2.weight': (5, 2, 3), '2.bias': (5, 2)}
+    """
     if theta.shape[-1] != spec.weights:
-        raise ValueError(f"A weight vector of {theta.shape[-1]} entries does not fit a network of {spec.weights} weights.")
+        raise ValueError(f"A weight vector of length {theta.shape[-1]} does not fit this spec. Its networks have {spec.weights} weights.")
     batch, state = theta.shape[:-1], {}
     for tensor, part in zip(spec.tensors, theta.split([tensor.numel for tensor in spec.tensors], -1), strict=True):
         part = part.reshape((*batch, *tensor.shape))
@@ -56,8 +69,11 @@ def unpack(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[st
 
 
 def check_state(spec: NetworkSpec, state: State) -> None:
-    """Raise ValueError where a state dict, or one stacked along leading axes, is not of this architecture or holds NaN or Inf."""
-    shapes = {t.name: (t.start + t.shape[0], *t.shape[1:]) if t.shape else () for t in spec.tensors}  # the last part of an entry is its end
+    """Raise ValueError if a state dict is of another architecture, or if it holds NaN or Inf.
+
+    The entries may be stacked along leading axes.
+    """
+    shapes = {t.name: (t.start + t.shape[0], *t.shape[1:]) if t.shape else () for t in spec.tensors}  # the last tensor sets the shape
     for name, shape in shapes.items():
         if name not in state:
             raise ValueError(f"entry {name!r} is missing; the architecture is not the one that was traced.")
@@ -71,19 +87,25 @@ def check_state(spec: NetworkSpec, state: State) -> None:
             raise ValueError(f"{name!r}{of} holds NaN or Inf. Remove this network, or train it again.")
     for name, packed in spec.aliases:
         if name not in state or not torch.equal(state[name], state[packed]):
-            raise ValueError(f"{name!r} and {packed!r} are one tensor in the traced network, and differ here.")
+            raise ValueError(
+                f"{name!r} and {packed!r} are one tensor in the traced network, but not here. "
+                "Give both the same values, or trace a network in which they are not tied."
+            )
     for name in spec.constants:
         if name in state and not _is_constant(state[name], spec.rest[name]):
             raise ValueError(
-                f"{name!r} is a constant of the forward pass, which no weight vector holds, and is not the traced network's here. "
-                "Networks of one zoo share their constants; what each has of its own is a parameter."
+                f"{name!r} is a constant of the forward pass and differs from that of the traced network. A weight vector cannot hold it. "
+                "All networks of a zoo must share their constants. Make it a parameter if every network has its own."
             )
     if foreign := set(state) - set(shapes) - set(spec.rest) - {name for name, _ in spec.aliases}:
         raise ValueError(f"entries {sorted(foreign)} are unknown to the traced network.")
 
 
 def _is_constant(found: Tensor, traced: Tensor) -> bool:
-    """Whether an entry, or each of those stacked along leading axes, is the traced one in the coarser of their two precisions."""
+    """Whether an entry equals the traced one. Both are compared in the coarser of their two precisions.
+
+    An entry that is stacked along leading axes must equal the traced one at every index.
+    """
     shaped = found.ndim >= traced.ndim and found.shape[found.ndim - traced.ndim :] == traced.shape
     if not shaped or (found.dtype != traced.dtype and not (found.is_floating_point() and traced.is_floating_point())):
         return False
@@ -92,7 +114,7 @@ def _is_constant(found: Tensor, traced: Tensor) -> bool:
 
 
 def _part(tensor: TensorSpec, value: Tensor) -> Tensor:
-    """The entries [*batch, numel] of a tensor's rows."""
+    """The elements of a tensor's rows: [`*batch`, numel]."""
     batch = value.ndim - len(tensor.shape)
     rows = value.narrow(batch, tensor.start, tensor.shape[0]) if tensor.shape else value
     return rows.reshape((*value.shape[:batch], tensor.numel))

@@ -98,7 +98,7 @@ def test_ties_that_were_never_seen_are_named():
     plain, normed = (graph_of(spec_of(network, torch.zeros(2, 5))) for network in (bare(), bare(torch.nn.LayerNorm(4))))
     field = randomised(plain)
     field.node_in.update({part.key: torch.nn.Linear(1, 16) for part in normed.of_units})  # it would know their features
-    with pytest.raises(ValueError, match="never seen units tied by 'norm'; it knows no such ties"):
+    with pytest.raises(ValueError, match="never seen wires of the kind 'norm'; it knows none"):
         field(normed, *inputs(normed))
 
 

@@ -1,4 +1,4 @@
-"""Bring networks to one canonical form: scale, order and sign of every neuron."""
+"""Bring networks to canonical form: one choice of the scale, order and sign of every unit."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,10 @@ __all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "check_zoo
 
 @dataclass(frozen=True)
 class Canonical:
-    """Networks in canonical form, and the reference that they are aligned to."""
+    """Networks in canonical form, and the reference that they are aligned to.
+
+    `reference` is one vector [weights] for all networks, or one vector for each of them.
+    """
 
     theta: Float[Tensor, "nets weights"]
     reference: Float[Tensor, "*#nets weights"]
@@ -31,13 +34,17 @@ def canonicalize(
     balance: bool = True,
     frame: Frame = UNTURNED,
 ) -> Canonical:
-    """Balance every network, then align it to the reference; every network computes the same function as before.
+    """Balance every network, then align it to a reference. Every network computes the same function as before.
 
-    Without a reference it is the common centre of these networks, found from the first of them. Further networks, such as held-out ones,
-    are brought to the same form by passing the reference of the first ones, which is taken as it is, or one for each of them. Lengths
-    and inner products of the weights on an input are those that they have in `frame`.
+    Balancing rescales units until their incoming weights have norm 1 (see `balance`). Aligning reorders and flips units (see `align`).
 
-    Raises ValueError for an empty zoo, for NaN or Inf with the network and the tensor, and for a single network without a reference.
+    Without a `reference`, the networks are aligned to their common centre (see `centre`). To bring further networks to the same form, such
+    as held-out ones, pass the reference of the first ones. A reference is used as it is. `balance=False` leaves the scale as it is.
+
+    A `frame` changes the coordinates of the weights on an input. Norms and inner products of these weights are then those in the frame.
+
+    Raises ValueError for an empty zoo, for NaN or Inf, and for a single network without a reference. The message names the network and
+    the tensor.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -57,7 +64,7 @@ def canonicalize(
 
 
 def unaligned(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], balance: bool, frame: Frame) -> Float[Tensor, "nets weights"]:
-    """Networks in the scale of their canonical form, their units in the order and with the signs in which they came."""
+    """Networks in the scale of their canonical form, with their units in the given order and with the given signs."""
     return frame.turn_back(graph_of(spec), _scaled(spec, theta, balance, frame))
 
 

@@ -1,4 +1,4 @@
-"""Choose the order and the sign of every neuron: those that bring a network nearest to a reference."""
+"""Choose the order and the sign of every unit so that a network is nearest to a reference."""
 
 from dataclasses import dataclass
 from math import prod
@@ -13,22 +13,27 @@ from geoflow.canonical.places import Node, Place, Window, lone_axes, nodes_of, o
 from geoflow.spec import NetworkSpec
 from geoflow.symmetry import Groups, Symmetry, apply_symmetry
 
-CHUNK = 2**24  # entries of the networks worked on at once
+CHUNK = 2**24  # weights of the networks that are aligned at once
 
 
 def align(
     spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, "*nets weights"], sweeps: int = 50
 ) -> tuple[Float[Tensor, "nets weights"], Symmetry]:
-    """Reorder (and flip, where signs are declared) the units of every network to maximise <reference, g theta>.
+    """Reorder the units of every network to be nearest to a reference. Units whose sign is free are flipped too.
 
-    Coordinate descent: for one group at a time the best order is a linear assignment on the gains C[i, j] of putting unit j at place i.
-    Only learned entries count. A tensor with one group on two axes is quadratic in its order: its gain is taken along each axis with the
-    other as it stands. A step is taken only where it raises the objective; a network is done when a sweep leaves it as it was.
+    The best permutations and signs g have the greatest <reference, g theta>. Only learned weights count. Returns the aligned networks
+    [nets, weights] and the symmetry g. `reference` is one vector [weights], or one vector for each network.
 
-    The first sweep goes outwards from the pinned sites and looks only at tensors whose other axes are pinned or matched already: its
-    result does not depend on the order in which the units came, so align(g theta) = align(theta) wherever the assignments are unique.
+    The method is coordinate descent, with at most `sweeps` sweeps. If all other groups are fixed, the best order of one group is a linear
+    assignment. Its gains are C[i, j] for unit j at place i. If a tensor has one group on two axes, the objective is quadratic in that
+    order. Then the gain is computed along each axis, with the other axis fixed. A step is taken only if it raises the objective. A network
+    is done when a sweep does not change it.
 
-    Raises ValueError for an empty zoo, and for NaN or Inf, with the network and the tensor.
+    The first sweep begins at the pinned sites and goes outwards. It uses only tensors whose other axes are pinned or matched already. So
+    the result does not depend on the order in which the units came: align(g theta) = align(theta) if the assignments are unique.
+
+    Raises ValueError for an empty zoo, another architecture, and NaN or Inf. The message names the network and the tensor.
+
     Source: Ainsworth et al., Git Re-Basin, 2023 (weight matching).
 
     >>> import torch
@@ -58,7 +63,7 @@ def align(
 def match(
     spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, "*nets weights"]
 ) -> Float[Tensor, "nets weights"]:
-    """The result of `align` after its first sweep, in the precision and on the device of the input; nothing is checked."""
+    """The result of the first sweep of `align`, in the precision and on the device of the input. The input is not checked."""
     state, _, nodes, _ = _start(spec, theta, reference, theta.dtype)
     return apply_symmetry(spec, theta, Symmetry(state.permutations, signs=_in_old_order(nodes, state)))
 
@@ -66,11 +71,21 @@ def match(
 def centre(
     spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, " weights"], rounds: int = 20
 ) -> Float[Tensor, " weights"]:
-    """The common centre of all networks: align all of them to the reference, take their mean as the next one, and so on.
+    """The common centre of all networks: align them to the reference, take their mean as the next reference, and repeat.
 
-    Stops when |mean|^2, the mean gain <reference, g theta> of a round, no longer grows; the best of all means is returned.
+    The mean gain <reference, g theta> of a round equals the squared norm of its mean network. The rounds stop when it no longer grows.
+    Returns the mean of the best round, [weights].
 
-    Raises ValueError for fewer than two networks: their centre would be the network itself.
+    Raises ValueError for fewer than two networks, because their centre would be the network itself.
+
+    >>> import torch
+    >>> from geoflow.wiring import spec_of
+    >>> from geoflow.symmetry import permute
+    >>> spec = spec_of(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)), torch.zeros(1, 4))
+    >>> theta = torch.randn(spec.weights, generator=torch.Generator().manual_seed(0))
+    >>> zoo = torch.stack([theta, permute(spec, theta, {0: torch.tensor([2, 0, 1])})])  # one network in two orders
+    >>> torch.equal(centre(spec, zoo, theta), theta)
+    True
     """
     if len(theta) < 2:
         raise ValueError(f"A common centre needs at least two networks, not {len(theta)}. Pass a reference to align to.")
@@ -85,12 +100,12 @@ def centre(
 
 
 def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str = "zoo") -> None:
-    """Raise ValueError for an empty zoo, another architecture, NaN or Inf."""
+    """Raise ValueError for an empty zoo, another architecture, and NaN or Inf."""
     if len(theta) == 0:
         raise ValueError(f"The {name} is empty: at least one network is needed.")
     if theta.shape[-1] != spec.weights:
-        raise ValueError(f"The {name} has vectors of {theta.shape[-1]} weights, the spec {spec.weights}: another architecture.")
-    if not theta.sum().isfinite() and not theta.isfinite().all():  # the sum is read in one pass, and may itself overflow
+        raise ValueError(f"The {name} has vectors of {theta.shape[-1]} weights, the spec {spec.weights}. Trace the network of the {name}.")
+    if not theta.sum().isfinite() and not theta.isfinite().all():  # a sum is fast, but may itself overflow
         network, entry = (~theta.isfinite()).nonzero()[0].tolist()
         tensor = next(t for t, start in zip(spec.tensors, spec.offsets, strict=True) if start <= entry < start + t.numel)
         raise ValueError(f"Network {network} of the {name} holds NaN or Inf in {tensor.name!r}. Remove this network, or train it again.")
@@ -98,14 +113,17 @@ def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str
 
 @dataclass
 class _State:
-    """Networks on their way: learned tensors [nets, *shape] as they stand, and the symmetry so far, its signs in the new order."""
+    """Networks during alignment: their learned tensors as [nets, `*shape`], and the symmetry so far.
+
+    The signs are in the new order of the units.
+    """
 
     parts: dict[int, Tensor]
     permutations: Groups
     signs: Groups
 
     def at(self, node: Node) -> "_State":
-        """What the node touches."""
+        """The tensors, orders and signs that belong to a node."""
         parts = {place.tensor: self.parts[place.tensor] for place in node.places if place.learned}
         orders = {} if node.permutation is None else {node.permutation: self.permutations[node.permutation]}
         return _State(parts, orders, {g: self.signs[g] for g in node.signs})
@@ -121,7 +139,7 @@ class _State:
 
 def _align(spec: NetworkSpec, theta: Tensor, reference: Tensor, sweeps: int) -> tuple[Groups, Groups]:
     state, goal, nodes, settled = _start(spec, theta, reference, torch.float64)
-    stale = [torch.full((len(theta),), index not in settled) for index in range(len(nodes))]  # nets in which a node may be improved
+    stale = [torch.full((len(theta),), index not in settled) for index in range(len(nodes))]  # networks in which a node may improve
     for _ in range(sweeps):
         for index, node in enumerate(nodes):
             nets = stale[index].nonzero().squeeze(1)
@@ -139,9 +157,9 @@ def _align(spec: NetworkSpec, theta: Tensor, reference: Tensor, sweeps: int) -> 
 def _start(
     spec: NetworkSpec, theta: Tensor, reference: Tensor, dtype: torch.dtype
 ) -> tuple[_State, dict[int, Tensor], list[Node], set[int]]:
-    """The first sweep, whose result does not depend on the order in which the units come; and the nodes that it left at their best.
+    """Do the first sweep. Returns the state, the reference's tensors, all nodes, and the numbers of the nodes that are settled.
 
-    Entries are compared in `dtype`; the products of wide tensors are made in the precision of the networks.
+    Elements are compared in `dtype`. The products of wide tensors are computed in the precision of the networks.
     """
     places, nets = places_of(spec), len(theta)
     nodes = nodes_of(spec, places)
@@ -162,7 +180,7 @@ def _start(
 
 
 def _settled(nodes: list[Node], steps: list[tuple[Node, list[tuple[Place, Window]]]]) -> set[int]:
-    """The nodes that saw all of their tensors whole: what they share with others had been matched before."""
+    """The nodes that saw all elements of their tensors. All that they share with other nodes was matched before."""
 
     def whole(node: Node, views: list[tuple[Place, Window]]) -> bool:
         return len(views) == sum(place.learned for place in node.places) and not any(window for _, window in views)
@@ -177,7 +195,7 @@ def _is_wide(shape: tuple[int, ...], axis: int) -> bool:
 def _overlaps(part: Tensor, goal: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """The inner products of all units along an axis with those of the reference, and the identity: <g A, R> = <g (A R^T), 1>.
 
-    Where nothing else moves than the units along one axis of a tensor A, every sweep needs no more of it than this.
+    If only the units along one axis of a tensor A move, the sweeps need no more than these products.
     """
     rank = part.ndim - 1
     dtype = torch.promote_types(part.dtype, torch.float32)
@@ -193,7 +211,7 @@ def _in_old_order(nodes: list[Node], state: _State) -> Groups:
 
 
 def _step(state: _State, goal: dict[int, Tensor], node: Node) -> Tensor:
-    """Improve one node where that raises the objective; returns which networks it did."""
+    """Improve one node in the networks in which that raises the objective. Returns True for these networks."""
     order, flips = _best(state, goal, node, [(place, {}) for place in node.places if place.learned])
     trial = state.at(node)
     _move(trial, node, order, flips)
@@ -205,8 +223,8 @@ def _step(state: _State, goal: dict[int, Tensor], node: Node) -> Tensor:
 
 
 def _best(state: _State, goal: dict[int, Tensor], node: Node, views: list[tuple[Place, Window]]) -> tuple[Tensor, Groups]:
-    """The order and the signs of the greatest gain, the rest of the network as it stands."""
-    gains: dict[int | None, Tensor] = {}  # by the sign group that is free to flip them; None: none, or two of them
+    """The order and the signs of one node with the greatest gain, with the rest of the network fixed."""
+    gains: dict[int | None, Tensor] = {}  # by the sign group that may flip them; None: no group, or two groups
     for place, window in views:
         free = place.signs & node.signs
         old, new = rows(state.parts[place.tensor], place, window), rows(goal[place.tensor], place, window)
@@ -243,15 +261,15 @@ def _move(state: _State, node: Node, order: Tensor, flips: Groups) -> None:
 
 
 def _cut(spec: NetworkSpec, theta: Tensor, chosen: set[int]) -> dict[int, Tensor]:
-    """Tensors by number, in their shapes."""
+    """The chosen tensors by number, in their shapes."""
     cuts = theta.split([tensor.numel for tensor in spec.tensors], -1)
     return {i: cuts[i].reshape(*theta.shape[:-1], *spec.tensors[i].shape) for i in sorted(chosen)}
 
 
 def _assign(gains: Tensor) -> Tensor:
-    """For every network the old unit at each new place, from its gains [nets, old, new].
+    """For every network the old unit at each new place, from the gains [nets, old, new].
 
-    Where the best unit of every place is another one, they are the assignment: no sum is above that of the places' maxima.
+    If every place has its greatest gain with a different unit, these units are the assignment. No other sum can be larger.
     """
     gains_here, units = gains.cpu().numpy(), np.arange(gains.shape[1])
     order = gains_here.argmax(1)

@@ -1,4 +1,4 @@
-"""Tell whether networks come from one common start, so that their units are in one order."""
+"""Measure whether the units of a zoo's networks are in one common order."""
 
 import torch
 from jaxtyping import Float
@@ -8,17 +8,19 @@ from geoflow.canonical.matching import align, check_zoo
 from geoflow.canonical.scaling import balance
 from geoflow.spec import NetworkSpec
 
-NETWORKS = 32  # looked at
+NETWORKS = 32  # the most networks that are compared
 
 
 def order_kept(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> float:
-    """The share of units that keep their place when networks are aligned to each other, above what chance keeps.
+    """The share of units that keep their place when networks are aligned to each other, corrected for chance.
 
-    Networks that were fine-tuned from one start, or snapshots of one training, have about 1: unit i of one is unit i of the others. So do
-    networks without exchangeable units. Networks from independent starts have about 0. Looked at are NETWORKS of them at most, in
-    random order, each aligned to the one before: in the zoo, snapshots of one run may lie behind each other.
+    The value is about 1 if unit i of one network is unit i of the others. That is so for networks fine-tuned from one start, and for
+    snapshots of one training. It is 1 for networks without permutable units. It is about 0 for networks from independent starts.
 
-    Raises ValueError for an empty zoo, and for NaN or Inf, with the network and the tensor.
+    At most NETWORKS networks are used. They are taken in random order, because neighbours in a zoo may be snapshots of one run. Each
+    network is aligned to the one before it.
+
+    Raises ValueError for an empty zoo, and for NaN or Inf. The message names the network and the tensor.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Linear(9, 2))

@@ -1,4 +1,4 @@
-"""Find where the units of each group lie in the tensors, and what is known of the other axes there."""
+"""Find where the units of each group lie in the tensors, and in which order groups are matched."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,9 +11,9 @@ from geoflow.spec import NetworkSpec, Piece
 
 @dataclass(frozen=True)
 class Place:
-    """A stretch of one axis of a tensor: `units` units of one permutation group, `repeat` entries each.
+    """A stretch of one axis of a tensor: `units` units of one permutation group, with `repeat` elements each.
 
-    `signs` are the sign groups that flip its entries; `rank` is the number of axes of the tensor.
+    `signs` are the sign groups that flip its elements. `rank` is the number of axes of the tensor.
     """
 
     tensor: int
@@ -27,13 +27,16 @@ class Place:
     learned: bool
 
     def without_axes(self, lone: Mapping[int, int]) -> "Place":
-        """The same stretch where its tensor, if in `lone`, has kept this axis alone as its first of two."""
+        """The same stretch after its tensor was reduced to inner products. `lone` maps such tensors to the axis that is left."""
         return replace(self, axis=0, rank=2) if self.tensor in lone else self
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one step decides: the order of a permutation group (None: as it is) and the signs of its units."""
+    """What one step of the alignment decides: the order of a permutation group, and the signs of its units.
+
+    `permutation` is None if the order is already decided, or if the group has signs only.
+    """
 
     permutation: int | None
     signs: frozenset[int]
@@ -42,25 +45,25 @@ class Node:
 
     @property
     def touched(self) -> set[int]:
-        """The learned tensors that it moves."""
+        """The learned tensors that the node moves."""
         return {place.tensor for place in self.places if place.learned}
 
     @property
     def quadratic(self) -> bool:
-        """Whether a tensor has this node on two axes, or flips an entry along one axis by two of its signs."""
+        """True if a learned tensor has this node on two axes, or if two of its signs flip elements along one axis."""
         learned = [place for place in self.places if place.learned]
         axes = {(place.tensor, place.axis) for place in learned}
         return len({tensor for tensor, _ in axes}) < len(axes) or any(len(place.signs & self.signs) > 1 for place in learned)
 
     def signs_alone(self, signs: frozenset[int]) -> "Node":
-        """Some signs of these units, in the order as it is."""
+        """A node for some of the signs of these units. It leaves the order as it is."""
         return replace(self, permutation=None, signs=signs, places=tuple(place for place in self.places if place.signs & signs))
 
     def without_axes(self, lone: Mapping[int, int]) -> "Node":
         return replace(self, places=tuple(place.without_axes(lone) for place in self.places))
 
 
-Window = dict[int, Tensor]  # other axis -> its entries that are looked at; a missing axis is seen whole
+Window = dict[int, Tensor]  # other axis: the indices that are known; a missing axis is known as a whole
 
 
 def places_of(spec: NetworkSpec) -> list[Place]:
@@ -78,7 +81,7 @@ def places_of(spec: NetworkSpec) -> list[Place]:
 
 
 def lone_axes(places: Iterable[Place]) -> dict[int, int]:
-    """The axis of each tensor that has units to move or to flip along one axis only."""
+    """For each tensor whose units move or flip along one axis only: this axis."""
     axes: dict[int, set[int]] = {}
     for place in places:
         if place.permutation is not None or place.signs:
@@ -87,13 +90,13 @@ def lone_axes(places: Iterable[Place]) -> dict[int, int]:
 
 
 def _signs(spec: NetworkSpec, piece: Piece, degree: int) -> frozenset[int]:
-    """The groups that flip an entry an odd number of times."""
+    """The sign groups that flip an element an odd number of times."""
     written = {spec.group_of(piece.writes, "sign")} if degree % 2 else set()
     return frozenset((written ^ {spec.group_of(piece.reads, "sign")}) - {None})
 
 
 def nodes_of(spec: NetworkSpec, places: Iterable[Place]) -> list[Node]:
-    """One node per permutation group with the signs of its units, then one per sign group without an order."""
+    """One node for each permutation group with the signs of its units, then one for each sign group without permutations."""
     homes = {site.sign: site.permutation for site in spec.sites if site.sign is not None}
     heads = [(g, frozenset(s for s, home in homes.items() if home == g), n) for g, n in spec.groups("permutation").items()]
     heads += [(None, frozenset({s}), n) for s, n in spec.groups("sign").items() if homes[s] is None]
@@ -104,10 +107,11 @@ def nodes_of(spec: NetworkSpec, places: Iterable[Place]) -> list[Node]:
 
 
 def outwards(nodes: list[Node], places: Iterable[Place]) -> Iterator[tuple[Node, list[tuple[Place, Window]]]]:
-    """The nodes from the best known to the least known, each with the places whose other axes are pinned or known by then.
+    """The nodes from the best known to the least known. Each comes with the places whose other axes are pinned or known by then.
 
-    What is known of a unit is counted in entries, which the spec says and no weight changes: nodes next to the inputs come first.
-    Units may have several signs, as before and after a learned gain: those that no place has told by then come later, without the order.
+    A unit is known by the number of its elements at these places. This number depends on the spec and not on weights. Nodes next to the
+    inputs come first. Units may have several signs, such as those before and after a learned gain. Signs that no place decides by then come
+    later as a node of their own.
     """
     axes: dict[tuple[int, int], list[Place]] = {}
     for place in places:
@@ -120,7 +124,7 @@ def outwards(nodes: list[Node], places: Iterable[Place]) -> Iterator[tuple[Node,
         best = counts.index(max(counts))
         node, view = left[best], views[best]
         yield node, view
-        told = node.signs & frozenset().union(*(place.signs for place, _ in view)) if view else node.signs  # nothing will ever tell
+        told = node.signs & frozenset().union(*(place.signs for place, _ in view)) if view else node.signs  # no later place decides them
         known |= {node.permutation}
         signs |= told
         left[best : best + 1] = [node.signs_alone(node.signs - told)] if told < node.signs else []
@@ -147,7 +151,7 @@ def _entries(place: Place, window: Window, axes: dict) -> int:
 
 
 def rows(part: Tensor, place: Place, window: Window) -> Tensor:
-    """The entries of each unit of a place: [*batch, *shape] -> [*batch, units, entries]."""
+    """The elements of each unit of a place: [`*batch`, `*shape`] -> [`*batch`, units, elements]."""
     batch = part.ndim - place.rank
     for axis, entries in window.items():
         part = part.index_select(batch + axis, entries.to(part.device))

@@ -1,4 +1,4 @@
-"""Choose the scale of every neuron: incoming weights of norm one."""
+"""Choose the scale of every unit so that its incoming weights have norm 1."""
 
 from graphlib import TopologicalSorter
 
@@ -15,10 +15,12 @@ EDGES = ("weight", "gain", "parameter")
 
 
 def balance(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch weights"]:
-    """Rescale every unit of every scaling group so that its incoming entries have joint norm 1; the function stays as it was.
+    """Rescale every unit of every scaling group so that its incoming weights have norm 1. The function stays as it was.
 
-    What counts as incoming is said by `incoming`. Groups are taken in the order of the wiring, so one sweep is exact. Biases
-    follow their unit. A unit whose incoming entries are all zero keeps its scale (see `dead_units`).
+    `incoming` says which weights count as incoming. Biases follow their unit. Groups are taken in the order of the forward pass, so one
+    sweep is exact. A unit whose incoming weights are all zero keeps its scale (see `dead_units`).
+
+    The result has the shape of `theta`.
 
     Source: Erdogan, Geometric flow models over neural network weights, arXiv 2504.03710.
 
@@ -38,9 +40,9 @@ def balance(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> Float[
 
 
 def sphere_rows(spec: NetworkSpec) -> tuple[Int[Tensor, "_units _dim"], ...]:
-    """The coordinates of all balanced rows, rows of equal length stacked: the spheres of `geoflow.manifolds.Product`.
+    """The coordinates of all balanced rows, [units, dim] for each length dim of a row. They are the spheres of `geoflow.manifolds.Product`.
 
-    Rows of a single entry (a gain, an only input) are +-1 after `balance` and form no sphere; they are left out.
+    A row of a single weight, such as a gain, is +1 or -1 after `balance`. It is not a sphere and is left out.
     """
     stacks: dict[int, list[Tensor]] = {}
     for index in _with_directions(spec).values():
@@ -49,9 +51,18 @@ def sphere_rows(spec: NetworkSpec) -> tuple[Int[Tensor, "_units _dim"], ...]:
 
 
 def dead_units(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> list[tuple[int, str, int]]:
-    """The units of `sphere_rows` whose incoming entries are all zero, as (network, site, unit); a single entry of zero is no dead unit.
+    """The dead units of some networks, as (network, name of the site, unit). The incoming weights of a dead unit are all zero.
 
-    The networks of a batch are counted in one row.
+    Only units of `sphere_rows` count, so a unit with a single incoming weight is never dead. Networks are numbered in the order of the
+    batch.
+
+    >>> import torch
+    >>> from geoflow.wiring import spec_of
+    >>> spec = spec_of(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)), torch.zeros(1, 4))
+    >>> theta = torch.ones(5, spec.weights)
+    >>> theta[2, 4:8] = 0  # the second row of the first layer
+    >>> dead_units(spec, theta)
+    [(2, '0', 1)]
     """
     names = {group: next(site.name for site in spec.sites if site.scaling == group) for group in spec.groups("scaling")}
     return [
@@ -66,13 +77,18 @@ def _with_directions(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]
 
 
 def incoming(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]:
-    """For each scaling group the coordinates of every unit's incoming entries, groups in the order of the wiring.
+    """The coordinates of every unit's incoming weights, [units, dim] for each scaling group, in the order of the forward pass.
 
-    These are the learned entries of degree 1 that write the unit and read a site; where a group has none (after a normalisation), its
-    gains. Where residual connections close a cycle of groups, the tensors that lead back to an earlier group do not count: with p the
-    inverse squared factors and S the squared weights between units, rows of norm 1 mean p = S p + (pinned), which has no positive
-    solution on a cycle of spectral radius >= 1, so that trained residual networks may have no such scale. Without the
-    closing tensors S is nilpotent: the scale exists, is unique, and is found in one sweep. Closing tensors follow their units.
+    Incoming weights are learned, have degree 1, write the unit and read a site. A group behind a normalisation has none. Its gains count
+    instead.
+
+    Residual connections can close a cycle of groups. Then tensors that lead back to an earlier group do not count as incoming, because with
+    them the scale might not exist. Let p be the inverse squared factors, and S the squared weights between units. Rows of norm 1 mean
+
+        p = S p + (pinned)
+
+    On a cycle of spectral radius >= 1 this has no positive solution, so a trained residual network may have no such scale. Without the
+    closing tensors S is nilpotent. Then the scale exists, is unique, and is found in one sweep. Closing tensors follow their units.
     """
     groups = spec.groups("scaling")
     ends = np.concatenate([[0], np.cumsum(list(groups.values()), dtype=int)])
@@ -104,10 +120,10 @@ def _candidates(spec: NetworkSpec) -> list[tuple[TensorSpec, int]]:
 
 
 def _entries(spec: NetworkSpec, tensor: TensorSpec, first: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each entry the scaled unit that it belongs to, those whose scale it meets besides (-1: none), and whether it reads any site.
+    """For each element of a tensor: its scaled unit, the other scaled units that it meets (-1: none), and whether it reads any site.
 
-    An entry belongs to the unit of its first axis that writes. It meets those that it reads and, where it reads, those that further axes
-    write: their scale comes first.
+    An element belongs to the unit of its first axis that writes. It meets the units that it reads. If it reads any, it also meets the units
+    that its further axes write. The units that it meets are scaled first.
     """
     axes = [_axis_units(spec, axis, first) for axis in tensor.axes]
     grids = [np.broadcast_arrays(*np.ix_(*(axis[row] for axis in axes))) for row in range(3)]
@@ -133,8 +149,11 @@ def _units(spec: NetworkSpec, piece: Piece, site: int | None, first: dict[int, i
 
 
 def _order(count: int, numbered: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[int]]:
-    """Which (written, read) pairs of groups close a cycle, and the order of the groups without them; groups are numbered as traced."""
-    feeds = np.zeros((count + 1, count + 1), bool)  # the last row and column are the pinned sites, numbered -1
+    """Which (written, read) pairs of groups close a cycle, and the order of the groups without these pairs.
+
+    Groups are numbered in the order of the trace.
+    """
+    feeds = np.zeros((count + 1, count + 1), bool)  # the last row and column stand for pinned sites, whose number is -1
     for writer, readers in numbered:
         feeds[writer, readers] = True
     inner = feeds[:count, :count]
@@ -150,5 +169,5 @@ def _norms(theta: Tensor, index: Tensor) -> Tensor:
 
 
 def _alive(norm: Tensor) -> Tensor:
-    """Below the smallest normal number a norm has no inverse; NaN is no concern of this file."""
+    """True where a norm has an inverse: not below the smallest normal number. NaN is checked elsewhere."""
     return ~(norm < torch.finfo(norm.dtype).tiny)

@@ -1,4 +1,4 @@
-"""The fields: modules (graph, x, t) -> velocity that a flow can be built on."""
+"""Choose a field: a module (graph, x, t) -> velocity that a flow learns."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -14,7 +14,9 @@ VELOCITIES = {"transformer": RelationalTransformer, "identified": IdentifiedTran
 
 
 def complete_sizes(velocity: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """All sizes of a field, those left out at their defaults. Raises ValueError for an unknown field or size, and a size below 1.
+    """All sizes of a field, as {name: size}. Sizes that are not given have their defaults.
+
+    Raises ValueError for an unknown field, an unknown size, and a size that is not a whole number of at least 1.
 
     >>> complete_sizes("transformer", {"layers": 2})
     {'layers': 2, 'node': 64, 'edge': 16, 'edge_hidden': 32, 'heads': 4, 'components': 128}
@@ -28,6 +30,6 @@ def complete_sizes(velocity: str, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def build_field(graph: Graph, velocity: str, sizes: Mapping[str, int]) -> nn.Module:
-    """A freshly initialised field for graphs of this kind."""
+    """A new field for networks with the roles of this graph."""
     kind = VELOCITIES[velocity]
     return kind(graph, kind.Sizes(**complete_sizes(velocity, sizes)))

@@ -1,8 +1,10 @@
-"""Exchange messages along the edges of a block, and update the edges: the widest arithmetic of the relational transformer.
+"""Compute the messages along the edges of a block, and the update of the edges.
 
-Both are one function with gradients written by hand, so that every large tensor exists once and is changed in place; what they
-compute is said in their docstrings, and tests/test_velocity.py holds values and gradients against autograd.
-Edge tensors are channels first, [channels, nets, n, m]: every map over channels is one matrix product, every head a contiguous matrix.
+These are the most expensive operations of the relational transformer. So each is one function with a gradient written by hand: every
+large tensor exists once and is changed in place. tests/test_velocity.py compares values and gradients with autograd.
+
+Edge tensors are channels first, [channels, nets, n, m]. Then a map over channels is one matrix product, and every head is one contiguous
+matrix.
 """
 
 import math
@@ -20,16 +22,16 @@ def exchange(
     source: Float[Tensor, "four_heads _nets m width"],
     listening: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What targets (rows) and sources (columns) of a block say to each other.
+    """The messages between the targets (rows) and the sources (columns) of a block.
 
-    With `target` = [q, k', v', u'], `source` = [k, q', v, u] and `bias` @ edge = [b, b', g, g'] (each of so many heads):
+    `target` holds [q, k', v', u'], `source` holds [k, q', v, u], and `bias` @ edge gives [b, b', g, g']. Each of these has all heads.
 
         logits      l_ij = b_ij + q_i . k_j / sqrt(width),         l'_ij = b'_ij + k'_i . q'_j / sqrt(width)
         to targets  sum_j softmax_j(l_ij) v_j,                     sum_j g_ij u_j / sqrt(m)
         to sources  sum_i softmax_i(l'_ij) v'_i,                   sum_i g'_ij u'_i / sqrt(n)
 
-    Returns the logits [2 heads, nets, n, m] and the messages [2 heads, nets, n or m, width]; None to sources that are not `listening`.
-    `source` may be one net that stands for all; then it does not listen.
+    Returns the logits [2 heads, nets, n, m], the messages to targets [2 heads, nets, n, width], and those to sources [2 heads, nets, m,
+    width]. The last are None unless the sources are `listening`. `source` may hold one net that serves all nets, if it does not listen.
     """
     logits, to_target, to_source = _Exchange.apply(edge, bias, target, source, listening)
     return logits, to_target, to_source if listening else None
@@ -44,7 +46,7 @@ class _Exchange(torch.autograd.Function):
         flat, fold = edge.flatten(1), _fold(ctx.shared)
         logits = (bias[: 2 * heads] @ flat).view(-1, nets, n, m)
         fold(logits).baddbmm_(fold(target[: 2 * heads]), _fold_source(source[: 2 * heads], ctx.shared).mT, alpha=ctx.scale)
-        mix = edge.new_empty(2 * heads * (1 + listening), nets, n, m)  # how much of whom: softmax and signed rows, then columns
+        mix = edge.new_empty(2 * heads * (1 + listening), nets, n, m)  # the coefficients: softmax and signed rows, then columns
         torch.softmax(logits[:heads], -1, out=mix[:heads])
         torch.mm(bias[2 * heads : 3 * heads], flat, out=mix[heads : 2 * heads].flatten(1))
         to_target = fold(mix[: 2 * heads]) @ _fold_source(source[2 * heads :], ctx.shared)
@@ -93,7 +95,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def _fold(shared: bool):
-    """[groups, nets, n, ...] as a batch of matrices: one for all rows of all nets if they share their sources, else one for each net."""
+    """How to fold [groups, nets, n, ...] into a batch of matrices: one for all nets if they share their sources, else one for each net."""
     return (lambda x: x.flatten(1, 2)) if shared else (lambda x: x.flatten(0, 1))
 
 
@@ -109,9 +111,9 @@ def edge_update(
     mix: Float[Tensor, "hidden _edge_and_heads"],
     back: Float[Tensor, "edge hidden"],
 ) -> Float[Tensor, "edge nets n m"]:
-    """edge + back relu(mix [edge, logits] + target_i + source_j): an MLP on every edge, with what its ends and their logits say.
+    """edge + back relu(mix [edge, logits] + target_i + source_j): an MLP on every edge, which also sees its ends and its logits.
 
-    `source` may be one net that stands for all.
+    `source` may hold one net that serves all nets.
     """
     return _EdgeUpdate.apply(edge, logits, target, source, mix, back)
 

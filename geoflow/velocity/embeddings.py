@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 class TimeEmbedding(nn.Module):
-    """t in [0, 1] -> features: sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017), then an MLP."""
+    """Features of a time t in [0, 1]: sines and cosines at geometrically spaced frequencies, and then an MLP.
+
+    Source: Vaswani et al., Attention is all you need, 2017.
+    """
 
     def __init__(self, width: int, frequencies: int = 16):
         super().__init__()

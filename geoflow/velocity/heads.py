@@ -1,9 +1,10 @@
-"""Start an output layer at zero, so that a field begins as its preconditioning alone."""
+"""Set an output layer to zero, so that a new field predicts zero."""
 
 from torch import nn
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with weights and biases of zero."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -1,20 +1,22 @@
-"""One layer of the relational transformer: a round of messages, then new nodes, then new edges.
+"""Compute one layer of the relational transformer: messages, then new nodes, then new edges.
 
-A node is a unit with state n_i, an edge a weight with state e_ij. With heads h and directions row (a target looks at its
-sources) and column (a source looks at its targets), one layer computes, for every block on its own,
+A node is a unit with state n_i, and an edge is a weight with state e_ij. A layer has h heads and two directions. In the direction
+row, a target looks at its sources. In the direction column, a source looks at its targets. For every block by itself, a layer computes
 
     l_ij = q_i . k_j / sqrt(width of a head) + b . e_ij              logits, a_ij = softmax_j l_ij
     m_i  = sum_j a_ij v_j  +  1/sqrt(n) sum_j (g . e_ij) u_j         attention, and the network's own signed sum
     n_i <- n_i + O [m_row, m_column, m_within]
     n_i <- n_i + sum_k A_k n_j                                       over the wires of each kind k, see `WireMessages`
     n_i <- n_i + MLP(n_i)
-    e_ij <- e_ij + MLP(e_ij, l_ij, n_i, n_j)                         the logits carry the bilinear n_i . n_j into the edges
+    e_ij <- e_ij + MLP(e_ij, l_ij, n_i, n_j)                         the logits give the bilinear n_i . n_j to the edges
 
-after Diao & Loynd (Relational Attention, 2023) and Kofinas et al. (Neural graphs, 2024). The signed sum, the logits as edge features
-and the messages along wires are ours. With the first two, one layer projects a row of weights on a learned basis and writes a row back.
-Without the third, no field could pair a unit's incoming weights, which belong to a site before a normalisation, with its outgoing ones,
-which belong to a site behind it. Units of one site also attend to each other. Input units have no weights of their own; their states are
-learned and fixed, so that wide inputs cost little.
+Sources: Diao & Loynd, Relational Attention, 2023; Kofinas et al., Neural graphs, 2024. The signed sum, the logits as edge features and
+the messages along wires are additions. The first two let one layer project a row of weights on a learned basis, and write a row back.
+The third pairs the incoming weights of a unit with its outgoing weights where a normalisation lies between them. The incoming weights
+belong to the site before the normalisation, the outgoing weights to the site behind it.
+
+Units of one site also attend to each other (m_within). Input units have no weights of their own. Their states are learned and do not
+change from layer to layer, so that wide inputs cost little.
 """
 
 import math
@@ -30,16 +32,16 @@ from geoflow.graph import Graph, moving_sites, moving_units
 from geoflow.velocity.edges import edge_update, exchange
 from geoflow.velocity.wires import WireMessages
 
-# what the projection of a node holds, each of all heads: as a target (row), as a source (column), and within its site
+# the parts of a node's projection, each with all heads: as a target, as a source, and within its site
 TARGET = ("q", "key to sources", "value to sources", "signed value to sources")
 SOURCE = ("key to targets", "q as a source", "value to targets", "signed value to targets")
 WITHIN = ("q within", "key within", "value within")
 
 
 class Layer(nn.Module):
-    """The layer's parameters; `node`, `edge`, `edge_hidden` and `heads` are widths and a number, as in `TransformerSizes`.
+    """The parameters of one layer.
 
-    `wires` are the kinds of wires that graphs may have.
+    `node`, `edge`, `edge_hidden` and `heads` are sizes as in `TransformerSizes`. `wires` are the kinds of wires that graphs may have.
     """
 
     def __init__(self, node: int, edge: int, edge_hidden: int, heads: int, wires: Sequence[str] = ()):
@@ -59,7 +61,7 @@ class Layer(nn.Module):
     def forward(
         self, graph: Graph, nodes: Float[Tensor, "nets units node"], inputs: dict[int, Tensor], edges: list[Tensor], time: Tensor
     ) -> tuple[Float[Tensor, "nets units node"], list[Tensor]]:
-        """The new states of the moving units and of the edges; those of input units, by site, stay as they are."""
+        """The new states of the moving units and of the edges. The states of input units, `inputs` by site, do not change."""
         shift, scale, edge_time = self.time(time)[:, None].split([nodes.shape[-1], nodes.shape[-1], self.edge_hidden], -1)
         normed = torch.addcmul(shift, self.norm(nodes), 1 + scale)
         messages, logits = self._listen(graph, normed, inputs, edges)
@@ -70,7 +72,7 @@ class Layer(nn.Module):
         return nodes, self._change_edges(graph, self.norm_edge(nodes), inputs, edges, logits, edge_time)
 
     def _listen(self, graph: Graph, normed: Tensor, inputs: dict[int, Tensor], edges: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What every moving unit hears, [5 * heads, nets, units, width], and by block the logits of both directions."""
+        """The messages to all moving units [5 * heads, nets, units, width], and for each block the logits of both directions."""
         said = self._project(graph, normed)
         sources = {site: source for site, (_, source, _) in said.items()} | {i: self._as_source(self.norm(n)) for i, n in inputs.items()}
         heard, logits = {site: Heard() for site in said}, []
@@ -93,7 +95,10 @@ class Layer(nn.Module):
         ]
 
     def _project(self, graph: Graph, normed: Tensor) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-        """By site what its units are as targets, as sources, and within the site: [parts * heads, nets, units, width of a head]."""
+        """For each site, what its units say as targets, as sources, and within the site.
+
+        Each of the three is [parts * heads, nets, units, width of a head].
+        """
         parts = self._heads_first(self.project(normed)).split(moving_units(graph), 2)
         cuts = [len(part) * self.heads for part in (TARGET, SOURCE, WITHIN)]
         return {site: part.split(cuts) for site, part in zip(moving_sites(graph), parts, strict=True)}
@@ -111,7 +116,7 @@ class Layer(nn.Module):
         return states.unflatten(-1, (-1, width)).permute(2, 0, 1, 3).contiguous()
 
     def _messages(self, heard: "Heard", within: Tensor) -> Tensor:
-        """What the units of one site hear: along rows, along columns, within the site."""
+        """The messages to the units of one site: along rows, along columns, and within the site."""
         q, k, v = within.chunk(3)
         inside = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
         silence = torch.cat([torch.zeros_like(inside)] * 2) if not (heard.row and heard.column) else None
@@ -120,7 +125,7 @@ class Layer(nn.Module):
 
 @dataclass
 class Heard:
-    """The messages [2 * heads, nets, units, width] to a site, one from each block: along rows, along columns."""
+    """The messages to one site, one tensor [2 * heads, nets, units, width] from each block: along rows and along columns."""
 
     row: list[Tensor] = field(default_factory=list)
     column: list[Tensor] = field(default_factory=list)

@@ -1,7 +1,8 @@
-"""Run the relational transformer as message passing on torch_geometric graphs: the readable reference of the block form.
+"""Compute the relational transformer by message passing on torch_geometric graphs.
 
-Here every edge is a row of a list, and attention is PyG's grouped softmax and scatter (torch-scatter serves them where it is installed).
-The dense blocks of `geoflow.velocity.relational_transformer` compute the same numbers, faster; embedding and reading out are theirs.
+This is the readable reference of the fast form in `geoflow.velocity.relational_transformer`. Both give the same numbers. Here every edge
+is a row of a list. Attention is a grouped softmax and a scatter of PyG, which use torch-scatter if it is installed. Embedding and
+reading out are shared with the fast form.
 """
 
 import math
@@ -20,7 +21,7 @@ from geoflow.velocity.relational_transformer import RelationalTransformer
 
 
 class MessagePassingTransformer(nn.Module):
-    """v(graph, x, t) with the parameters of a `RelationalTransformer`, computed edge by edge."""
+    """A `RelationalTransformer` that is computed edge by edge, with the same parameters."""
 
     def __init__(self, transformer: RelationalTransformer):
         super().__init__()
@@ -28,12 +29,13 @@ class MessagePassingTransformer(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The hidden layers, whose matrices are learned by Muon."""
+        """The hidden layers. Muon trains their matrices."""
         return self.transformer.layers
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
+        """The velocity [nets, size]. Raises ValueError if `sizes.components` leaves out units of an input."""
         if len(leading(graph, self.transformer.components).unseen):
-            raise ValueError(f"The reference computes every edge, not sizes.components={self.transformer.components} of an input alone.")
+            raise ValueError(f"MessagePassingTransformer needs all input units. Raise sizes.components={self.transformer.components}.")
         moving, inputs, blocks_of_edges, time = self.transformer.embed(graph, x, t)
         sites = inputs | dict(zip(moving_sites(graph), moving.split(moving_units(graph), 1), strict=True))
         data = Batch.from_data_list([to_pyg(graph.spec, theta[: graph.spec.weights]) for theta in x.detach()])
@@ -49,7 +51,7 @@ class MessagePassingTransformer(nn.Module):
 
 
 def message_passing_layer(layer: Layer, graph: Graph, data: Batch, nodes: Tensor, edges: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-    """One layer on nodes [all units, node] and edges [all edges, edge] of a batch of graphs."""
+    """One layer on the nodes [all units, node] and the edges [all edges, edge] of a batch of graphs."""
     width, heads = nodes.shape[1], layer.heads
     is_input = torch.tensor([site.role == "input" for site in graph.spec.sites], device=nodes.device)[data.site]
     shift, scale, edge_time = layer.time(time).split([width, width, layer.edge_hidden], -1)
@@ -81,21 +83,24 @@ def message_passing_layer(layer: Layer, graph: Graph, data: Batch, nodes: Tensor
 
 
 def _attend(logits: Tensor, values: Tensor, to: Tensor, block: Tensor, nodes: int) -> Tensor:
-    """Softmax over the edges that reach a node within one block, then the weighted sum; the blocks' sums are added."""
+    """Softmax over the edges that reach a node within one block, and the weighted sum. The sums of the blocks are added."""
     group = block * nodes + to
     weights = softmax(logits, group)
     return scatter(weights[..., None] * values, to, dim_size=nodes, reduce="sum")
 
 
 def _signed_sum(signs: Tensor, values: Tensor, to: Tensor, block: Tensor, nodes: int) -> Tensor:
-    """The sum over a block's edges with their own signed coefficients, over the root of their number."""
+    """The sum over a block's edges with signed coefficients, divided by the square root of their number."""
     group = block * nodes + to
     count = scatter(torch.ones_like(to, dtype=values.dtype), group, reduce="sum")[group]
     return scatter((signs / count.sqrt()[:, None])[..., None] * values, to, dim_size=nodes, reduce="sum")
 
 
 def _along_wires(layer: Layer, data: Batch, nodes: Tensor, is_input: Tensor) -> Tensor:
-    """The messages along wires of each kind, in both directions, over the root of their number; inputs neither speak nor hear."""
+    """The messages along the wires of each kind, in both directions, divided by the square root of their number.
+
+    Wires that end at an input are left out.
+    """
     heard = torch.zeros_like(nodes)
     for kind, ends in layer.wires.maps.items():
         forth, back = ends.weight.chunk(2)
@@ -109,7 +114,7 @@ def _along_wires(layer: Layer, data: Batch, nodes: Tensor, is_input: Tensor) -> 
 
 
 def _attend_within(q: Tensor, k: Tensor, v: Tensor, data: Batch, silent: Tensor) -> Tensor:
-    """Attention among the units of each site of each network, but those of `silent` units, which hear nothing."""
+    """Attention among the units of each site of each network. Units that are `silent` receive nothing."""
     same = (data.batch[:, None] == data.batch) & (data.site[:, None] == data.site) & ~silent[:, None]
     to, other = same.nonzero(as_tuple=True)
     logits = (q[to] * k[other]).sum(-1) / math.sqrt(q.shape[-1])

@@ -1,4 +1,4 @@
-"""Predict the flow's velocity with a plain MLP on the flattened weights: the second field, tied to one architecture."""
+"""Predict the flow's velocity with a plain MLP on the weight vector."""
 
 import itertools
 import sys
@@ -15,20 +15,38 @@ from geoflow.velocity.heads import zeroed
 
 @dataclass(frozen=True)
 class MLPSizes:
-    """The width h of the first and last hidden layer."""
+    """The sizes of an MLP field. `width` is the width h of its first and last hidden layer.
+
+    >>> MLPSizes(width=256)
+    MLPSizes(width=256)
+    """
 
     width: int = 512
 
 
 class MLPVelocity(nn.Module):
-    """v(graph, x, t) = MLP([x, time]) with widths [size + 64, h, h / 2, h, size], LayerNorm and GELU; a zero head (DeepWeightFlow, 2026).
+    """A field that is an MLP on the weight vector: `field(graph, x, t)` gives the velocity.
 
-    It knows its units by their place, so it relies on the alignment of the zoo, is not equivariant, and serves its own architecture only.
+    x is [nets, size], t is [nets], and the velocity has the shape of x. The MLP reads x and 64 features of the time. Its widths are
+    [size + 64, h, h / 2, h, size], with LayerNorm and GELU. The last layer begins at zero.
+
+    It knows units by their place in the vector. So it needs an aligned zoo, is not equivariant, and serves one architecture only.
+
+    A call raises ValueError if the graph has another size.
+
+    Source: DeepWeightFlow, 2026.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> graph = geoflow.graph_of(geoflow.spec_of(network, torch.zeros(1, 4)))
+    >>> field = MLPVelocity(graph, MLPSizes(width=16))
+    >>> field(graph, torch.zeros(5, graph.size), torch.rand(5)).shape
+    torch.Size([5, 23])
     """
 
     Sizes = MLPSizes
     knows_units = True
-    components = sys.maxsize  # of each input it sees every weight
+    components = sys.maxsize  # it sees the weights on all units of an input
 
     def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes()):
         super().__init__()
@@ -39,7 +57,7 @@ class MLPVelocity(nn.Module):
         self.first, self.layers, self.last = first, nn.Sequential(*others), zeroed(nn.Linear(sizes.width, self.size))
 
     def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
-        """Raises ValueError for a graph of another size than the one it was built for."""
+        """The velocity. Raises ValueError if the graph has another size than the one that the field was built for."""
         if graph.size != self.size:
             raise ValueError(
                 f"velocity=mlp was built for {self.size} coordinates and cannot serve {graph.size}: "

@@ -1,4 +1,4 @@
-"""Predict the flow's velocity with a relational transformer on the blocks of a network's graph."""
+"""Predict the flow's velocity with a relational transformer on a network's graph."""
 
 import math
 from dataclasses import dataclass
@@ -17,8 +17,16 @@ from geoflow.velocity.wires import wire_ends
 
 @dataclass(frozen=True)
 class TransformerSizes:
-    """Layers, widths of the states, heads; none depends on the networks that are generated. Of each input the field sees the weights on
-    the first `components` units (principal axes, where the chart turns them so) and predicts 0 for the others."""
+    """The sizes of a relational transformer. None of them depends on the networks that are generated.
+
+    `node` and `edge` are the widths of the states. `edge_hidden` is the hidden width of the MLP on edges. The field sees the weights on the
+    first `components` units of each input, and predicts 0 for the others. These units are principal axes if the chart uses them.
+
+    Raises ValueError if `node` is not a multiple of `heads`.
+
+    >>> TransformerSizes(layers=2)
+    TransformerSizes(layers=2, node=64, edge=16, edge_hidden=32, heads=4, components=128)
+    """
 
     layers: int = 4
     node: int = 64
@@ -33,10 +41,27 @@ class TransformerSizes:
 
 
 class RelationalTransformer(nn.Module):
-    """v(graph, x, t): [nets, weights + scalars] -> the same shape; equivariant to every permutation that the spec declares."""
+    """A field that is a transformer on a network's graph: `field(graph, x, t)` gives the velocity.
+
+    x is [nets, size], t is [nets], and the velocity has the shape of x. The size is the number of weights and further coordinates.
+
+    The field is equivariant to every permutation that the spec declares: if units are reordered, so is the velocity. It serves networks
+    of other widths. A new field predicts 0.
+
+    A call raises ValueError if the graph has a role, a kind of wire, or a number of inputs or outputs that is new to the field.
+
+    Sources: Diao & Loynd, Relational Attention, 2023; Kofinas et al., Neural graphs, 2024.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> graph = geoflow.graph_of(geoflow.spec_of(network, torch.zeros(1, 4)))
+    >>> field = RelationalTransformer(graph, TransformerSizes(layers=1, node=8, heads=2))
+    >>> field(graph, torch.zeros(5, graph.size), torch.rand(5)).shape
+    torch.Size([5, 23])
+    """
 
     Sizes = TransformerSizes
-    knows_units = False  # by their place: then it is not equivariant
+    knows_units = False  # a field that knows units by their place is not equivariant
 
     def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes()):
         super().__init__()
@@ -53,7 +78,7 @@ class RelationalTransformer(nn.Module):
         self.node_out = nn.ModuleDict({key: zeroed(nn.Linear(w.node, _width(key))) for key in sorted(keys)})
         units = self.units_with_places(graph)
         self.places = nn.ParameterDict({name: nn.Parameter(torch.randn(size, w.node)) for name, size in units.items()})
-        for name in plain_inputs(graph):  # turned along principal axes: each of the first has a direction of the state to itself
+        for name in plain_inputs(graph):  # the first principal axes start as directions of their own
             place, few = self.places[name], min(self.places[name].shape)
             with torch.no_grad():
                 place[:few] = math.sqrt(few) * torch.eye(few, w.node)
@@ -75,15 +100,15 @@ class RelationalTransformer(nn.Module):
 
     @staticmethod
     def sites_with_places(graph: Graph) -> dict[str, int]:
-        """The numbers of the sites whose units have learned states of their own, by name: those that are not exchangeable."""
+        """The sites whose units each have a learned state, as {name: index}. These units cannot be exchanged."""
         return pinned_sites(graph)
 
     def units_with_places(self, graph: Graph) -> dict[str, int]:
-        """How many units each of these sites has."""
+        """The number of units of each of the `sites_with_places`."""
         return {name: graph.spec.sites[number].size for name, number in self.sites_with_places(graph).items()}
 
     def check(self, graph: Graph) -> None:
-        """Raise ValueError where a graph has a role, or units of a task, that this field was not built for."""
+        """Raise ValueError if a graph has a role, a kind of wire, or a number of units that the field was not built for."""
         known = {*self.edge_in, *self.node_in}
         if unseen := sorted({part.key for part in graph.parts} - known):
             raise ValueError(
@@ -92,7 +117,7 @@ class RelationalTransformer(nn.Module):
             )
         if unseen := sorted(set(wire_ends(graph)) - set(self.wires)):
             raise ValueError(
-                f"The field has never seen units tied by {unseen[0]!r}; it knows {', '.join(self.wires) or 'no such ties'}. "
+                f"The field has never seen wires of the kind {unseen[0]!r}; it knows {', '.join(self.wires) or 'none'}. "
                 "Fit the flow to networks that have them too."
             )
         for name, size in self.units_with_places(graph).items():
@@ -101,11 +126,16 @@ class RelationalTransformer(nn.Module):
                 why = "another task needs another flow" if name in pinned_sites(graph) else "velocity=transformer serves other widths"
                 raise ValueError(f"The field was built for {units} units of {name!r}, not for {size}: {why}.")
         if len(graph.scalars) != (self.scalar_in.in_features if self.scalar_in else 0):
-            raise ValueError(f"The field was not built for a graph with {len(graph.scalars)} scalars.")
+            raise ValueError(f"The field was not built for a graph with {len(graph.scalars)} scalars. Fit another flow to such networks.")
 
     def embed(self, graph: Graph, x: Tensor, t: Tensor) -> tuple[Tensor, dict[int, Tensor], list[Tensor], Tensor]:
-        """The states: of the units that learn [nets, units, node], of input units (by site, [nets or 1, units, node]), of the edges
-        (by block, [edge, nets, targets, sources]), and of time [nets, node]."""
+        """The first states of units, input units, edges and time.
+
+        - moving units: [nets, units, node]
+        - input units, by site: [nets or 1, units, node]
+        - edges, by block: [edge, nets, targets, sources]
+        - time: [nets, node]
+        """
         time = self.time(t)
         if self.scalar_in is not None:
             time = time + self.scalar_in(x[:, beside(graph.scalars, x)])
@@ -128,7 +158,7 @@ class RelationalTransformer(nn.Module):
         return nodes, inputs, edges, time
 
     def read_out(self, graph: Graph, nodes: Tensor, inputs: dict[int, Tensor], edges: list[Tensor]) -> Float[Tensor, "nets size"]:
-        """Every state back to the places of its weights."""
+        """The velocity: each state gives the velocities of its weights."""
         nets, parts = len(nodes), []
         sites = dict(zip(moving_sites(graph), self.norm(nodes).split(moving_units(graph), 1), strict=True))
         for block, edge in zip(graph.blocks, edges, strict=True):
@@ -139,7 +169,7 @@ class RelationalTransformer(nn.Module):
             state = sites[feature.site] if feature.site in sites else self.norm(inputs[feature.site])
             parts.append(self.node_out[feature.key](state).flatten(1))
         if self.scalar_out is not None:
-            # a sum or a squeezed unit may be all that comes out: then no site is the output, and scalars hear every one
+            # if the output is a sum or one squeezed unit, no site is the output; then scalars read all sites
             heard = [index for index, site in enumerate(graph.spec.sites) if site.role == "output"] or moving_sites(graph)
             parts.append(self.scalar_out(torch.stack([sites[index].mean(1) for index in heard]).mean(0)))
         parts.append(nodes.new_zeros(nets, len(graph.unseen)))
@@ -147,7 +177,10 @@ class RelationalTransformer(nn.Module):
 
 
 class Permuted(torch.autograd.Function):
-    """Columns in another order: x[:, order], with `back` its inverse. Gradients come back by reading too: torch would add them up."""
+    """Columns in another order, x[:, order]. `back` is the inverse order.
+
+    The gradient reads the columns in the order `back`. torch's own gradient of indexing would add them up instead.
+    """
 
     @staticmethod
     def forward(ctx, x: Float[Tensor, "nets size"], order: Int[Tensor, " size"], back: Int[Tensor, " size"]) -> Float[Tensor, "nets size"]:
@@ -160,9 +193,17 @@ class Permuted(torch.autograd.Function):
 
 
 class IdentifiedTransformer(RelationalTransformer):
-    """Knows each hidden unit by its place in the aligned zoo too; so it is not equivariant, and serves its own widths only.
+    """A relational transformer that also has a learned state for each hidden unit.
 
-    An equivariant field sees exchangeable units in pure noise, and must first decide which of them becomes which unit of the reference.
+    It knows hidden units by their place in the aligned zoo. So it is not equivariant, and serves one set of widths only. An equivariant
+    field sees exchangeable units in pure noise. It must first decide which of them becomes which unit of the reference.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> graph = geoflow.graph_of(geoflow.spec_of(network, torch.zeros(1, 4)))
+    >>> field = IdentifiedTransformer(graph, TransformerSizes(layers=1, node=8, heads=2))
+    >>> field.units
+    {'input0': 4, 'output0': 2, 'unit1': 3}
     """
 
     knows_units = True
@@ -174,5 +215,5 @@ class IdentifiedTransformer(RelationalTransformer):
 
 
 def _width(key: str) -> int:
-    """The number of features that a role's key ends with."""
+    """The number of features, with which a role's key ends."""
     return int(key.rsplit(":", 1)[1])

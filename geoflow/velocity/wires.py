@@ -1,4 +1,4 @@
-"""Pass messages along wires: a unit hears the same unit at the sites that it is tied to."""
+"""Pass messages along wires, between a unit and the same unit at other sites."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,18 @@ from geoflow.graph import Graph, moving_starts
 
 
 class WireMessages(nn.Module):
-    """What every moving unit hears from its partners, with maps that are learned for each kind of wire:
+    """The messages that every moving unit receives along its wires, with learned maps for each kind of wire:
 
         sum over kinds k of   1/sqrt(a) sum_j A_k n_j   +   1/sqrt(b) sum_j B_k n_j
 
-    The first sum runs over the a wires of kind k that lead to the unit, the second over the b wires that leave it; n_j are the normalised
-    states at their other ends. Where all matrices are zero, so are the messages.
+    The first sum runs over the a wires of kind k that lead to the unit. The second sum runs over the b wires that leave it. n_j are the
+    normalised states at their other ends. The result has the shape of the states, [nets, units, node].
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> graph = geoflow.graph_of(geoflow.spec_of(network, torch.zeros(1, 4)))
+    >>> WireMessages(16, ["norm"])(graph, torch.randn(5, 8, 16)).shape  # 3 units before the norm, 3 behind it, 2 outputs
+    torch.Size([5, 8, 16])
     """
 
     def __init__(self, node: int, kinds: Sequence[str]):
@@ -39,7 +45,11 @@ class WireMessages(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Ends:
-    """The wires of one kind between moving units: the rows of their ends, and one over the root of how many the unit there hears."""
+    """The wires of one kind between moving units.
+
+    `target` and `source` are the numbers of the units at their ends. `to_target` is 1/sqrt(a) for the target, and `to_source` is 1/sqrt(b)
+    for the source (see `WireMessages`).
+    """
 
     target: Int[Tensor, " wires"]
     source: Int[Tensor, " wires"]
@@ -49,7 +59,7 @@ class Ends:
 
 @lru_cache(maxsize=64)
 def wire_ends(graph: Graph) -> dict[str, Ends]:
-    """The wires by their kind. Those to inputs are left out: units of inputs are known by their place."""
+    """The wires by kind. Wires to inputs are left out, because units of inputs are known by their place."""
     first = moving_starts(graph)
     rows: dict[str, list[Tensor]] = {}
     for diagonal in graph.diagonals:

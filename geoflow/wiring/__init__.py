@@ -1,6 +1,6 @@
-"""Read the table of a network from its forward pass."""
+"""Trace a network: read its table from one forward pass."""
 
-# Importing the families fills the table of rules.
+# These imports register the rules.
 from geoflow.wiring import arithmetic, attention, convolution, linear, normalization, pointwise, pooling, recurrent, shapes, views  # noqa: F401
 from geoflow.wiring.check import check_spec
 from geoflow.wiring.rules import rule

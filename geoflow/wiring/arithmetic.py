@@ -1,4 +1,4 @@
-"""Wire sums and products: skip connections, gates, learned offsets and gains."""
+"""Rules for sums and products: skip connections, gates, learned offsets and gains."""
 
 import torch
 
@@ -10,7 +10,7 @@ from geoflow.wiring.rules import require, rule
 
 @rule("add", "sub", "rsub")
 def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Operand:
-    """Units that are added move together; numbers, and units broadcast over others, allow permutations only. Zeros change nothing."""
+    """Units that are added move together. Constants, and units that are broadcast, allow permutations only. Zeros change nothing."""
     for one, other in ((x, y), (y, x)):
         if is_zero(one) and not is_constant(other) and tuple(other.shape) == ledger.shape:
             return other
@@ -20,7 +20,7 @@ def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Operand:
         if length(one) == length(other):
             into, added = (other, one) if ledger.is_position(one) else (one, other)
             ledger.tie(added, into, "sum")
-            if isinstance(x, Value) and isinstance(y, Value) and ledger.is_position(added):  # units read an input that is added to them
+            if isinstance(x, Value) and isinstance(y, Value) and ledger.is_position(added):  # an input is added to units
                 for source, target in ledger.align(added, into):
                     ledger.wire(source.site, target.site, "sum")
             labels.append(into)
@@ -58,7 +58,7 @@ def divide(ledger: Ledger, x: Operand, y: Operand, rounding_mode: str | None = N
 
 @rule("maximum", "minimum")
 def extremum(ledger: Ledger, x: Operand, y: Operand) -> Value:
-    """With zeros it is ReLU."""
+    """The larger or smaller of two operands. With zeros it is ReLU."""
     result = activation(ledger, add(ledger, x, y))
     ledger.pin(*result.labels, symmetries=("sign",))
     return result
@@ -66,7 +66,7 @@ def extremum(ledger: Ledger, x: Operand, y: Operand) -> Value:
 
 @rule("where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "atan2", "pow", "fmod", "remainder")
 def together(ledger: Ledger, *operands: Operand) -> Value:
-    """Any function of corresponding numbers: permutations pass where all operands share them."""
+    """Any function of corresponding elements. The units of all operands are permuted together; scales and signs are pinned."""
     result = Value(())
     for operand in operands:
         value = broadcast(ledger, operand)
@@ -76,7 +76,7 @@ def together(ledger: Ledger, *operands: Operand) -> Value:
 
 
 def gain(ledger: Ledger, x: Value, weight: Parameter, kind: str = "gain") -> Value:
-    """A learned factor per unit makes units of their own scale and sign, permuted with those that it reads."""
+    """A learned factor for each unit. The new units have scales and signs of their own, and are permuted with those that they read."""
     pad = len(x.labels) - len(weight.shape)
     fits = pad >= 0 and all(n in (1, m) for n, m in zip(weight.shape, x.shape[pad:], strict=True))
     if not fits:
@@ -96,7 +96,10 @@ def gain(ledger: Ledger, x: Value, weight: Parameter, kind: str = "gain") -> Val
 
 
 def spread(x: Value, y: Value, ledger: Ledger) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
-    """The labels of two operands, broadcast to one number of axes, and those that were expanded taken back to one entry."""
+    """The labels of two operands, with the same number of axes.
+
+    An axis that was expanded from one element gets length 1 again.
+    """
     rank = max(len(x.labels), len(y.labels))
     a, b = (
         (*(ledger.position(1) for _ in range(rank - len(v.labels))), *(ledger.position(1) if ledger.is_uniform(n) else n for n in v.labels))
@@ -106,7 +109,7 @@ def spread(x: Value, y: Value, ledger: Ledger) -> tuple[tuple[Label, ...], tuple
 
 
 def product_labels(ledger: Ledger, a: tuple[Label, ...], b: tuple[Label, ...]) -> tuple[Label, ...]:
-    """Units that are multiplied are permuted together; one of the two keeps its factor and sign, the other is pinned."""
+    """Units that are multiplied are permuted together. One of the two keeps its scale and sign, and the other is pinned."""
     a, b = spread(Value(a), Value(b), ledger)
     return tuple(_product(ledger, one, other) for one, other in zip(a, b, strict=True))
 

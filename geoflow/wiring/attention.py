@@ -1,4 +1,4 @@
-"""Wire attention: queries meet keys, values pass."""
+"""Rules for attention: how queries, keys and values are tied."""
 
 from dataclasses import replace
 
@@ -15,14 +15,14 @@ def attention(
     ledger: Ledger, query, key, value, attn_mask: Operand = None, dropout: float = 0.0, is_causal: bool = False, scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Value:  # fmt: skip
-    """softmax(q k^T / sqrt(d)) v: heads move together, and the values keep their own factors and signs."""
+    """softmax(q k^T / sqrt(d)) v. The heads move together. The units of the values keep their own scales and signs."""
     require(dropout == 0, "dropout that is active in evaluation mode makes the network random")
     q, k, v = (activation(ledger, x) for x in (query, key, value))
     if enable_gqa:
         k, v = (_for_every_query(ledger, x, length(q.labels[-3])) for x in (k, v))
     mask = () if attn_mask is None else sum(broadcast(ledger, attn_mask).labels, ())
     require(not isinstance(attn_mask, Value) or ledger.is_position(mask), "a mask that is computed")
-    ledger.pin(mask)  # an entry of the state dict, which is as it is
+    ledger.pin(mask)  # an entry of the state dict with fixed values
     contract(ledger, q.labels[-1], k.labels[-1])
     ledger.tie(k.labels[-2], v.labels[-2], "contraction", ("permutation",))
     ledger.pin(*q.labels[:-1], *k.labels[:-1], v.labels[-2], symmetries=MEASURES)
@@ -35,7 +35,7 @@ def attention(
 
 
 def _for_every_query(ledger: Ledger, x: Value, heads: int) -> Value:
-    """Keys or values whose heads are each asked by as many heads of queries in a row."""
+    """Keys or values whose heads each serve several consecutive heads of queries."""
     *before, groups, places, units = x.labels
     times = heads // length(groups)
     wide = ledger.position(heads) if ledger.is_position(groups) else tuple(replace(s, repeat=s.repeat * times) for s in groups)

@@ -1,4 +1,4 @@
-"""Check a table against its network: every declared symmetry must leave the function as it is."""
+"""Check a table against its network: every declared symmetry must keep the output."""
 
 import copy
 
@@ -13,17 +13,20 @@ from geoflow.spec import WIRES, NetworkSpec
 from geoflow.symmetry import apply_symmetry, random_symmetry
 from geoflow.vector import pack, unpack
 
-# The largest relative change that rounding explains: it grows by the factors of some ten layers, and a wrong axis gives 1e-3 and more.
+# The largest relative change that rounding explains. Rounding grows over some ten layers; a wrong axis gives 1e-3 and more.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 def check_spec(network: nn.Module, spec: NetworkSpec, example: Tensor | tuple, generator: torch.Generator) -> float:
-    """The largest change |f(g theta) - f(theta)| / max|f| for a random g of all declared symmetries, in float64.
+    """Apply a random symmetry g of all declared groups to a network, and return how much its output changes, in float64:
 
-    Weights are jittered and running statistics drawn anew, so that no zero bias and no unit variance hides an error;
-    floating inputs are drawn normal with the shapes of `example`.
+        max |f(g theta) - f(theta)| / max |f(theta)|
 
-    Raises ValueError with the change if it exceeds the rounding of float64, or of float32 where the network itself casts to it.
+    Weights get random noise and running statistics are random, so that no zero bias and no variance of 1 hides an error. Inputs are
+    standard normal with the shapes of `example`. Whole numbers in `example` are used as they are.
+
+    Raises ValueError if the change exceeds the rounding error of float64. The limit is that of float32 if the network itself casts to
+    float32. The message names the change.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -39,7 +42,7 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Tensor | tuple, g
         before, after = (outputs_of(twin, spec, t, inputs) for t in (theta, moved))
     finite = before.isfinite()
     if not finite.any():
-        raise ValueError(f"{type(network).__name__} gives no finite output for normal inputs: the spec cannot be checked on them.")
+        raise ValueError(f"{type(network).__name__} gives no finite output for normal inputs, so its spec cannot be checked.")
     if not torch.equal(finite, after.isfinite()):
         raise ValueError(f"The spec does not fit {type(network).__name__}: a declared symmetry changes which outputs are finite.")
     before, after = before[finite], after[finite]
@@ -49,20 +52,21 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Tensor | tuple, g
     change = f"a declared symmetry changes its output by {error:.2g}"
     if rounded.dtype not in TOLERANCE:
         cure = "Check it without that cast."
-        raise ValueError(f"The spec may not fit {type(network).__name__}: {change}. It rounds to {rounded.dtype}, which may be all. {cure}")
-    raise ValueError(f"The spec does not fit {type(network).__name__}: {change}.")
+        raise ValueError(f"The spec may not fit {type(network).__name__}: {change}. Its cast to {rounded.dtype} may explain that. {cure}")
+    raise ValueError(f"The spec does not fit {type(network).__name__}: {change}. Correct the table, or the rule that made it.")
 
 
 def check_wires(spec: NetworkSpec) -> None:
-    """Raise ValueError where a table, perhaps written by hand, has wires that join units of two numbers, of no kind of WIRES, or too few.
+    """Raise ValueError if the wires of a table, perhaps written by hand, do not fit its sites.
 
-    Without wires between all sites of a permutation group no field can tell which of their units belong together.
+    A wire needs two sites of one size and a kind of WIRES. The sites of a permutation group must be connected by wires. Otherwise a field
+    cannot tell which of their units belong together.
     """
     for wire in spec.wires:
         choose("kind of wire", wire.kind, WIRES)
         sizes = [spec.sites[end].size for end in (wire.source, wire.target)]
         if sizes[0] != sizes[1]:
-            raise ValueError(f"A wire joins unit by unit, and {wire} joins {sizes[0]} units to {sizes[1]}.")
+            raise ValueError(f"{wire} joins {sizes[0]} units to {sizes[1]}. A wire needs two sites of one size.")
     for group in spec.groups("permutation"):
         members = {number for number, site in enumerate(spec.sites) if site.permutation == group}
         reached = {min(members)}
@@ -77,7 +81,7 @@ def check_wires(spec: NetworkSpec) -> None:
 
 
 class RoundedTo(TorchDispatchMode):
-    """Note the coarsest precision that the operations run under it round their operands to."""
+    """Record the coarsest precision to which operations round their operands."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +99,7 @@ class RoundedTo(TorchDispatchMode):
 
 
 def outputs_of(network: nn.Module, spec: NetworkSpec, theta: Tensor, inputs: list) -> Tensor:
-    """All floating outputs of the network with these weights, one after the other."""
+    """All floating outputs of the network with these weights, in one vector."""
     with torch.no_grad():
         result = functional_call(network, unpack(spec, theta), tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs))
     return torch.cat([leaf.flatten() for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()])
@@ -108,7 +112,7 @@ def draw_like(x: object, generator: torch.Generator) -> object:
 
 
 def jitter(spec: NetworkSpec, theta: Tensor, generator: torch.Generator) -> Tensor:
-    """Weights near the given ones without coincidences; variances positive."""
+    """Weights with noise added, so that none of them is special. Variances are random and positive."""
     noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
     sizes = [tensor.numel for tensor in spec.tensors]
     parts = [

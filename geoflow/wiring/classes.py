@@ -1,8 +1,8 @@
-"""Collect sites into classes that move together."""
+"""Group sites into classes that move together."""
 
 
 class Classes:
-    """Union-find over sites; a class is free or pinned."""
+    """Union-find over sites. A class is free or pinned."""
 
     def __init__(self) -> None:
         self.parent: list[int] = []

@@ -1,4 +1,4 @@
-"""Wire convolutions: plain, grouped, depthwise and transposed."""
+"""Rules for convolutions: plain, grouped, depthwise and transposed."""
 
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ def _convolve(ledger: Ledger, x: Value, weight: Parameter, bias: Operand, groups
 
 
 def _depthwise(ledger: Ledger, label: Label, weight: Parameter) -> Label:
-    """Channel i alone makes channels i * m to (i + 1) * m: a diagonal map, whose results are permuted with what they read."""
+    """Channels i * m to (i + 1) * m are made of channel i alone. This is a diagonal map: its channels are permuted with those it reads."""
     multiplier = weight.shape[0] // length(label)
     post = ledger.like(label, "depthwise")
     written = tuple(type(s)(s.site, s.size, s.repeat * multiplier) for s in post)
@@ -57,7 +57,7 @@ def _depthwise(ledger: Ledger, label: Label, weight: Parameter) -> Label:
 
 
 def _grouped(ledger: Ledger, label: Label, weight: Parameter, groups: int) -> Label:
-    """Every group is a convolution of its own: rows of the weight that read their part of the channels."""
+    """Every group is a convolution of its own. Its rows of the weight read its part of the channels."""
     rows, columns = weight.shape[0] // groups, weight.shape[1]
     written: Label = ()
     for g in range(groups):

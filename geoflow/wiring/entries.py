@@ -1,4 +1,4 @@
-"""Note what each entry of the state dict writes and reads."""
+"""Record what each entry of the state dict writes and reads."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from geoflow.wiring.rules import NoRule, require
 
 
 def activation(ledger: Ledger, operand: Operand) -> Value:
-    """The operand as an activation: a parameter writes sites of its own, a constant has positions only."""
+    """The operand as an activation. A parameter writes sites of its own, and a constant has positions only."""
     if isinstance(operand, Value):
         return operand
     if isinstance(operand, Parameter):
@@ -19,7 +19,7 @@ def activation(ledger: Ledger, operand: Operand) -> Value:
 
 
 def broadcast(ledger: Ledger, operand: Operand) -> Value:
-    """As `activation`, for operands that torch broadcasts: a constant has one entry along the axes where all its entries agree."""
+    """Like `activation`, for operands that torch broadcasts. An axis along which a constant's elements are equal gets length 1."""
     if isinstance(operand, Value | Parameter):
         return activation(ledger, operand)
     constant = torch.as_tensor(operand)
@@ -33,7 +33,10 @@ def _alike(constant: Tensor, axis: int) -> bool:
 
 
 def entry(operand: Operand, reason: str) -> Parameter:
-    """An operand that is an entry of the state dict, or a constant in the place of one; `reason` is what to say if it is computed."""
+    """The operand as an entry of the state dict. A constant may stand in the place of one.
+
+    `reason` is the message if the operand is computed instead.
+    """
     if isinstance(operand, Tensor):
         shape = tuple(operand.shape)
         return Parameter("", shape, tuple(range(len(shape))), shape, False, fixed=operand)
@@ -53,7 +56,10 @@ def _written_by(ledger: Ledger, parameter: Parameter) -> Value:
 
 
 def record(ledger: Ledger, parameter: Parameter, along: dict[int, tuple[Part, ...]], kind: str, degree: int = 1) -> None:
-    """Note what each axis of an entry writes and reads; a second use of the entry is tied to the first. Constants are not moved."""
+    """Record what each axis of an entry writes and reads. A second use of the entry is tied to the first.
+
+    A constant does not move, so the units along its axes are pinned. Permutations pass an axis along which its elements are equal.
+    """
     sizes = enumerate(parameter.entry)
     axes = tuple(along.get(axis, (Part(size),)) for axis, size in sizes)
     assert all(sum(p.size * p.repeat for p in axis) == size for axis, size in zip(axes, parameter.entry, strict=True))
@@ -66,12 +72,12 @@ def record(ledger: Ledger, parameter: Parameter, along: dict[int, tuple[Part, ..
     if first is not use:
         _tie_entries(ledger, first, use)
         if ledger.idle & {site for axis in first.axes for part in axis for site in (part.writes, part.reads)}:
-            ledger.entries[parameter.name, parameter.start] = use  # this use says more
+            ledger.entries[parameter.name, parameter.start] = use  # the first use met an idle site
 
 
 def _tie_entries(ledger: Ledger, first: Entry, again: Entry) -> None:
     if first.parameter.entry != again.parameter.entry:
-        raise NoRule(f"rows of {first.parameter.name!r} are used in overlapping slices")
+        raise NoRule(f"the forward pass uses overlapping slices of {first.parameter.name!r}")
     for one, other in zip(first.axes, again.axes, strict=True):
         a, b = _owners(ledger, one), _owners(ledger, other)
         if not ledger.align(a, b):
@@ -89,7 +95,7 @@ def _tie_parts(ledger: Ledger, left: Part, right: Part, same_degree: bool) -> No
             ledger.tie_sites(a, b, "shared", SYMMETRIES)
     elif left.owner is None or right.owner is None or not same_degree or (False, False) in pattern:
         _pin_parts(ledger, (left, right), SYMMETRIES)
-    else:  # written here, read there, as a tied embedding: 1 / sign = sign, but 1 / factor is not the factor
+    else:  # one use writes, the other reads, as in a tied embedding: 1 / sign is the sign, but 1 / factor is not the factor
         ledger.tie_sites(left.owner, right.owner, "shared", ("permutation", "sign"))
         _pin_parts(ledger, (left, right), ("scaling",))
 

@@ -1,4 +1,4 @@
-"""Keep the books of one walk: which sites exist, and what ties, pins or cuts them."""
+"""Record what one walk over the graph finds: sites, and which of their units move together."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -12,22 +12,19 @@ from geoflow.wiring.labels import Entry, Label, Segment, Value, length
 from geoflow.wiring.rules import require
 
 MEASURES = ("scaling", "sign")  # the symmetries that multiply
-
-
 Share = tuple[int, int, int]
 
 
 class Restart(Exception):
-    """The layout of a site was refined: walk again."""
+    """A site has to be cut in another way. The walk begins again."""
 
 
 @dataclass
 class Layout:
-    """How sites are cut, learned from walk to walk.
+    """How sites are cut. A walk that finds a new cut adds it here and begins again.
 
-    `cuts[key]`: where the units made at `key` are cut into several sites;
-    `shares[key, start]`: (copies, units, repeat) of the site that starts there, if its entries move in blocks only;
-    `refused`: shares that were tried and left nothing to permute.
+    `cuts[key]` are the units at which the vector made at `key` is cut into several sites. `shares[key, start]` is set for a site whose
+    elements move in blocks only. It is (copies, units, repeat) of that site. `refused` are shares that left nothing to permute.
     """
 
     cuts: dict[str, set[int]] = field(default_factory=dict)
@@ -37,7 +34,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a site comes from. `key` is None where the site cannot be cut by itself; `position` means that nothing wrote it."""
+    """Where a site comes from. `key` is None if the site cannot be cut by itself. Nothing writes a `position`."""
 
     name: str
     size: int
@@ -45,13 +42,24 @@ class Place:
     start: int = 0
     position: bool = False
     share: Share | None = None
-    uniform: bool = False  # positions with equal entries
+    uniform: bool = False  # positions whose elements are all equal
 
 
 class Ledger:
-    """The state of one walk over the graph; what the rules talk to.
+    """What one walk over the traced graph has found so far. Rules read it and add to it.
 
-    `node` is the operation being walked, `path` its module, `scope` the part with a graph of its own that it stands in."""
+    Rules tie and pin units. Tied units move together. A symmetry does not move the units that are pinned for it. A label is one axis of an
+    activation: a tuple of segments, each with the units of one site (see `Value`). Positions are axes that no symmetry moves, such as the
+    batch, the pixels or the input features.
+
+    `node` is the current operation, `path` its module, and `scope` the inner graph in which it stands.
+
+    >>> from geoflow.wiring.ledger import Layout, Ledger
+    >>> ledger = Ledger(Layout())
+    >>> label = ledger.position(4)
+    >>> ledger.is_position(label), ledger.free(label, "permutation")
+    (True, False)
+    """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -59,31 +67,31 @@ class Ledger:
         self.classes = {symmetry: Classes() for symmetry in SYMMETRIES}
         self.entries: dict[tuple[str, int], Entry] = {}
         self.wires: dict[tuple[int, int], str] = {}  # (source, target): one of WIRES
-        self.read_off: set[int] = set()  # sites of the state dict's own entries, as they come
-        self.idle: set[int] = set()  # sites that nothing writes, or nothing reads: alone they are no units
-        self.constants: set[str] = set()  # entries of the state dict that the forward pass takes as they are
+        self.read_off: set[int] = set()  # sites of entries that are used as activations
+        self.idle: set[int] = set()  # sites that nothing writes or nothing reads
+        self.constants: set[str] = set()  # entries that the forward pass uses but no weight vector holds
         self.node: Node | None = None
         self.path = self.scope = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the result of the operation being walked, of the first where it has several."""
+        """The shape of the current operation's result, or of its first result."""
         value = self.node.meta["val"]
         return tuple((value[0] if isinstance(value, tuple | list) else value).shape)
 
     @property
     def operation(self) -> str:
-        """Name of the operation being walked, without its namespace and overload: "relu" of aten.relu_.default too."""
+        """The name of the current operation, such as "relu" for aten.relu_.default."""
         return operation(self.node)[0]
 
     def is_read(self, number: int) -> bool:
-        """Whether anyone reads this one of the several results of the operation being walked."""
+        """Whether a later operation reads the result `number` of the current operation."""
         return any(user.users for user in self.node.users if user.args[1] == number)
 
-    # making sites
+    # make sites
 
     def new(self, size: int, key: str | None = None) -> Label:
-        """Units that the operation being walked writes: one free site, or several where an earlier walk found a cut."""
+        """Units that the current operation writes. They are one free site, or several if an earlier walk found a cut."""
         key = self.scope + (key or self.node.name)
         bounds = [0, *sorted(self.layout.cuts.get(key, ())), size]
         label: list[Segment] = []
@@ -95,7 +103,7 @@ class Ledger:
         return tuple(label)
 
     def like(self, label: Label, kind: str) -> Label:
-        """New sites with factors of their own that are permuted together with those of `label`, at the end of a wire of this kind."""
+        """New sites, permuted together with those of `label` along wires of this kind. Their scales and signs are their own."""
         new: dict[int, int] = {}
         for segment in label:
             if segment.site not in new:
@@ -104,20 +112,20 @@ class Ledger:
         return tuple(Segment(new[segment.site], segment.size, segment.repeat) for segment in label)
 
     def position(self, size: int) -> Label:
-        """An axis of positions, batch or input features: no symmetry at all."""
+        """An axis of positions. No symmetry moves it."""
         name = self.node.name if self.node is not None else ""
         site = self._open(Place(name, size, position=True))
         self.pin_site(site, SYMMETRIES)
         return (Segment(site, size),)
 
     def uniform(self, size: int) -> Label:
-        """Positions along which one entry was expanded."""
+        """Positions along which all elements are equal, because one element was expanded."""
         label = self.position(size)
         self.places[label[0].site] = replace(self.places[label[0].site], uniform=True)
         return label
 
     def zeros(self, size: int, number: int) -> Label:
-        """An axis of zeros, which move with whatever is tied to them: the `number`-th of the operation being walked."""
+        """An axis of zeros. They move with the units that they are tied to. `number` tells apart the zeros of one operation."""
         label = self.new(size, f"{self.node.name}/zeros{number}")
         self.idle |= {segment.site for segment in label}
         return label
@@ -131,9 +139,10 @@ class Ledger:
             classes.add()
         return len(self.places) - 1
 
-    # tying and pinning
+    # tie and pin
 
     def pin(self, *labels: Label, symmetries: Iterable[str] = SYMMETRIES) -> None:
+        """Declare that these symmetries do not move the units of these axes. By default these are all symmetries."""
         for label in labels:
             for segment in label:
                 self.pin_site(segment.site, symmetries)
@@ -152,26 +161,26 @@ class Ledger:
         return any(self.classes[symmetry].free(segment.site) for segment in label)
 
     def tie(self, a: Label, b: Label, kind: str, symmetries: Iterable[str] = SYMMETRIES) -> None:
-        """Unit i of `a` and unit i of `b` move together; a wire of this kind leads from `a` to `b`."""
+        """Let unit i of `a` and unit i of `b` move together, and join them by a wire from `a` to `b`."""
         for one, other in self.align(a, b):
             self.tie_sites(one.site, other.site, kind, symmetries)
 
     def tie_sites(self, a: int, b: int, kind: str, symmetries: Iterable[str]) -> None:
-        """As `tie`, for the units of two sites."""
+        """Tie the units of two sites."""
         for symmetry in symmetries:
             self.classes[symmetry].tie(a, b)
         if not (self.places[a].position or self.places[b].position):
             self.wire(a, b, kind)
 
     def wire(self, a: int, b: int, kind: str) -> None:
-        """Note a wire from site `a` to site `b`; the first relation of two sites names it."""
+        """Record a wire from the site `a` to the site `b`. If there is one already, it stays."""
         assert kind in WIRES
         if a != b and (b, a) not in self.wires:
             self.wires.setdefault((a, b), kind)
 
     def align(self, a: Label, b: Label) -> list[tuple[Segment, Segment]]:
-        """Pair the segments of two axes of one length; cut sites where this takes it, and pin them where cuts do not help."""
-        require(length(a) == length(b), f"axes of {length(a)} and {length(b)} entries")
+        """Pair the segments of two axes of one length. If they do not match, sites are cut. If no cut helps, both axes are pinned."""
+        require(length(a) == length(b), f"axes of different lengths, {length(a)} and {length(b)}")
         if [(s.size, s.repeat) for s in a] == [(s.size, s.repeat) for s in b]:
             return list(zip(a, b, strict=True))
         if not (self.is_position(a) or self.is_position(b)):
@@ -181,10 +190,10 @@ class Ledger:
         self.pin(a, b)
         return []
 
-    # refining the layout
+    # refine the layout
 
     def part(self, label: Label, start: int, stop: int) -> Label:
-        """Entries start to stop of an axis."""
+        """Elements `start` to `stop` of an axis. A site that reaches over an end is cut there."""
         if (start, stop) == (0, length(label)):
             return label
         if self.is_position(label):
@@ -204,7 +213,7 @@ class Ledger:
         return tuple(kept) if clean else self.broken((label,), stop - start)
 
     def broken(self, labels: Iterable[Label], size: int) -> Label:
-        """An axis that the table cannot say: what went into it is pinned, and its units are positions."""
+        """Positions in the place of axes that the table cannot describe. The axes are pinned."""
         self.pin(*labels)
         return self.position(size)
 
@@ -227,7 +236,7 @@ class Ledger:
                     self.share(fine, 1, coarse.size, coarse.repeat)
 
     def _cut(self, segment: Segment, entry: int) -> bool:
-        """Cut the site of a segment, and every site that is permuted with it, and walk again; False if that cannot be."""
+        """Cut a segment's site, and all sites permuted with it, and begin again. Returns False if that is not possible."""
         unit, rest = divmod(entry, segment.repeat)
         origins = self._origins(segment.site)
         if rest or not origins or any(place.share for place in origins):
@@ -237,7 +246,7 @@ class Ledger:
         raise Restart
 
     def share(self, segment: Segment, copies: int, units: int, repeat: int) -> None:
-        """Let a site be `copies` times `units` blocks of `repeat` entries, and walk again; nothing happens where that cannot be."""
+        """Cut a site into `copies` times `units` blocks of `repeat` elements that move as one, and begin again, if possible."""
         wanted = {}
         for place in self._origins(segment.site):
             before, _, blocks = place.share or (1, 0, 1)
@@ -247,7 +256,7 @@ class Ledger:
             raise Restart
 
     def settle(self) -> None:
-        """Make positions of the idle sites that were tied to no others."""
+        """Turn idle sites into positions unless they are tied to other sites."""
         root = self.classes["permutation"].root
         used = {root(site) for site in range(len(self.places)) if site not in self.idle}
         for site in self.idle:
@@ -256,7 +265,7 @@ class Ledger:
                 self.places[site] = replace(self.places[site], position=True)
 
     def refuse(self) -> None:
-        """Forget the shares whose units are pinned after all, and walk again from the start; else do nothing."""
+        """Drop the shares whose units are pinned in the end, and begin again. Do nothing if there are none."""
         free = self.classes["permutation"].free
         idle = {(p.key, p.start, p.share) for site, p in enumerate(self.places) if p.share and not free(site)} - self.layout.refused
         if idle:
@@ -266,14 +275,14 @@ class Ledger:
             raise Restart
 
     def _origins(self, site: int) -> list[Place]:
-        """The places that make the sites permuted with this one; none if one of them cannot be refined."""
+        """Where the sites come from that are permuted with this one. Empty if one of them cannot be cut."""
         root = self.classes["permutation"].root
         tied = [place for other, place in enumerate(self.places) if root(other) == root(site)]
         return [] if any(place.position for place in tied) else [place for place in tied if place.key is not None]
 
 
 def operation(node: Node) -> tuple[str, bool]:
-    """Name of an operation, and whether it works in place."""
+    """The name of an operation, and whether it works in place."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return node.target.__name__, False

@@ -1,4 +1,4 @@
-"""Wire the maps that mix the units of one axis: linear layers, matrix products, embeddings."""
+"""Rules for maps that mix the units of one axis: linear layers, matrix products and embeddings."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from geoflow.wiring.rules import require, rule
 def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) -> Value:
     weight = entry(weight, "its weight is computed, not an entry of the state dict")
     require(len(weight.shape) == 2, "its weight is not a matrix")
-    nothing = is_zero(x)  # such as the first state of a recurrent network: no weight is felt
+    nothing = is_zero(x)  # such as the first state of a recurrent network
     x = activation(ledger, x)
     label = ledger.new(weight.shape[0]) if nothing else mix(ledger, x.labels[-1], weight, read=-1, write=-2)
     add_bias(ledger, (*x.labels[:-1], label), -1, bias)
@@ -42,7 +42,7 @@ def matmul(ledger: Ledger, x: Operand, y: Operand) -> Value | Tensor:
         y = activation(ledger, y)
         require(len(y.labels) >= 2, "a matrix of parameters times a vector")
         return Value((*y.labels[:-2], mix(ledger, y.labels[-2], x, read=1, write=0), y.labels[-1]))
-    if isinstance(y, Parameter) and len(y.shape) == 1 and y.axes == (0,):  # one number of all units
+    if isinstance(y, Parameter) and len(y.shape) == 1 and y.axes == (0,):  # the result has one number for all units
         x = activation(ledger, x)
         record(ledger, y, {0: parts_reading(x.labels[-1])}, "weight")
         return Value(x.labels[:-1])
@@ -59,11 +59,11 @@ def baddbmm(ledger: Ledger, offset: Operand, x: Operand, y: Operand) -> Operand:
 
 @rule("einsum")
 def einsum(ledger: Ledger, equation: str, operands: Sequence[Operand], path: object = None) -> Value:
-    """Of two operands: letters in both are batches or sums; a matrix of parameters is read and written as in a linear layer."""
-    require(len(operands) == 2 and "." not in equation and "->" in equation, "other than two operands without ellipsis")
+    """A product of two operands. Letters in both are batches or sums. A matrix of parameters is treated as in a linear layer."""
+    require(len(operands) == 2 and "." not in equation and "->" in equation, "an ellipsis, no arrow, or other than two operands")
     terms, result = equation.replace(" ", "").split("->")
     terms = terms.split(",")
-    require(all(len(set(term)) == len(term) for term in terms), "a diagonal")
+    require(all(len(set(term)) == len(term) for term in terms), "a letter that stands twice in one operand")
     x, y, a, b = *operands, *terms
     if isinstance(x, Parameter):
         x, y, a, b = y, x, b, a
@@ -92,7 +92,7 @@ def embedding(ledger: Ledger, weight: Operand, index: Operand, *_: object) -> Va
 
 
 def mix(ledger: Ledger, label: Label, weight: Parameter, read: int, write: int) -> Label:
-    """The new units of a weight that reads `label` along one of its axes and writes along the other."""
+    """The new units of a weight that reads `label` along one axis and writes them along the other."""
     read, write = weight.axes[read], weight.axes[write]
     require(read is not None and write is not None, "its weight was broadcast")
     written = ledger.new(weight.entry[write])
@@ -101,16 +101,16 @@ def mix(ledger: Ledger, label: Label, weight: Parameter, read: int, write: int) 
 
 
 def add_bias(ledger: Ledger, labels: tuple[Label, ...], axis: int, bias: Operand) -> None:
-    """A bias moves with the units of one axis only, so the others may not be scaled or flipped."""
+    """Add a bias along one axis. It is the same at all units of the other axes, so these are pinned for scaling and sign."""
     if bias is None or is_zero(bias):
         return
     bias = entry(bias, "its bias is computed, not an entry of the state dict")
-    require(bias.axes == (0,), "its bias is no vector")
+    require(bias.axes == (0,), "its bias is not a vector")
     ledger.pin(*(label for i, label in enumerate(labels) if i != axis % len(labels)), symmetries=MEASURES)
     record(ledger, bias, {0: parts_writing(labels[axis])}, "bias")
 
 
 def contract(ledger: Ledger, a: Label, b: Label) -> None:
-    """A sum over the products of two activations' units: factors would have to cancel, signs do where they are equal."""
+    """A sum over products of the units of two activations. Equal signs cancel in it. Factors would not, so scaling is pinned."""
     ledger.tie(a, b, "contraction", ("permutation", "sign"))
     ledger.pin(a, b, symmetries=("scaling",))

@@ -1,4 +1,4 @@
-"""Wire normalisation layers: permutations pass, scales stop and start anew."""
+"""Rules for normalisation layers: permutations pass, and scales and signs end here."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from geoflow.wiring.rules import rule
 
 @rule("batch_norm")
 def batch_norm(ledger: Ledger, x, weight, bias, mean, variance, training: bool, momentum=None, eps=None, cudnn=None) -> Value:
-    """eps is added to the variance, so the scale before it is a symmetry only nearly, and is not declared."""
+    """The small eps in the variance makes the scale before a norm only nearly a symmetry. So that scale is pinned."""
     return _by_channel(ledger, activation(ledger, x), weight, bias, mean, variance)
 
 
@@ -40,7 +40,7 @@ def layer_norm(ledger: Ledger, x, shape: Sequence[int], weight=None, bias=None, 
 
 @rule("group_norm")
 def group_norm(ledger: Ledger, x, groups: int, weight=None, bias=None, *_: object) -> Value:
-    """Channels are exchanged within their group only."""
+    """Channels are permuted within their group only."""
     x = activation(ledger, x)
     ledger.pin(*x.labels, symmetries=MEASURES)
     size = x.shape[1] // groups
@@ -50,7 +50,7 @@ def group_norm(ledger: Ledger, x, groups: int, weight=None, bias=None, *_: objec
 
 
 def _affine(ledger: Ledger, x: Value, axes: Sequence[int], weight: Operand, bias: Operand) -> Value:
-    """Gain and bias along some axes; with a gain the units that come out have a scale and a sign of their own."""
+    """Gain and bias along some axes. Behind a gain, the units have scales and signs of their own."""
     weight, bias = (None if p is None else entry(p, "its gain or bias is computed") for p in (weight, None if is_zero(bias) else bias))
     labels = list(x.labels)
     units = [axis for axis in axes if not ledger.is_position(labels[axis])]

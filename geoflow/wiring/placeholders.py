@@ -1,4 +1,4 @@
-"""Say what the inputs of a captured graph are: examples, entries that are learned or kept as statistics, constants."""
+"""Classify the inputs of a captured graph: examples, learned entries, running statistics and constants."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from geoflow.wiring.views import VIEWS
 
 @dataclass(frozen=True)
 class Entries:
-    """The state dict: `owner[name]` is the first name of a tensor, `statistics` are running means and variances."""
+    """The state dict. `owner[name]` is the first name of a tensor. `statistics` are the names of running means and variances."""
 
     state: dict[str, Tensor]
     owner: dict[str, str]
@@ -22,21 +22,21 @@ class Entries:
 
 
 def owners(state: dict[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:
-    """The first name of every tensor that the state dict holds, and the pairs (other name, first name) of tied ones."""
+    """The first name of every tensor of the state dict, and the pairs (other name, first name) of tied tensors."""
     first: dict[tuple, str] = {}
     owner = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"{name!r} of the state dict is no tensor but of {type(value).__name__}: a weight vector cannot hold it.")
+            raise ValueError(f"{name!r} of the state dict is a {type(value).__name__}. A weight vector holds tensors only: leave it out.")
         key = id(value) if value.is_meta else (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() else name
         owner[name] = first.setdefault(key, name)
     return owner, tuple((name, packed) for name, packed in owner.items() if name != packed)
 
 
 def running_statistics(program: torch.export.ExportedProgram, owner: dict[str, str]) -> frozenset[str]:
-    """Entries that a normalisation keeps its mean and variance in, as they are or behind views.
+    """The entries in which a normalisation keeps its running mean and variance, also if it reads them through views.
 
-    Every network of a zoo has its own. All other buffers, such as masks and tables of positions, are what they were made as.
+    Every network of a zoo has its own. All other buffers, such as masks and tables of positions, are constants.
     """
     names = {spec.arg.name: owner.get(spec.target) for spec in program.graph_signature.input_specs if spec.kind is not InputKind.USER_INPUT}
     nodes = program.graph.find_nodes(op="placeholder")
@@ -54,14 +54,14 @@ def _statistics(module: GraphModule, names: dict[Node, str]) -> set[str]:
         elif name in VIEWS and given and given[0] in names:
             names[node] = names[given[0]]
         for part in parts:
-            if isinstance(part, GraphModule):  # under a mode of its own
+            if isinstance(part, GraphModule):  # the inner graph of code under a mode
                 inner = zip(part.graph.find_nodes(op="placeholder"), given[1:], strict=True)
                 found |= _statistics(part, {node: names[outer] for node, outer in inner if outer in names})
     return found
 
 
 def placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, entries: Entries) -> object:
-    """What the walk begins with: positions of an input, an entry with coordinates in the weight vector, or a constant's value."""
+    """The value of one input of the graph: positions for an example, a Parameter for an entry, or a constant's value."""
     if spec.kind is InputKind.USER_INPUT:
         value = ledger.node.meta.get("val")
         return ledger.positions(value.shape) if isinstance(value, Tensor) else value
@@ -71,7 +71,7 @@ def placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, ent
     value = entries.state[name]
     if isinstance(value, nn.Parameter) and value.is_complex() and ledger.node.users:
         cure = "Keep its real and imaginary parts as two parameters, or write the NetworkSpec by hand."
-        raise ValueError(f"{name!r} is learned and of {value.dtype}, and a weight vector holds real numbers. {cure}")
+        raise ValueError(f"{name!r} is learned and has the type {value.dtype}, but a weight vector holds real numbers. {cure}")
     learned = isinstance(value, nn.Parameter) and value.is_floating_point()
     if learned or name in entries.statistics:
         shape = tuple(value.shape)
@@ -79,10 +79,10 @@ def placeholder(ledger: Ledger, spec, program: torch.export.ExportedProgram, ent
     if ledger.node.users:
         ledger.constants.add(name)
         if value.is_meta:
-            raise ValueError(f"{name!r} is a constant of the network, and on the meta device it has no values. Build it elsewhere.")
+            raise ValueError(f"{name!r} is a constant of the network, and on the meta device it has no values. Use another device.")
     return value.detach()
 
 
 def _lifted(spec, program: torch.export.ExportedProgram) -> Tensor:
-    """Tensors outside the state dict: lifted constants and buffers that are not persistent."""
+    """The value of a tensor outside the state dict: a constant that the trace made an input, or a buffer that is not persistent."""
     return program.constants[spec.target] if spec.target in program.constants else program.state_dict[spec.target]

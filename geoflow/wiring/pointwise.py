@@ -1,4 +1,4 @@
-"""Wire functions of one number: activations, by what they commute with."""
+"""Rules for functions of one number, such as activations: which symmetries they keep."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,10 +25,10 @@ PINS = {LINEAR: (), HOMOGENEOUS: ("sign",), ODD: ("scaling",), OTHER: MEASURES}
 
 
 def pointwise(ledger: Ledger, x: Operand, *rest: object, pins: tuple[str, ...], **named: object) -> Operand:
-    """A function applied to every number: permutations pass, `pins` do not."""
+    """A function that is applied to every element. Permutations pass. The symmetries in `pins` do not."""
     if not pins and ledger.node.meta["val"].is_floating_point():
         return x
-    if not pins:  # a cast to whole numbers rounds
+    if not pins:  # a cast to whole numbers
         return together(ledger, x)
     extra = tree_leaves((rest, named), is_leaf=lambda leaf: isinstance(leaf, Value | Parameter))
     require(not any(isinstance(leaf, Value | Parameter | Tensor) for leaf in extra), "a second operand that is a tensor")
@@ -47,7 +47,7 @@ for _names, _pins in PINS.items():
 
 @rule("abs")
 def absolute(ledger: Ledger, x: Operand) -> Value:
-    """What comes out has the scale of what goes in, and never its sign."""
+    """The result has the scale of the operand, but never its sign."""
     x = activation(ledger, x)
     even = Value(tuple(label if ledger.is_position(label) else ledger.like(label, "function") for label in x.labels))
     ledger.pin(*even.labels, symmetries=("sign",))
@@ -63,8 +63,8 @@ def hardtanh(ledger: Ledger, x: Operand, low: float = -1, high: float = 1) -> Op
 
 @rule("clamp", "clamp_min")
 def clamp(ledger: Ledger, x: Operand, min: Operand = None, max: Operand = None) -> Operand:
-    """From zero upwards it is ReLU; between opposite numbers it is odd."""
-    require(not any(isinstance(bound, Value | Parameter | Tensor) for bound in (min, max)), "bounds that are tensors; use maximum")
+    """A clamp from 0 upwards is ReLU. A clamp between opposite numbers is odd."""
+    require(not any(isinstance(bound, Value | Parameter | Tensor) for bound in (min, max)), "bounds that are tensors; use torch.maximum")
     if max is None and min == 0:
         return pointwise(ledger, x, pins=("sign",))
     return pointwise(ledger, x, pins=("scaling",) if None not in (min, max) and min == -max else MEASURES)
@@ -78,7 +78,7 @@ def dropout(ledger: Ledger, x: Operand, p: float, train: bool) -> Operand:
 
 @rule("prelu")
 def prelu(ledger: Ledger, x: Operand, slope: Operand) -> Value:
-    """Positively homogeneous; a slope per unit moves with its unit and is never scaled (degree 0)."""
+    """PReLU keeps positive factors. A slope per unit is permuted with its unit and never scaled (degree 0)."""
     slope = entry(slope, "its slope is computed, not an entry of the state dict")
     x = activation(ledger, x)
     ledger.pin(*x.labels, symmetries=("sign",))

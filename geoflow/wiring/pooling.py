@@ -1,4 +1,4 @@
-"""Wire what works along positions: pooling, padding, resizing, sums."""
+"""Rules for operations along positions: pooling, padding, resizing and reductions."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from geoflow.wiring.rules import rule
 
 
 def along_positions(ledger: Ledger, x: Operand, spatial: int, symmetries: tuple[str, ...] = ()) -> Value:
-    """Work on the last `spatial` axes, on every channel alike; `symmetries` stop here."""
+    """An operation on the last `spatial` axes that treats every channel alike. `symmetries` are pinned."""
     x = activation(ledger, x)
     first = len(x.labels) - spatial
     ledger.pin(*x.labels[first:])
@@ -42,7 +42,7 @@ def constant_pad(ledger: Ledger, x: Operand, widths: Sequence[int], value: float
 
 @rule("pad")
 def pad(ledger: Ledger, x: Operand, widths: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
-    """Zeros around the units move with nothing, as positions beside them."""
+    """Padding of the units with zeros. The zeros lie beside the units as positions."""
     labels = list(activation(ledger, x).labels)
     for i, (before, after) in enumerate(zip(widths[::2], widths[1::2], strict=True)):
         axis = len(labels) - 1 - i
@@ -60,7 +60,7 @@ def pad(ledger: Ledger, x: Operand, widths: Sequence[int], mode: str = "constant
 
 @rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "prod", "any", "all")
 def reduce(ledger: Ledger, x: Operand, axes: Operand | Sequence[int] = None, *_: object, **__: object) -> Value | tuple[Value, Value]:
-    """Averages over positions pass everything; over units they are invariant under permutations only."""
+    """Sums and means over positions keep all symmetries. Over units they are invariant under permutations only."""
     if isinstance(axes, Value | Parameter | Tensor):  # max and min of two tensors
         return extremum(ledger, x, axes)
     x, name, rank = activation(ledger, x), ledger.operation, len(x.shape)
@@ -75,7 +75,7 @@ def reduce(ledger: Ledger, x: Operand, axes: Operand | Sequence[int] = None, *_:
 
 
 def _with_indices(ledger: Ledger, x: Operand, result: Value) -> Value | tuple[Value, Value]:
-    """A second result holds indices, which permuted or scaled units would change: if anyone reads them."""
+    """Add the second result, if the operation has one. It holds indices, so the units are pinned if it is read."""
     if not isinstance(ledger.node.meta["val"], tuple | list):
         return result
     if ledger.is_read(1):

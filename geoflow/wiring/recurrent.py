@@ -1,4 +1,4 @@
-"""Wire recurrent layers: one hidden vector that its gates follow."""
+"""Rules for recurrent layers: a vector of hidden units, and gates that move with it."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, len
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 
-# Which gates are squashed to (0, 1), in the order of the rows of the weights; the others carry the sign of the hidden units.
+# True for gates squashed to (0, 1), in the order of the rows of the weights. The others have the sign of the hidden units.
 GATES = {"rnn_tanh": (False,), "rnn_relu": (False,), "lstm": (True, True, False, True), "gru": (True, True, False)}
 GATES |= {f"{name}_cell": gates for name, gates in GATES.items()}
 
@@ -25,7 +25,7 @@ def recurrent(
     bidirectional: bool,
     batch_first: bool = False,
 ) -> tuple[Value, ...]:
-    """Units of a layer are exchanged together with their gates; tanh keeps the sign free, and relu the scale."""
+    """The units of a layer are permuted together with their gates. tanh keeps their signs, and relu their scales."""
     require(not train or dropout == 0, "dropout that is active in evaluation mode makes the network random")
     weights = [entry(weight, "its weights are computed, not entries of the state dict") for weight in weights]
     directions, per = 1 + bidirectional, 4 if biased else 2
@@ -48,7 +48,7 @@ def recurrent(
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 def cell(ledger: Ledger, x: Operand, start: Operand | Sequence[Operand], *weights: Operand) -> Value | tuple[Value, Value]:
-    """One step of a recurrent layer; the states before and after it move together."""
+    """One step of a recurrent layer. The states before and after it move together."""
     weights = [entry(weight, "its weights are computed, not entries of the state dict") for weight in weights if weight is not None]
     x = activation(ledger, x)
     ledger.pin(*x.labels[:-1])
@@ -61,7 +61,7 @@ def cell(ledger: Ledger, x: Operand, start: Operand | Sequence[Operand], *weight
 
 
 def _layer(ledger: Ledger, read: Label, weights: Sequence[Parameter], index: int) -> Label:
-    """The hidden units of one layer and direction, each part of its gates tied to them."""
+    """The hidden units of one layer and direction. The units of all gates are permuted with them."""
     squashed = GATES[ledger.operation]
     units = ledger.new(weights[1].shape[1], f"{ledger.node.name}/{index}")
     ledger.pin(units, symmetries=("sign",) if ledger.operation.startswith("rnn_relu") else ("scaling",))
@@ -78,7 +78,7 @@ def _layer(ledger: Ledger, read: Label, weights: Sequence[Parameter], index: int
 
 
 def _start(ledger: Ledger, state: Operand, hidden: list[Label], directions: int) -> None:
-    """The state before the first step: zeros move with everything, all else ties the layers to it."""
+    """Tie the layers to the state before the first step, unless it is zero."""
     if is_zero(state):
         return
     *others, label = activation(ledger, state).labels
@@ -93,7 +93,7 @@ def _start(ledger: Ledger, state: Operand, hidden: list[Label], directions: int)
 
 
 def _results(ledger: Ledger, x: Value, hidden: list[Label], directions: int, states: int) -> tuple[Value, ...]:
-    """All steps of the last layer, and the last states of all layers, which share one axis if anyone reads them."""
+    """All steps of the last layer, and the last states of all layers. If these states are read, they share one axis."""
     last = hidden[-1][: len(hidden[-1]) // directions]
     if any(map(ledger.is_read, range(1, states + 1))):
         for above in hidden:

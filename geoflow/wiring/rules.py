@@ -1,4 +1,4 @@
-"""Look up what an ATen operation does to sites: the table of rules."""
+"""Keep the table of rules: what each ATen operation does to the units of its arguments."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,14 @@ RULES: dict[str, Rule] = {}
 
 
 class NoRule(Exception):
-    """This use of an operation is not covered; the message says what about it."""
+    """No rule covers this use of an operation. The message says what is not covered."""
 
 
 def rule(*operations: str) -> Callable[[Rule], Rule]:
-    """Register a function `(ledger, *arguments) -> value` as the rule of ATen operations, given as "relu" or "aten.relu".
+    """Register a function `(ledger, *arguments) -> value` as the rule of some ATen operations.
 
-    Arguments arrive as in the traced call: activations as Value, entries of the state dict as Parameter, constants as they are.
+    Operations are named as "relu" or "aten.relu". The arguments are those of the traced call. An activation comes as a Value, an entry of
+    the state dict as a Parameter, and a constant as it is.
 
     >>> import torch, geoflow
     >>> @geoflow.wiring.rule("erfinv")  # odd, like tanh: signs pass, factors do not
@@ -37,6 +38,14 @@ def rule(*operations: str) -> Callable[[Rule], Rule]:
 
 
 def require(condition: bool, reason: str) -> None:
-    """Raise NoRule unless the use of an operation is covered."""
+    """Raise NoRule with a reason unless a condition holds. A rule calls it to refuse a use of its operation that it does not cover.
+
+    `spec_of` turns NoRule into a ValueError that names the operation and the module.
+
+    >>> from geoflow.wiring.rules import require
+    >>> require(2 < 1, "more than one input")
+    Traceback (most recent call last):
+    geoflow.wiring.rules.NoRule: more than one input
+    """
     if not condition:
         raise NoRule(reason)

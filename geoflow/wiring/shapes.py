@@ -1,4 +1,4 @@
-"""Wire what only moves numbers about: transposes, slices, copies, concatenations."""
+"""Rules for operations that only move elements: transposes, slices, copies and concatenations."""
 
 from collections.abc import Sequence
 
@@ -61,7 +61,7 @@ def expand(ledger: Ledger, x: Operand, *_: object, **__: object) -> Operand:
 
 @rule("repeat_interleave")
 def repeat_interleave(ledger: Ledger, x: Operand, times: Operand, axis: int | None = None, **_: object) -> Value:
-    require(isinstance(times, int) and axis is not None, "other than one number of repeats along one axis")
+    require(isinstance(times, int) and axis is not None, "repeats that are not one number along one axis")
     labels = list(activation(ledger, x).labels)
     labels[axis] = tuple(Segment(s.site, s.size, s.repeat * times) for s in labels[axis])
     if ledger.is_position(labels[axis]):
@@ -114,7 +114,7 @@ def split(ledger: Ledger, x: Operand, *_: object, **__: object) -> list[Operand]
 
 
 def cut(ledger: Ledger, x: Operand, axis: int, start: int, stop: int) -> Operand:
-    """Entries start to stop of one axis; of a parameter's first axis, its rows."""
+    """Elements `start` to `stop` of one axis. Along the first axis of a parameter, these are rows of the entry."""
     axis %= len(x.shape)
     if isinstance(x, Parameter) and x.axes[axis] == 0 and len(x.shape) == len(x.entry):
         shape, entry = list(x.shape), (stop - start, *x.entry[1:])
@@ -130,7 +130,7 @@ def cut(ledger: Ledger, x: Operand, axis: int, start: int, stop: int) -> Operand
 
 @rule("flip", "roll", "cumsum", "index_select")
 def shuffle(ledger: Ledger, x: Operand, *rest: object) -> Value:
-    """Along positions nothing stops; units that change places by their number are pinned."""
+    """Moving positions changes no symmetry. Units that change places by their number are pinned."""
     require(all(isinstance(leaf, int | Tensor) for leaf in tree_leaves(rest)), "an index that is computed")
     x = activation(ledger, x)
     if ledger.operation in ("cumsum", "index_select"):
@@ -143,7 +143,7 @@ def shuffle(ledger: Ledger, x: Operand, *rest: object) -> Value:
 
 @rule("index")
 def index(ledger: Ledger, x: Operand, places: Sequence[Operand]) -> Value:
-    """x[:, places] with whole numbers that no weight decides: that axis is positions afterwards."""
+    """x[:, places] with constant whole numbers. The indexed axis becomes positions, and its units are pinned."""
     given = [axis for axis, place in enumerate(places) if place is not None]
     require(len(given) == 1, "several indices at once")
     axis, place = given[0], broadcast(ledger, places[given[0]])
@@ -156,7 +156,7 @@ def index(ledger: Ledger, x: Operand, places: Sequence[Operand]) -> Value:
 
 @rule("_assert_tensor_metadata")
 def remark(ledger: Ledger, *_: object, **__: object) -> None:
-    """The graph's note on a cast: nothing is computed."""
+    """A note of the graph on a cast, which computes nothing."""
 
 
 @rule("zeros_like", "new_zeros")
@@ -176,7 +176,7 @@ def full(ledger: Ledger, x: Operand, *rest: object, **_: object) -> Tensor:
 
 @rule("cat", "concat", "concatenate")
 def cat(ledger: Ledger, parts: Sequence[Operand], axis: int = 0) -> Value:
-    parts = [part for part in parts if tuple(part.shape) != (0,)]  # which torch ignores
+    parts = [part for part in parts if tuple(part.shape) != (0,)]  # torch ignores empty parts
     values = [broadcast(ledger, part) for part in parts]
     axis %= len(parts[0].shape)
     labels = [() if i == axis else _beside(ledger, parts, values, i) for i in range(len(parts[0].shape))]
@@ -190,7 +190,7 @@ def cat(ledger: Ledger, parts: Sequence[Operand], axis: int = 0) -> Value:
 
 
 def _beside(ledger: Ledger, parts: Sequence[Operand], values: Sequence[Value], axis: int) -> Label:
-    """One axis of things laid side by side along another: its units move together, and zeros move with anything."""
+    """The label of another axis than that of a concatenation. Its units move together. Zeros move with any units."""
     size = max(length(value.labels[axis]) for value in values)
     first: Label | None = None
     for label in (value.labels[axis] for value in values):
@@ -212,7 +212,7 @@ def stack(ledger: Ledger, parts: Sequence[Operand], axis: int = 0) -> Value:
 
 @rule("glu")
 def glu(ledger: Ledger, x: Operand, axis: int = -1) -> Value:
-    """The first half times the sigmoid of the second."""
+    """The first half times the sigmoid of the second half."""
     x = activation(ledger, x)
     axis %= len(x.labels)
     half = length(x.labels[axis]) // 2

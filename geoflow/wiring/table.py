@@ -1,4 +1,4 @@
-"""Turn the books of a walk into the table of a network."""
+"""Build the table of a network from the ledger of a walk."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,7 +12,10 @@ from geoflow.wiring.ledger import Ledger
 
 
 def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor], aliases: tuple[tuple[str, str], ...]) -> NetworkSpec:
-    """Number the sites that tensors use, the groups among them, and lay the tensors in the order of the state dict."""
+    """Number the sites that tensors or outputs use, and the groups among them.
+
+    Tensors are in the order of the state dict.
+    """
     outputs = list(outputs)
     written = {s.site for value in outputs for label in value.labels for s in label if not ledger.places[s.site].position}
     number = {site: i for i, site in enumerate(sorted(_used(ledger) | written))}
@@ -33,9 +36,11 @@ def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor],
 
 
 def _wires(ledger: Ledger, number: dict[int, int]) -> tuple[Wire, ...]:
-    """The wires between sites of the table; those through a site that no tensor uses lead on to its next sites.
+    """The wires between sites of the table.
 
-    What goes through a norm and through something else is made of more than one unit: the wire has the kind of the something else.
+    A site that no tensor uses is left out. A wire from its source to its target replaces the two wires through it. If one of the two has a
+    kind outside ONE_UNIT, so has the new wire, because its target depends on more than one unit. If the site has only sources, or only
+    targets, these are joined with each other.
     """
     wires = dict(ledger.wires)
     for gone in sorted({site for ends in wires for site in ends} - set(number)):
@@ -51,7 +56,7 @@ def _wires(ledger: Ledger, number: dict[int, int]) -> tuple[Wire, ...]:
 
 
 def _used(ledger: Ledger) -> set[int]:
-    """Sites that a tensor reads, and those that one writes; positions only matter where they are read."""
+    """The sites that a tensor writes or reads. Positions count only if a tensor reads them."""
     parts = [part for entry in ledger.entries.values() for axis in entry.axes for part in axis]
     read = {part.reads for part in parts}
     return {site for part in parts for site in (part.writes, part.reads) if site in read or _hidden(ledger, site)} - {None}
@@ -62,7 +67,10 @@ def _hidden(ledger: Ledger, site: int | None) -> bool:
 
 
 def _groups(ledger: Ledger, number: dict[int, int], symmetry: str) -> dict[int, int | None]:
-    """Dense numbers of the free classes, in the order of their first sites; one unit alone cannot be permuted."""
+    """The numbers of the free classes, counted in the order of their first sites.
+
+    A site of one unit has no permutation group.
+    """
     classes, dense, groups = ledger.classes[symmetry], {}, {}
     for site in number:
         declared = classes.free(site) and (symmetry != "permutation" or ledger.places[site].size > 1)
@@ -71,14 +79,14 @@ def _groups(ledger: Ledger, number: dict[int, int], symmetry: str) -> dict[int, 
 
 
 def _tensors(ledger: Ledger, name: str, value: Tensor, number: dict[int, int], moved: set[int]) -> list[TensorSpec]:
-    """The rows of one entry of the state dict."""
+    """The tensors of one entry of the state dict, in the order of their rows."""
     entries = sorted((e for (entry, _), e in ledger.entries.items() if entry == name), key=lambda e: e.parameter.start)
     learned = value.requires_grad or any(e.parameter.learned for e in entries)
     tensors, row, shape = [], 0, tuple(value.shape)
     for entry in entries:
         start, rows = entry.parameter.start, entry.parameter.entry
         if start < row:
-            raise ValueError(f"Rows of {name!r} are used in overlapping slices, which the table cannot say.")
+            raise ValueError(f"The forward pass uses overlapping slices of {name!r}, which a table cannot describe. Copy the shared rows.")
         axes = tuple(tuple(_piece(part, number) for part in axis) for axis in entry.axes)
         used = TensorSpec(name, rows, axes, entry.kind, learned, entry.degree, start)
         if start > row:
@@ -91,7 +99,7 @@ def _tensors(ledger: Ledger, name: str, value: Tensor, number: dict[int, int], m
 
 
 def _untouched(used: TensorSpec, start: int, stop: int, moved: set[int]) -> TensorSpec:
-    """Rows beside used ones that the forward pass never touches: a longer input would, so that they move with the units of the others."""
+    """Rows that the forward pass never uses. A longer input would use them, so they move like the used rows along other axes."""
     axes = [tuple(p if moved & {p.writes, p.reads} else Piece(p.size * p.repeat) for p in axis) for axis in used.axes[1:]]
     return replace(used, shape=(stop - start, *used.shape[1:]), axes=((Piece(stop - start),), *axes), start=start)
 

@@ -23,11 +23,13 @@ from geoflow.wiring.views import VIEWS
 
 
 def spec_of(network: nn.Module, example: Tensor | tuple) -> NetworkSpec:
-    """The table of a network, read from the ATen graph of one forward pass on `example`, an input with its batch axis.
+    """Trace a network: read its table from the ATen graph of one forward pass.
 
-    A tuple holds several inputs. Neither the network nor its modes, buffers and gradients are touched.
+    `example` is an input with its batch axis. A tuple holds several inputs. The network itself is not changed, nor are its modes, buffers
+    and gradients.
 
-    Raises ValueError where the forward pass depends on its data, or uses an operation without a rule.
+    Raises ValueError if the forward pass depends on its data, or if it uses an operation without a rule. The message names the operation
+    and the module.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -56,7 +58,7 @@ def _export(network: nn.Module, example: tuple) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with torch.no_grad():  # so that a part without gradients is no graph of its own
+            with torch.no_grad():  # a part under no_grad then has no inner graph
                 return torch.export.export(copy.deepcopy(network).eval(), example, strict=False)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
@@ -73,13 +75,13 @@ def _walk(ledger: Ledger, program: torch.export.ExportedProgram, entries: Entrie
     _run(ledger, program.graph_module, found)
     specs = program.graph_signature.output_specs
     if foreign := [spec.target for spec in specs if spec.kind is not OutputKind.USER_OUTPUT]:
-        raise ValueError(f"The forward pass changes {foreign} as it runs, so the network is no function of its weights.")
+        raise ValueError(f"The forward pass changes {foreign}, so its output depends on earlier calls. Remove that change.")
     results = [found[node] for node in tree_leaves(program.graph.output_node().args) if isinstance(node, Node)]
     return [activation(ledger, result) for result in results if isinstance(result, Value | Parameter)]
 
 
 def _run(ledger: Ledger, module: GraphModule, found: dict[Node, object], scope: str = "") -> None:
-    """Walk the operations of a graph whose inputs are found already."""
+    """Walk the operations of a graph whose inputs are known."""
     for node in module.graph.nodes:
         ledger.node, ledger.path, ledger.scope = node, _path(node), scope
         if node.op == "get_attr":
@@ -92,7 +94,10 @@ def _run(ledger: Ledger, module: GraphModule, found: dict[Node, object], scope: 
 
 
 def _part(ledger: Ledger, node: Node, found: dict[Node, object], scope: str) -> object:
-    """A part under a mode of its own, such as autocast, is a graph of its own; it is walked as if it stood here."""
+    """Walk the inner graph of a node as if its operations stood here.
+
+    Code under a mode, such as autocast, has an inner graph.
+    """
     arguments = [found[argument] if isinstance(argument, Node) else argument for argument in node.args]
     at = next(i for i, argument in enumerate(arguments) if isinstance(argument, GraphModule))
     inner = dict(zip(arguments[at].graph.find_nodes(op="placeholder"), arguments[at + 1 :], strict=True))
@@ -126,7 +131,10 @@ def _apply(name: str, ledger: Ledger, *args: object, **kwargs: object) -> object
 
 
 def _fitted(ledger: Ledger, result: object) -> object:
-    """Spread the axes of one position where a constant was broadcast; a result of another shape is a gap in a rule."""
+    """Give a result the shape that the operation has.
+
+    A constant of one element may have been broadcast along an axis. Any other difference in shape is an error of the rule.
+    """
     if not isinstance(result, Value) or result.shape == ledger.shape:
         return result
     missing = len(ledger.shape) - len(result.shape)
@@ -141,16 +149,16 @@ def _fitted(ledger: Ledger, result: object) -> object:
 
 
 def _told_apart(ledger: Ledger, result: object) -> object:
-    """Equal entries along an axis are so no longer after an operation, but for those of ALIKE."""
+    """Axes along which all elements were equal become positions, because most operations make the elements differ (see ALIKE)."""
     if ledger.operation in ALIKE or not isinstance(result, Value):
         return result
     return Value(tuple(ledger.position(length(label)) if ledger.is_uniform(label) else label for label in result.labels))
 
 
 def _constant(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> object:
-    """What depends on no weight and no input is simply computed."""
+    """Compute a value that depends on no weight and no input."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-        raise ValueError(_gap(ledger, "random numbers make the network no function of its weights"))
+        raise ValueError(_gap(ledger, "random numbers change the output from call to call"))
     if operation(node)[1]:
         args = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
     return node.target(*args, **kwargs)
@@ -167,12 +175,12 @@ def _gap(ledger: Ledger, reason: str) -> str:
     return f"{what}{': ' + reason if reason else ''}. Register one with @rule, or pass a spec."
 
 
-# Where entries along an axis were equal they stay so; sums and quotients take them back to one entry by themselves.
+# Operations that keep equal elements along an axis equal. The rules of sums and quotients reduce such an axis to one element themselves.
 ALIKE = VIEWS | {"add", "sub", "rsub", "div", "repeat", "tile"} | {name for names in PINS for name in names}
 
 
 def _overwrite(node: Node, found: dict[Node, object]) -> None:
-    """An operation in place changes its operand, and nothing that shares memory with it may be read later on."""
+    """Let an in-place operation's result replace its operand. Refuse it if its memory is read later under another name."""
     changed = node.args[0]
     family = [changed]
     for member in family:
@@ -181,7 +189,7 @@ def _overwrite(node: Node, found: dict[Node, object]) -> None:
         family += [other for other in up + down if other not in family]
     shared = any(user > node for member in family if member is not changed for user in member.users)
     if shared or changed.op == "placeholder" or isinstance(found[changed], Parameter):
-        raise ValueError(f"{node.name!r} at {_path(node)!r} changes {changed.name!r}, which others read. Use the form out of place.")
+        raise ValueError(f"{node.name!r} at {_path(node)!r} changes {changed.name!r}, which others read. Use its out-of-place form.")
     found[changed] = found[node]
 
 

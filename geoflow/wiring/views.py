@@ -1,4 +1,4 @@
-"""Wire views: which axes are merged, and which are split again."""
+"""Rules for views: which axes are merged, and which are split again."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -10,7 +10,7 @@ from geoflow.wiring.labels import Label, Operand, Parameter, Segment, Value, len
 from geoflow.wiring.ledger import Ledger
 from geoflow.wiring.rules import rule
 
-# Operations whose result may share the memory of what they look at.
+# Operations whose result may share memory with their operand.
 VIEWS = frozenset(
     [
         *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "numpy_T", "mT", "expand"),
@@ -20,7 +20,7 @@ VIEWS = frozenset(
     ]
 )
 
-COPIES = 4096  # beyond so many positions before a site, a merged axis is pinned rather than listed
+COPIES = 4096  # a merged axis with more positions before its site is pinned
 
 
 @rule("view", "reshape", "flatten", "unflatten", "squeeze", "_unsafe_view", "view_as", "reshape_as")
@@ -33,7 +33,7 @@ def view(ledger: Ledger, x: Operand, *_: object, **__: object) -> Operand:
         return seen(x, new, [next(axes) if n > 1 else None for n in new])
     x = activation(ledger, x)
     labels: list[Label] = []
-    alone: list[Label] = []  # a site of one unit, whose axis goes: it joins the positions that follow it
+    alone: list[Label] = []  # sites of one unit whose axis vanishes; the next positions take them in
     for old, sizes in blocks(x.shape, new):
         along = [x.labels[i] for i in old]
         if not sizes and along and not ledger.is_position(along[0]):
@@ -48,7 +48,7 @@ def view(ledger: Ledger, x: Operand, *_: object, **__: object) -> Operand:
 
 
 def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Match the axes of two shapes in the smallest blocks of equal numbers of entries."""
+    """Match the axes of two shapes in the smallest blocks with equal numbers of elements."""
     matched, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         if i < len(old) and j < len(new) and (old[i] == 1) == (new[j] == 1):
@@ -70,7 +70,10 @@ def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list
 
 
 def reshaped(ledger: Ledger, labels: list[Label], sizes: list[int]) -> list[Label]:
-    """The labels of a block after a view: split every axis into the factors that both shapes share, and merge these."""
+    """The labels of a block after a view.
+
+    Every axis is split into the factors that both shapes share, and these are merged into the new axes.
+    """
     if len(labels) == len(sizes) == 1:
         return labels
     if all(map(ledger.is_position, labels)):
@@ -106,7 +109,7 @@ def _merged(ledger: Ledger, factors: list[Label], sizes: list[int]) -> list[Labe
 
 
 def _split(ledger: Ledger, label: Label, sizes: list[int]) -> list[Label]:
-    """Undo a merge: one of the new axes carries the units, the others are positions."""
+    """Undo a merge. One of the new axes holds the units, and the others are positions."""
     if len(sizes) <= 1:
         return [label]
     for at in range(len(sizes)):
@@ -115,7 +118,7 @@ def _split(ledger: Ledger, label: Label, sizes: list[int]) -> list[Label]:
         if unit * before == label and all(s.repeat % after == 0 for s in unit):
             units = tuple(Segment(s.site, s.size, s.repeat // after) for s in unit)
             return [units if i == at else ledger.position(size) for i, size in enumerate(sizes)]
-    if len(label) == 1:  # such as heads of attention: blocks of units move together
+    if len(label) == 1:  # blocks of units move together, such as heads of attention
         for at in range(len(sizes)):
             ledger.share(label[0], prod(sizes[:at]), sizes[at], prod(sizes[at + 1 :]))
     ledger.pin(label)
@@ -134,5 +137,5 @@ def pixel_shuffle(ledger: Ledger, x: Operand, factor: int) -> Value:
 
 
 def seen(x: Parameter, shape: Sequence[int], axes: Sequence[int | None]) -> Parameter:
-    """A parameter with its axes in another order, or with axes of one entry more or less."""
+    """A parameter with its axes in another order, or with axes of length 1 added or removed."""
     return Parameter(x.name, tuple(shape), tuple(axes), x.entry, x.learned, x.start)
