@@ -1,4 +1,4 @@
-"""Flow matching over complete sets of neural network weights."""
+"""Generate the weights of neural networks by flow matching."""
 
 from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS

@@ -1,4 +1,4 @@
-"""Choose coordinates: weight vectors of a canonical zoo as points of the manifold that a flow runs on."""
+"""Choose coordinates: map canonical weight vectors to points of a manifold."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,15 +16,22 @@ from geoflow.spec import NetworkSpec
 from geoflow.statistics import exp_variances, log_variances, variances_of
 
 Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation)
-DEAD = 1e-5  # a row below this norm belongs to a dead unit, not to one of norm 1 that a flat flow missed
-FLOOR = 1e-2  # the least standard deviation of a coordinate, in units of the mean one of its tensor
-LEAST = 1e-4  # the same in units of the noise
+DEAD = 1e-5  # shorter rows belong to dead units; a flat flow does not miss norm 1 by so much
+FLOOR = 1e-2  # smallest standard deviation of a coordinate, relative to that of its tensor
+LEAST = 1e-4  # smallest standard deviation of a coordinate, in units of the noise
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a flow sees a zoo. `balance`: incoming rows have norm 1. `spheres`: these rows move on spheres, for their scale is free.
-    `polar`: so does the last layer's direction; its log-norm becomes a coordinate of its own, so that the logits are kept exactly."""
+    """The choice of coordinates for a zoo.
+
+    - `balance`: incoming rows of weights have norm 1 where a symmetry frees their scale.
+    - `spheres`: these rows are points of spheres.
+    - `polar`: so is the direction of the last layer. Its log-norm is one more coordinate, so the logits are kept exactly.
+
+    >>> FLOWS["geometric"]
+    Recipe(balance=True, spheres=True, polar=False)
+    """
 
     balance: bool
     spheres: bool
@@ -35,20 +42,30 @@ FLOWS: dict[str, Recipe] = {
     "euclidean": Recipe(balance=False, spheres=False, polar=False),
     "normalized": Recipe(balance=True, spheres=False, polar=False),
     "geometric": Recipe(balance=True, spheres=True, polar=False),
-    "geometric_polar": Recipe(balance=True, spheres=True, polar=True),  # as Erdogan, arXiv 2504.03710
+    "geometric_polar": Recipe(balance=True, spheres=True, polar=True),  # Erdogan, arXiv 2504.03710
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """The map between weight vectors [*batch, weights] and points [*batch, size] of `manifold`; size = weights + polar log-norms.
+    """The map between canonical weight vectors [*batch, weights] and points [*batch, size] of a manifold.
 
-    Flat coordinates are standardised by role (kind of tensor and of the sites it joins), weights by root fan-in before, so that the
-    statistics serve other widths; variances of batch norm are taken by their logarithm. Before all that, weights on an input are brought
-    to the axes of `frame`; in these coordinates the weight vectors are canonical, and rows have norm 1.
+    `recipe` says which coordinates lie on spheres. All others are flat. They are standardised by their role, which is the kind of their
+    tensor and of the layers that it joins. `statistics` holds the mean and standard deviation of each role. Weights are multiplied by root
+    fan-in before, so that the statistics also serve other widths. Variances of batch norm are replaced by their logarithms. Before all
+    this, `frame` turns the weights on an input to its axes. In these axes weight vectors are canonical, and rows have norm 1. size is the
+    number of weights and polar log-norms.
 
-    `own` are mean and standard deviation of every single coordinate over the zoo, in units of the noise. They are kept for fields that
-    know units by their place; other fields know what the frame says of each axis of the inputs.
+    `own` [2, size] is the mean and standard deviation of every single coordinate over the zoo, in units of the noise. It is kept for fields
+    that tell units by their place. For other fields it is None, and the frame gives moments along the axes of the inputs only.
+
+    >>> import torch, geoflow
+    >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
+    >>> zoo = torch.tensor([[1.0, 5.0], [3.0, 7.0]])
+    >>> chart = fit_chart(spec, FLOWS["euclidean"], zoo)
+    >>> chart.theta(chart.point(zoo))
+    tensor([[1., 5.],
+            [3., 7.]])
     """
 
     spec: NetworkSpec
@@ -59,7 +76,7 @@ class Chart:
 
     @cached_property
     def outputs(self) -> tuple[Int[Tensor, " entries"], ...]:
-        """Per output site the coordinates of all weights that write it, where the recipe keeps them as a direction."""
+        """For each output that the recipe keeps as a direction, the coordinates of all weights that write it."""
         if not self.recipe.polar:
             return ()
         roles = [site.role for site in self.spec.sites]
@@ -71,16 +88,18 @@ class Chart:
 
     @cached_property
     def graph(self) -> Graph:
+        """The graph of the network, with the polar log-norms as further coordinates."""
         return graph_of(self.spec, extras=len(self.outputs))
 
     @cached_property
     def manifold(self) -> Product:
+        """The product of spheres and flat space that the points lie on."""
         rows = sphere_rows(self.spec) if self.recipe.spheres else ()
         return Product(self.graph.size, (*rows, *(index[None] for index in self.outputs)))
 
     @cached_property
     def scale(self) -> Float[Tensor, " size"]:
-        """What brings each coordinate of a random point to standard deviation 1: root dimension on spheres, 1 elsewhere."""
+        """Factors that give each coordinate of a random point standard deviation 1: root dimension on spheres, 1 elsewhere."""
         scale = torch.ones(self.graph.size)
         for index in self.manifold.spheres:
             scale[index] = sqrt(index.shape[1])
@@ -88,7 +107,7 @@ class Chart:
 
     @cached_property
     def flat(self) -> Tensor:
-        """Which coordinates lie on no sphere."""
+        """Whether each coordinate is flat, that is on no sphere."""
         flat = torch.ones(self.graph.size, dtype=torch.bool)
         for index in self.manifold.spheres:
             flat[index] = False
@@ -96,7 +115,10 @@ class Chart:
 
     @cached_property
     def amplitude(self) -> Float[Tensor, " size"]:
-        """The typical size of each coordinate of a velocity: pi/2 over root dimension on spheres, where random points are orthogonal."""
+        """The typical size of each coordinate of a velocity: 1 in flat coordinates, pi/2 over root dimension on spheres.
+
+        Random points of a sphere are nearly orthogonal, so pi/2 apart.
+        """
         return torch.where(self.flat, 1.0, pi / 2 / self.scale)
 
     @cached_property
@@ -106,16 +128,16 @@ class Chart:
 
     @cached_property
     def middle(self) -> tuple[Float[Tensor, "1 size"], Float[Tensor, "1 size"]]:
-        """On each sphere the direction of the zoo's mean, and the length of that mean, in every coordinate of the sphere."""
+        """The direction of the zoo's mean on each sphere, and the length of that mean, given in every coordinate of the sphere."""
         mean = (self.moments[0] / self.scale)[None]
         length = self.manifold.cosines(mean, mean).sqrt()
         return torch.where(self.flat, 0.0, mean / length.clamp_min(LEAST)), length.clamp_max(1 - LEAST**1.5)
 
     def knowing_units(self, points: Float[Tensor, "nets size"]) -> "Chart":
-        """This chart with the moments of every coordinate of the zoo that consists of these points.
+        """Return this chart with `own` set to the moments of a zoo, which is given by its points.
 
-        To what was seen of a coordinate one network with its tensor's mean variance is added, and FLOOR and LEAST in quadrature: what
-        hardly varied in a small zoo is not taken for impossible.
+        A small zoo may hardly vary in a coordinate by chance. So the variance also counts one more network with the mean variance of its
+        tensor. FLOOR and LEAST are added in quadrature.
         """
         x = points * self.scale.to(points)
         seen, usual = x.var(0, unbiased=False), torch.zeros_like(x[0])
@@ -125,7 +147,11 @@ class Chart:
         return replace(self, own=torch.stack([x.mean(0), variance.sqrt()]).cpu())
 
     def point(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch size"]:
-        """The point of a canonical weight vector. Raises ValueError for a dead unit, whose direction on a sphere is undefined."""
+        """Return the points of canonical weight vectors.
+
+        Raises ValueError for a dead unit, whose incoming weights are all zero, because it has no direction on a sphere. Also raises it for
+        a negative running variance, and for an output layer of zeros with `polar`.
+        """
         theta = self.frame.turn(self.graph, theta)
         if self.recipe.spheres and (dead := dead_units(self.spec, theta)):
             network, site, _ = dead[0]
@@ -137,12 +163,13 @@ class Chart:
         if not (finite := raw.isfinite().reshape(-1, raw.shape[-1]).all(1)).all():
             first = finite.tolist().index(False)
             raise ValueError(
-                f"Network {first} has no coordinates: a running variance is negative, or (geometric_polar) its output layer is all zero."
+                f"Network {first} has no coordinates: a running variance is negative, or (geometric_polar) its output layer is all zero. "
+                "Remove this network."
             )
         return self._standardised(raw)
 
     def theta(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch weights"]:
-        """The weight vector of a point; rows that left norm 1 in a flat space are brought back to it."""
+        """Return the weight vectors of points. In flat space, rows that should have norm 1 are rescaled to it."""
         raw = torch.where(self.flat.to(x.device), x * self._std.to(x) + self._mean.to(x), x) / self._root_fan.to(x)
         weights, norms = raw.split([self.spec.weights, len(self.outputs)], -1)
         for index, norm in zip(self.outputs, norms.unbind(-1), strict=True):
@@ -153,13 +180,16 @@ class Chart:
         return self.frame.turn_back(self.graph, weights)
 
     def nearest(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch weights"]:
-        """Weight vectors that left the canonical scale, as means of networks do, brought back to it: rows to norm 1 where they have it."""
+        """Rescale the rows that should have norm 1 to norm 1.
+
+        The mean of canonical networks needs this, because averaging shortens rows.
+        """
         if not self.recipe.balance:
             return theta
         return self.frame.turn_back(self.graph, self._with_rows_of_norm_one(self.frame.turn(self.graph, theta)))
 
     def _with_rows_of_norm_one(self, weights: Tensor) -> Tensor:
-        """Dead units stay as they are."""
+        """Rescale rows to norm 1, except those of dead units."""
         for index in incoming(self.spec).values():
             rows = weights[..., index]
             norm = rows.norm(dim=-1, keepdim=True)
@@ -168,7 +198,7 @@ class Chart:
         return weights
 
     def _raw(self, theta: Tensor) -> Tensor:
-        """Directions, log-norms and log-variances, weights times root fan-in; not yet standardised."""
+        """Return coordinates before they are standardised: directions, log-norms, log-variances, and weights times root fan-in."""
         norms = []
         for index in self.outputs:
             norm = theta[..., index].norm(dim=-1, keepdim=True)
@@ -185,7 +215,7 @@ class Chart:
 
     @cached_property
     def _root_fan(self) -> Tensor:
-        """Root of the entries per row for weights in flat coordinates, 1 elsewhere."""
+        """The root of the entries per row for weights in flat coordinates, 1 elsewhere."""
         fan = torch.ones(self.graph.size)
         for block in self.graph.blocks:
             fan[block.index] = sqrt(block.index[0].numel())
@@ -203,8 +233,8 @@ class Chart:
         return {key: index[self.flat[index]] for key, index in joined.items() if self.flat[index].any()}
 
     def check(self) -> None:
-        """Raise ValueError where the statistics do not serve: for a role that is flat and has none, or that is on spheres and has some."""
-        cure = " A geometric flow keeps rows that can be rescaled on spheres: for other activations or layers use flow=euclidean."
+        """Raise ValueError if a flat role has no statistics, or if a role on spheres has some."""
+        cure = " A geometric flow keeps rows that a symmetry rescales on spheres. For other activations or layers use flow=euclidean."
         if unseen := sorted(set(self.roles) - set(self.statistics)):
             raise ValueError(
                 f"The flow has never seen flat coordinates of the role {unseen[0]!r}; it knows {', '.join(sorted(self.statistics))}."
@@ -224,7 +254,7 @@ class Chart:
 
     @cached_property
     def _divisor(self) -> Tensor:
-        """The standard deviation, or 1 for a role that never varies: its coordinates are 0, and come back as their mean."""
+        """The standard deviation, or 1 for a role that never varies. Such coordinates are 0, and become the mean again."""
         return torch.where(self._std > 0, self._std, 1.0)
 
     def _per_coordinate(self, which: int, default: float) -> Tensor:
@@ -235,14 +265,17 @@ class Chart:
 
 
 def fit_chart(spec: NetworkSpec, recipe: Recipe, thetas: Float[Tensor, "nets weights"], base: Frame = UNTURNED) -> Chart:
-    """The chart whose statistics are those of a zoo that is canonical in the frame `base`, along the zoo's own principal axes."""
+    """Fit a chart to a zoo that is canonical in the frame `base`.
+
+    The statistics are the zoo's, and the axes of the inputs are its principal axes.
+    """
     chart, x = _standardised_by(spec, recipe, thetas, base)
     chart, x = _standardised_by(spec, recipe, thetas, principal_frame(chart.graph, x, base))
     return replace(chart, frame=replace(chart.frame, moments=fit_moments(chart.graph, x)))
 
 
 def _standardised_by(spec: NetworkSpec, recipe: Recipe, thetas: Tensor, frame: Frame) -> tuple[Chart, Float[Tensor, "nets size"]]:
-    """The chart in a frame without moments, and the zoo's coordinates in units of the noise."""
+    """Return the chart in a frame without moments, and the zoo's coordinates in units of the noise."""
     blank = Chart(spec, recipe, {}, frame)
     raw = blank._raw(frame.turn(blank.graph, thetas))
     statistics = {role: (raw[:, index].mean().item(), raw[:, index].std().item()) for role, index in blank.roles.items()}

@@ -1,4 +1,4 @@
-"""Keep the whole state of a training, so that it can stop at any moment and go on as if it had not."""
+"""Save the whole state of a training, so that it can be interrupted and continued with the same result."""
 
 import json
 from copy import deepcopy
@@ -17,17 +17,17 @@ from geoflow.paths import geodesic
 from geoflow.randomness import randomness
 from geoflow.recording import Recorded
 
-FORMAT = "geoflow-training-7"  # counted up whenever a saved state no longer fits
-CLIP = 1.0  # norm of the gradient
-MATRICES_RATE = 3  # learning rate of the hidden matrices in units of the others'
-EMA_WARMUP = 10  # after n steps the average keeps (n + 1) / (n + 10) of itself at most: about the last tenth of a short training
+FORMAT = "geoflow-training-7"  # increased whenever older saved states become unreadable
+CLIP = 1.0  # largest norm of the gradient
+MATRICES_RATE = 3  # learning rate of the hidden matrices, relative to the others
+EMA_WARMUP = 10  # after n steps the average keeps at most (n + 1) / (n + 10) of itself; in short trainings it covers the last tenth
 
 
 class Progress:
-    """A training under way: the flow, the moving average of its field, the optimizers, the random numbers to come.
+    """A training in progress: the flow, the moving average of its field, the optimizers and the random generator.
 
-    Matrices of the hidden layers (`field.layers`) are learned by Muon (Jordan et al. 2024), whose steps are orthogonal matrices of the
-    size of AdamW's steps; all else by AdamW: vectors, and what reads coordinates or makes them.
+    Muon (Jordan et al. 2024) trains the matrices of the hidden layers, `field.layers`. Its steps are orthogonal matrices that are as large
+    as AdamW's steps. AdamW trains all other parameters: vectors, and the maps from and to coordinates.
     """
 
     def __init__(self, flow: Flow):
@@ -45,23 +45,27 @@ class Progress:
 
     @property
     def iteration(self) -> int:
-        """How many steps are done."""
+        """The number of steps done."""
         return len(self.flow.losses)
 
     def step(self, x_0: Float[Tensor, "nets size"], x_1: Float[Tensor, "nets size"], t: Float[Tensor, " nets"], lr: float) -> float:
-        """Change the weights by the gradient of the loss from x_0 to x_1 at times t, and count an iteration; returns the loss before.
+        """Do one step on the loss from x_0 to x_1 at times t. Return the loss before the step.
 
-        Raises FloatingPointError for one that is not finite."""
+        Raises FloatingPointError if the loss is not finite.
+        """
         done = self.iteration + 1
         decay = min(self.flow.config["ema"], (done + 1) / (done + EMA_WARMUP))
         loss = self.descend(x_0, x_1, t, self.weights.new_tensor([lr, 1 - decay])).item()
         if not loss < float("inf"):
-            raise FloatingPointError(f"The flow's loss is {loss} at iteration {self.iteration}. Lower lr.")
+            raise FloatingPointError(f"The loss of the flow is {loss} at iteration {self.iteration}. Lower lr.")
         self.flow.losses.append(loss)
         return loss
 
     def _descend(self, x_0: Tensor, x_1: Tensor, t: Tensor, rates: Float[Tensor, "2"]) -> Float[Tensor, ""]:
-        """All of a step that a GPU does; `rates` are the learning rate, and what the moving average takes of the new weights."""
+        """Do the part of a step that runs on the GPU.
+
+        `rates` are the learning rate and the weight of the new parameters in the moving average.
+        """
         loss = self.flow.matching_loss(*geodesic(self.flow.chart.manifold, x_0, x_1, t), t)
         gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         torch.cat([gradient.flatten() for gradient in gradients], out=self.weights.grad)
@@ -75,15 +79,15 @@ class Progress:
         return loss.detach()
 
     def averaged(self) -> Flow:
-        """The flow with the averaged weights."""
+        """Return the flow with the averaged weights."""
         return Flow(self.flow.chart, deepcopy(self.ema), self.flow.reference, self.flow.config, self.flow.losses)
 
     def _asked(self) -> str:
-        """What makes the training what it is; why its velocity was chosen does not."""
+        """Return the configuration as text, without the reason for the choice of the field."""
         return json.dumps({name: value for name, value in self.flow.config.items() if name != "reason"}, sort_keys=True)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file; a crash leaves the old file or the new one."""
+        """Write everything to one safetensors file. A crash leaves the old file or the new one."""
         tensors = {f"field.{k}": v for k, v in self.flow.field.state_dict().items()} | {
             f"ema.{k}": v for k, v in self.ema.state_dict().items()
         }
@@ -94,7 +98,10 @@ class Progress:
         write_tensors(path, tensors, metadata)
 
     def resume(self, path: str | Path) -> None:
-        """Go on from a file that `save` wrote, if there is one. Raises ValueError if it is corrupt or of another training."""
+        """Continue from a file that `save` wrote, if it exists.
+
+        Raises ValueError if the file is corrupt or belongs to another training.
+        """
         if not Path(path).exists():
             return
         tensors, metadata = read_tensors(path)
@@ -110,19 +117,19 @@ class Progress:
 
 
 def hidden_matrices(field: nn.Module) -> list[nn.Parameter]:
-    """The matrices of the hidden layers, those of one shape behind each other."""
+    """Return the matrices of the hidden layers, sorted by shape."""
     return sorted((parameter for parameter in field.layers.parameters() if parameter.ndim == 2), key=lambda matrix: matrix.shape)
 
 
 def in_order(field: nn.Module) -> list[nn.Parameter]:
-    """All parameters, the hidden matrices first."""
+    """Return all parameters, the hidden matrices first."""
     matrices = hidden_matrices(field)
     first = {id(matrix) for matrix in matrices}
     return [*matrices, *(parameter for parameter in field.parameters() if id(parameter) not in first)]
 
 
 def in_stacks(field: nn.Module, whole: nn.Parameter) -> list[nn.Parameter]:
-    """Views of `whole` and of its gradient: the hidden matrices by shape, [matrices, rows, columns], and at last all the rest."""
+    """Return views of `whole` and of its gradient: a stack [matrices, rows, columns] for each shape of hidden matrix, then the rest."""
     shapes = [(len(list(same)), *shape) for shape, same in groupby(matrix.shape for matrix in hidden_matrices(field))]
     sizes = [prod(shape) for shape in shapes]
     shapes, sizes = [*shapes, (-1,)], [*sizes, len(whole) - sum(sizes)]
@@ -134,9 +141,10 @@ def in_stacks(field: nn.Module, whole: nn.Parameter) -> list[nn.Parameter]:
 
 
 def in_one(field: nn.Module) -> nn.Parameter:
-    """All parameters of a field, which must be learned ones, laid into one `in_order`; they become views of it.
+    """Move all parameters of a field into one vector, ordered as by `in_order`. They become views of it.
 
-    Clipping, AdamW and the moving average then take one operation each, not one for every parameter.
+    Clipping, AdamW and the moving average then need one operation each, instead of one for every parameter. All parameters must be
+    trainable.
     """
     parameters = in_order(field)
     assert all(parameter.requires_grad for parameter in parameters), "AdamW would let a frozen parameter decay"

@@ -1,4 +1,4 @@
-"""Define a flow: a chart, a velocity on it, and how the network's output becomes that velocity."""
+"""Define a flow: coordinates, a field on them, and how the field's output becomes a velocity."""
 
 import json
 import math
@@ -21,27 +21,34 @@ from geoflow.randomness import randomness, seed_global
 from geoflow.spec import NetworkSpec
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-8"  # counted up with every change of what is saved
-WITHOUT_WIRES = ("geoflow-5", "geoflow-6", "geoflow-7")  # fields of these heard nothing along wires
-BY_ROLE = ("geoflow-5", "geoflow-6")  # these named moments by the role of the weights alone
+FORMAT = "geoflow-8"  # increased with every change of what is saved
+WITHOUT_WIRES = ("geoflow-5", "geoflow-6", "geoflow-7")  # in these formats fields had no messages along wires
+BY_ROLE = ("geoflow-5", "geoflow-6")  # these formats named moments by the role of the weights alone
 READABLE = (*WITHOUT_WIRES, FORMAT)
-BEFORE = {"align": True, "weighting": "balanced"}  # how flows that are older than an option were fitted
-CLOSE = 1e-5  # cosines this near to 1 are rounding
-LAST = 1e-2  # an endpoint is never divided by less than this remaining time
+BEFORE = {"align": True, "weighting": "balanced"}  # options that older flows lack, with the values that they had then
+CLOSE = 1e-5  # a cosine nearer to 1 than this is rounding
+LAST = 1e-2  # smallest remaining time that a predicted endpoint is divided by
 
 
-Known = tuple[Tensor, Tensor, Tensor]  # what `gaussian` says
+Known = tuple[Tensor, Tensor, Tensor]  # result of `gaussian`
 
 
 def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
-    """What a Gaussian zoo would tell of each coordinate, in units of the noise: x_t standardised, E[dx_t | x_t], and the rest's deviation.
+    """Return what a Gaussian zoo would tell about each coordinate at x_t.
 
-    For noise x_0 ~ N(0, 1), data x_1 ~ N(m, s^2) and x_t = a x_0 + b x_1 the variance is d^2 = a^2 + b^2 s^2 and
+    A Gaussian zoo has the zoo's mean m and standard deviation s in each coordinate, as far as the chart knows them. The three results
+    [nets, size] are x_t standardised, the expected velocity E[dx_t | x_t], and the standard deviation of the rest. All are in units of the
+    noise. With noise x_0 ~ N(0, 1), data x_1 ~ N(m, s^2), x_t = a x_0 + b x_1 and d^2 = a^2 + b^2 s^2
 
         E[dx_t | x_t] = b' m + (a a' + b b' s^2) / d^2 (x_t - b m),        rest = s |a b' - a' b| / d
 
-    In flat coordinates a, b = 1 - t, t. On a sphere a, b = sin, cos of (1 - t) theta, where theta is the angle from x_0 to x_1: pi / 2 for
-    random points, and where the chart knows the middle of the zoo on each sphere, what x_t tells of it (see `angles_left`).
+    In flat coordinates a, b = 1 - t, t. On a sphere a, b = sin, cos of (1 - t) theta, where theta is the angle from x_0 to x_1. It is pi /
+    2 for random points. If the chart knows the middle of the zoo on each sphere, x_t tells more about the angle (see `angles_left`).
+
+    >>> import torch, geoflow
+    >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
+    >>> gaussian(torch.ones(1, 2), torch.zeros(1), chart)  # nothing is known of the zoo: m = 0, s = 1
+    (tensor([[1., 1.]]), tensor([[-1., -1.]]), tensor([[1., 1.]]))
     """
     (m, s), flat, t = beside(chart.moments, x), beside(chart.flat, x), t[:, None]
     theta = math.pi / 2 if chart.own is None else angles_left(x, t, chart)
@@ -55,11 +62,12 @@ def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
 
 
 def angles_left(x: Float[Tensor, "nets size"], t: Float[Tensor, "nets 1"], chart: Chart) -> Float[Tensor, "nets size"]:
-    """The angle theta from x_0 to x_1 that x_t tells of, on each sphere of a chart that knows the moments of every coordinate.
+    """Estimate the angle theta from x_0 to x_1 on each sphere, given x_t. The chart must know the moments of every coordinate.
 
-    The zoo lies around a middle at the distance r from the sphere's centre, and leaves x_1 the variance s^2 = 1 - r^2. Before x_t is seen,
-    theta is pi / 2 with variance 1 / dim. The angle psi' from x_t to the middle, cos psi' = <x_t, middle> / r, is (1 - t) theta but for an
-    error of the variance (s^2 + s^4 / (2 sin^2((1 - t) pi / 2))) / r^2 / dim. The result is the mean of both by their precisions.
+    The zoo lies around its middle, whose distance from the sphere's centre is r. So x_1 has the variance s^2 = 1 - r^2 around it. Without
+    x_t, theta is pi / 2 with variance 1 / dim. The angle psi' from x_t to the middle has cos psi' = <x_t, middle> / r. It equals (1 - t)
+    theta up to an error of variance (s^2 + s^4 / (2 sin^2((1 - t) pi / 2))) / r^2 / dim. The result is the mean of both estimates, weighted
+    by their precisions.
     """
     middle, length = (beside(one, x) for one in chart.middle)
     left, r2 = 1 - t, length.square()
@@ -69,10 +77,18 @@ def angles_left(x: Float[Tensor, "nets size"], t: Float[Tensor, "nets 1"], chart
 
 
 def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
-    """v = the expectation for a Gaussian zoo + raw in units of what that leaves open: the network predicts numbers of size one at every
-    t, and where it predicts 0 the flow is the Gaussian's: exactly in flat coordinates, nearly on spheres, by the less the fewer axes carry
-    a row. Every unit counts the same, with the error of its weights relative to what the Gaussian leaves open of them; the loss where the
-    network predicts 0 is then one at every t."""
+    """Return v = (the velocity of a Gaussian zoo) + raw * (the deviation that it leaves open), and the weights of its squared errors.
+
+    So the field predicts numbers of size one at every t. Where it predicts 0, the flow is the Gaussian's. That is exact in flat
+    coordinates. On spheres it is approximate, and the fewer axes carry a row, the rougher it is. Every unit counts the same. The error of
+    its weights is measured relative to what the Gaussian leaves open of them. So the loss is one at every t where the field predicts 0.
+
+    >>> import torch, geoflow
+    >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
+    >>> x, t, raw = torch.ones(1, 2), torch.zeros(1), torch.full((1, 2), 3.0)
+    >>> preconditioned(raw, x, t, chart, gaussian(x, t, chart))[0]  # -1 + 1 * 3
+    tensor([[2., 2.]])
+    """
     _, mean, rest = known
     unit_of, units = beside(chart.graph.unit_of, x), chart.graph.units
     left_open = x.new_zeros(len(x), units).index_add_(1, unit_of, rest.square())
@@ -81,29 +97,56 @@ def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known
 
 
 def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
-    """v = the projection of raw on the tangent space."""
+    """Return v = the projection of raw on the tangent space, and weights 1.
+
+    >>> import torch, geoflow
+    >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
+    >>> x, t, raw = torch.ones(1, 2), torch.zeros(1), torch.full((1, 2), 3.0)
+    >>> velocity(raw, x, t, chart, gaussian(x, t, chart))[0]
+    tensor([[3., 3.]])
+    """
     return chart.manifold.proju(x, raw * beside(chart.amplitude, x)), torch.ones_like(x)
 
 
 def endpoint(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
-    """v = log_{x_t}(x_1) / (1 - t) for a predicted x_1, anchored at x_t; on spheres raw is added to x_t before projection."""
+    """Return v = log_{x_t}(x_1) / (1 - t) for a predicted x_1, and the weights (1 - t)^2.
+
+    In flat coordinates raw is x_1 itself. On spheres raw is added to x_t, and the sum is projected on the sphere.
+
+    >>> import torch, geoflow
+    >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
+    >>> x, t, raw = torch.ones(1, 2), torch.full((1,), 0.5), torch.full((1, 2), 3.0)
+    >>> endpoint(raw, x, t, chart, gaussian(x, t, chart))[0]  # (3 - 1) / .5
+    tensor([[4., 4.]])
+    """
     flat, remaining = beside(chart.flat, x), (1 - t[:, None]).clamp_min(LAST)
     end = chart.manifold.projx(torch.where(flat, raw, x + raw / beside(chart.scale, x)))
     return chart.manifold.logmap(x, end) / remaining, (remaining**2).expand(x.shape)
 
 
-# name: (raw output of the network, x_t, t, chart, what the Gaussian knows) -> (velocity, weight of its squared error at this t)
+# name: (output of the field, x_t, t, chart, result of `gaussian`) -> (velocity, weight of its squared error at this t)
 PREDICTIONS: dict[str, Callable] = {"preconditioned": preconditioned, "velocity": velocity, "endpoint": endpoint}
-# name: that weight -> the weight in the loss: an error of what the network says counts the same at every t, or one of the velocity
+# name: that weight -> weight in the loss. balanced: the field's output counts the same at every t; uniform: the velocity does
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {"balanced": lambda weight: weight, "uniform": torch.ones_like}
 
 
 @dataclass(eq=False)
 class Flow:
-    """A trained generator of networks: `sample(flow, n)` draws weight vectors, `unpack(flow.spec, theta)` makes state dicts of them.
+    """A trained generator of networks.
 
-    `field` predicts on the graph of `chart`; `reference` is the common centre that the zoo was aligned to, by which further networks
-    are made canonical; `config` records how the flow was made, `losses` the training loss of each iteration.
+    `sample(flow, n)` samples weight vectors, and `unpack(flow.spec, theta)` turns them into state dicts. `chart` holds the coordinates.
+    `field` predicts velocities in them. `reference` is the common centre that the zoo was aligned to. `config` records how the flow was
+    fitted, and `losses` holds the training loss of each iteration.
+
+    >>> import tempfile, torch, geoflow
+    >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
+    >>> flow = geoflow.fit(spec, torch.randn(9, 3), flow="euclidean", iterations=1, batch=4, progress=False)
+    >>> flow.velocity(flow.chart)(torch.zeros(4, 3), torch.tensor(0.5)).shape
+    torch.Size([4, 3])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flow.save(f"{folder}/flow.safetensors")
+    ...     print(Flow.load(f"{folder}/flow.safetensors").spec == spec)
+    True
     """
 
     chart: Chart
@@ -114,31 +157,37 @@ class Flow:
 
     @property
     def spec(self) -> NetworkSpec:
+        """The table of the networks that the flow was fitted to."""
         return self.chart.spec
 
     def canonical(
         self, thetas: Float[Tensor, "nets weights"], reference: Float[Tensor, "nets weights"] | None = None
     ) -> Float[Tensor, "nets weights"]:
-        """Networks of the flow's own architecture in the form in which it saw its zoo: `chart.point` takes them. They compute the same.
+        """Return networks of the flow's own architecture in canonical form. They compute the same as before.
 
-        With a `reference` for each, their units come in the order that is nearest to it, in place of the zoo's centre.
+        The flow saw its zoo in this form, and `chart.point` takes it. Units come in the order that is nearest to the zoo's centre. With a
+        `reference` for each network, they come in the order nearest to that.
         """
         reference = self.reference if reference is None else reference
         return canonicalize(self.spec, thetas, reference, self.chart.recipe.balance, self.chart.frame).theta
 
     def on(self, spec: NetworkSpec | None) -> Chart:
-        """The flow's chart on another architecture for the same task; None: its own. Raises ValueError for one that it cannot serve."""
-        if spec is None or (spec.sites, spec.tensors) == (self.spec.sites, self.spec.tensors):  # the flow's own table knows its wires
+        """Return the flow's chart for another architecture for the same task. For None it is the flow's own.
+
+        Raises ValueError if the flow cannot serve that architecture.
+        """
+        if spec is None or (spec.sites, spec.tensors) == (self.spec.sites, self.spec.tensors):  # only the own table surely has wires
             return self.chart
-        chart = replace(self.chart, spec=spec, own=None)  # moments of other coordinates say nothing
+        chart = replace(self.chart, spec=spec, own=None)  # these moments belong to other coordinates
         chart.check()
         return chart
 
     def velocity(self, chart: Chart, sharpness: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
-        """The field v(x, t) [nets, size] on a chart, with t a number or [nets].
+        """Return the function v(x, t) on a chart. It takes points [nets, size] and t as a number or [nets], and gives velocities [nets,
+        size].
 
-        A `sharpness` s makes it v + s (v - u), with u the velocity that a Gaussian zoo would have: away from what the worse model knows.
-        Networks become better and less diverse. Source: autoguidance, Karras et al., arXiv 2406.02507, with the Gaussian as the weak model.
+        With `sharpness` s it gives v + s (v - u), where u is the velocity of a Gaussian zoo. The networks then become better and less
+        diverse. Source: autoguidance, Karras et al., arXiv 2406.02507, with the Gaussian as the weak model.
         """
 
         def v(x: Tensor, t: Tensor) -> Tensor:
@@ -151,22 +200,26 @@ class Flow:
         return v
 
     def predict(self, chart: Chart, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> tuple[Tensor, Tensor]:
-        """The velocity at (x, t) and the weight of its squared error, both [nets, size]."""
+        """Return the velocity at (x, t) and the weight of its squared error, both [nets, size]."""
         known = gaussian(x, t, chart)
         raw = self.field(chart.graph, known[0], t)
         return PREDICTIONS[self.config["prediction"]](raw, x, t, chart, known)
 
     def matching_loss(self, x_t: Float[Tensor, "nets size"], dx_t: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Tensor:
-        """The mean squared error of the velocity in units of a coordinate's own size, weighted over t as the configuration says."""
+        """Return the mean squared error of the velocity, weighted over t as the configuration says.
+
+        Every coordinate is measured in units of its own size.
+        """
         v, weight = self.predict(self.chart, x_t, t)
         return (WEIGHTINGS[self.config["weighting"]](weight) * ((v - dx_t) * beside(self.chart.scale, x_t)).square()).mean()
 
     def to(self, device: str | torch.device) -> "Flow":
+        """Move the field to a device, and return the flow."""
         self.field.to(device)
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the flow as one safetensors file with its whole configuration; it holds no code."""
+        """Write the flow with its whole configuration as one safetensors file, which holds no code."""
         tensors = {f"field.{name}": value for name, value in self.field.state_dict().items()}
         tensors |= {f"rest.{name}": value for name, value in self.spec.rest.items()}
         tensors |= {f"axes.{name}": axes for name, axes in self.chart.frame.axes.items()}
@@ -178,7 +231,10 @@ class Flow:
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "Flow":
-        """Read what `save` wrote. Raises ValueError for a corrupt or foreign file, FileNotFoundError for none."""
+        """Read a flow that `save` wrote.
+
+        Raises FileNotFoundError if there is no file, and ValueError if it is corrupt or not a flow.
+        """
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no flow at {path}. A run writes it as runs/<id>/flow.safetensors.")
         tensors, metadata = read_tensors(path)
@@ -192,7 +248,7 @@ class Flow:
         chart = Chart(spec, FLOWS[config["flow"]], statistics, frame, tensors.get("own"))
         flow = build_flow(chart, tensors["reference"], config)
         state = under("field.", tensors)
-        if metadata["format"] in WITHOUT_WIRES:  # matrices of zeros say nothing
+        if metadata["format"] in WITHOUT_WIRES:  # with matrices of zeros, wires carry no message
             state = {name: torch.zeros_like(value) for name, value in flow.field.state_dict().items() if "wires." in name} | state
         flow.field.load_state_dict(state)
         flow.losses.extend(tensors["losses"].tolist())
@@ -200,7 +256,9 @@ class Flow:
 
 
 def today(config: Mapping) -> dict:
-    """A configuration in today's words, with options that it is older than. Before `align`, geometric was what geometric_polar is now.
+    """Return a configuration in today's words, with the options that older flows did not have yet.
+
+    Before `align` existed, `geometric` was what `geometric_polar` is now.
 
     >>> today({"flow": "geometric"})
     {'align': True, 'weighting': 'balanced', 'flow': 'geometric_polar'}
@@ -210,7 +268,10 @@ def today(config: Mapping) -> dict:
 
 
 def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mapping) -> Flow:
-    """An untrained flow; `config` names the velocity, its sizes and the prediction. The field is initialised from `config["seed"]`."""
+    """Return an untrained flow. `config` names the field, its sizes and the prediction.
+
+    The field is initialised from `config["seed"]`.
+    """
     choose("prediction", config["prediction"], PREDICTIONS)
     with torch.random.fork_rng(devices=[]):
         seed_global(randomness(config["seed"], "field").initial_seed())
@@ -218,7 +279,7 @@ def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mappi
     if config["prediction"] != "preconditioned" and len(leading(chart.graph, field.components).unseen):
         widest = max(block.index.shape[1] for blocks in plain_inputs(chart.graph).values() for block in blocks)
         raise ValueError(
-            f"prediction={config['prediction']} leaves coordinates that the field does not see as they are: only preconditioned knows "
-            f"where they go. Choose it, or sizes.components={widest}."
+            f"The field sees {field.components} of {widest} axes of an input, and prediction={config['prediction']} cannot tell where "
+            f"the others go. Choose prediction=preconditioned, or sizes.components={widest}."
         )
     return Flow(chart, field, reference, config)

@@ -1,4 +1,4 @@
-"""Turn and stretch the weights that read an input, so that their lengths say what they do; say how far a zoo spreads along each axis."""
+"""Turn and stretch the weights on an input, so that the length of a row says what the row computes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,31 +12,39 @@ from geoflow.choices import choose
 from geoflow.graph import Block, Graph, plain_inputs
 
 Examples = Float[Tensor, "_examples ..."]
-RIDGE = 0.1  # of the mean square of an input unit: the least that an axis counts, for inputs that the examples do not show
+RIDGE = 0.1  # share of an input unit's mean square that every axis counts at least, even where the examples never vary
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Linear coordinates for rows of weights on an input: the same for every unit that reads it, so no symmetry is lost.
+    """Linear coordinates for rows of weights on an input. They are the same for every unit that reads the input, so no symmetry is lost.
 
-    `axes` holds by the input's name an invertible matrix [units, units]: a row times this matrix is what the flow sees of it. `moments`
-    holds by the input and the role of its weights (see `_weights`) their mean and standard deviation along each axis, [2, units,
-    features]. Without axes nothing is turned. Like the rest of a chart both lie on the CPU, whatever device a zoo is on.
+    `axes` holds an invertible matrix [units, units] by the name of each input. The flow sees a row times this matrix. `moments` holds, by
+    the input and the role of its weights, their mean and standard deviation along each axis, [2, units, features]. Without axes nothing is
+    turned. Both lie on the CPU, like the rest of a chart, whatever device a zoo is on.
+
+    >>> import torch, geoflow
+    >>> graph = geoflow.graph_of(geoflow.spec_of(torch.nn.Linear(2, 1, bias=False), torch.zeros(1, 2)))
+    >>> frame = Frame({"input0": torch.tensor([[2.0, 0.0], [0.0, 1.0]])})
+    >>> frame.turn(graph, torch.tensor([[3.0, 4.0]]))
+    tensor([[6., 4.]])
+    >>> frame.turn_back(graph, torch.tensor([[6.0, 4.0]]))
+    tensor([[3., 4.]])
     """
 
     axes: Mapping[str, Float[Tensor, "_units _units"]] = field(default_factory=dict)
     moments: Mapping[str, Float[Tensor, "2 _units _features"]] = field(default_factory=dict)
 
     def turn(self, graph: Graph, theta: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
-        """Weights by input units to weights by axes, every row by itself."""
+        """Multiply every row of weights on an input by the input's axes."""
         return _turned(graph, theta, self.axes)
 
     def turn_back(self, graph: Graph, theta: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
-        """The inverse of `turn`."""
+        """Undo `turn`."""
         return _turned(graph, theta, self._inverse)
 
     def along(self, graph: Graph) -> Float[Tensor, "2 size"]:
-        """Mean and standard deviation of every coordinate; 0 and 1, those of the noise, where none are known."""
+        """Return the mean and standard deviation of every coordinate. Where they are unknown they are 0 and 1, as those of the noise."""
         moments = torch.stack([torch.zeros(graph.size), torch.ones(graph.size)])
         for name, block in _blocks(graph, self.axes):
             if (weights := _weights(name, block.key)) in self.moments:
@@ -53,15 +61,25 @@ UNTURNED = Frame()
 
 
 def metric_frame(graph: Graph, inputs: Examples | Mapping[str, Examples]) -> Frame:
-    """The frame in which a row's length is the root mean square of what it makes of the inputs: |w|^2 = E (w . x)^2 + ridge |w|^2.
+    """Return the frame in which the length of a row is the root mean square of what it computes from the inputs.
 
-    Two networks are then near each other if their first layers compute nearly the same, whatever the pixels that never vary or vary
-    together. `inputs` are examples of what the networks read: [examples, units], with more axes behind the units (channels) or before
-    them (steps), or flattened. Where they could be of several inputs they come by name; inputs without examples are left as they are.
-    The ridge is RIDGE times the mean square of an input unit.
+        |w|^2 = E (w . x)^2 + ridge |w|^2
 
-    Raises ValueError if no input of the graph that can be turned has so many units, where it cannot be told which axis or which input
-    is meant, and for examples that are none, all 0 or not finite.
+    Two networks are then near each other if their first layers compute nearly the same. Pixels that never vary, or vary together, no longer
+    matter by themselves. The ridge is RIDGE times the mean square of an input unit.
+
+    `inputs` are examples [examples, units] of what the networks read. They may have more axes behind the units (channels first) or before
+    them (steps), or be flattened. If they could belong to several inputs, pass a dict by the inputs' names. Inputs without examples stay as
+    they are.
+
+    Raises ValueError if no input has as many units, if it is unclear which axis or input is meant, and if examples are missing, all 0 or
+    not finite.
+
+    >>> import torch, geoflow
+    >>> graph = geoflow.graph_of(geoflow.spec_of(torch.nn.Linear(2, 1, bias=False), torch.zeros(1, 2)))
+    >>> frame = metric_frame(graph, torch.tensor([[3.0, 0.0], [-3.0, 0.0]]))  # the second unit never varies
+    >>> frame.turn(graph, torch.ones(1, 2))
+    tensor([[3.0741, 0.6708]])
     """
     plain = plain_inputs(graph)
     units = {name: blocks[0].index.shape[1] for name, blocks in plain.items()}
@@ -85,9 +103,9 @@ def metric_frame(graph: Graph, inputs: Examples | Mapping[str, Examples]) -> Fra
 
 
 def principal_frame(graph: Graph, x: Float[Tensor, "nets size"], base: Frame) -> Frame:
-    """`base` turned on, along the principal components of all rows of a zoo on an input, each centred on the mean row of its role.
+    """Turn `base` on to the principal axes of a zoo's rows on each input, the widest first. Lengths stay as in `base`.
 
-    `x` are the zoo's coordinates in `base`, in units of the noise. What is turned is the widest spread first; lengths stay as in `base`.
+    `x` holds the zoo's coordinates in `base`, in units of the noise. Each row is centred on the mean row of its role.
     """
     axes = {}
     for name, blocks in plain_inputs(graph).items():
@@ -98,9 +116,10 @@ def principal_frame(graph: Graph, x: Float[Tensor, "nets size"], base: Frame) ->
 
 
 def fit_moments(graph: Graph, x: Float[Tensor, "nets size"]) -> dict[str, Float[Tensor, "2 _units _features"]]:
-    """Mean and deviation of a zoo's coordinates `x`, in units of the noise, along each axis of the inputs, by input and role.
+    """Return mean and standard deviation of a zoo's coordinates along each axis of the inputs, by input and role.
 
-    One row of the mean spread is added to what was seen, so that a direction in which a small zoo never varied is not taken for impossible.
+    `x` holds the coordinates in units of the noise. A small zoo may never vary in some direction by chance. So one row of the mean spread
+    is added to what was seen.
     """
     moments = {}
     for name, blocks in plain_inputs(graph).items():
@@ -112,18 +131,18 @@ def fit_moments(graph: Graph, x: Float[Tensor, "nets size"]) -> dict[str, Float[
 
 
 def of_every_input(graph: Graph, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Moments by role alone, as flows were saved that did not tell inputs apart: in these they were those of every input."""
+    """Convert moments of flows that were saved by role alone. These moments counted for every input."""
     parts = [(name, block.key) for name, blocks in plain_inputs(graph).items() for block in blocks if block.key in moments]
     return {_weights(name, key): moments[key] for name, key in parts}
 
 
 def _weights(name: str, key: str) -> str:
-    """The word for the weights of one role on one input: others may have the same role."""
+    """Return the name of the weights of one role on one input. Several inputs may share a role."""
     return f"{name} {key}"
 
 
 def _rows(blocks: list[Block], x: Tensor) -> dict[str, Float[Tensor, "rows units features"]]:
-    """The rows of weights on one input, by their role."""
+    """Return the rows of weights on one input, by role."""
     rows: dict[str, list[Tensor]] = {}
     for block in blocks:
         rows.setdefault(block.key, []).append(x[:, block.index].flatten(0, 1))
@@ -131,15 +150,18 @@ def _rows(blocks: list[Block], x: Tensor) -> dict[str, Float[Tensor, "rows units
 
 
 def _principal_axes(rows: Float[Tensor, "rows units"]) -> Float[Tensor, "units units"]:
-    """Eigenvectors of the rows' products, the largest first, each with its largest entry positive: the same on every machine."""
+    """Return the eigenvectors of the rows' mean products, the largest eigenvalue first.
+
+    The largest entry of each is positive, so they are the same on every machine.
+    """
     axes = torch.linalg.eigh(rows.T.double() @ rows.double())[1].flip(1)
     return axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
 
 
 def _by_units(examples: Tensor, units: int) -> list[Float[Tensor, "rows units"]]:
-    """The ways to read examples as rows of so many units: channels first, units last, or flattened where they have no such axis."""
+    """Return all ways to read examples as rows of `units` numbers: channels first, units last, or flattened if no axis has this size."""
     if not (examples.numel() and examples.isfinite().all() and examples.any()):
-        raise ValueError(f"These {len(examples)} examples of inputs measure nothing: they are none, all 0, or hold NaN or Inf.")
+        raise ValueError(f"These {len(examples)} examples of inputs measure nothing: there are none, all are 0, or some are NaN or Inf.")
     axes = [axis for axis in sorted({1, examples.ndim - 1}) if examples.ndim > 1 and examples.shape[axis] == units]
     if axes:
         return [examples.movedim(axis, -1).reshape(-1, units) for axis in (axes if units > 1 else axes[:1])]
@@ -147,14 +169,17 @@ def _by_units(examples: Tensor, units: int) -> list[Float[Tensor, "rows units"]]
 
 
 def _metric(rows: Float[Tensor, "rows units"]) -> Float[Tensor, "units units"]:
-    """The symmetric root of the rows' mean products and the ridge."""
+    """Return the symmetric root of the rows' mean products plus the ridge."""
     squares = rows.T @ rows / len(rows)
     values, vectors = torch.linalg.eigh(squares + RIDGE * squares.diagonal().mean() * torch.eye(len(squares)))
     return (vectors * values.clamp_min(torch.finfo(torch.double).tiny).sqrt()) @ vectors.T
 
 
 def _blocks(graph: Graph, axes: Mapping[str, Tensor]) -> Iterator[tuple[str, Block]]:
-    """The weights on inputs that have axes, with the input's name. Raises ValueError for an input of another size than the axes have."""
+    """Iterate over the weights on inputs that have axes, with the input's name.
+
+    Raises ValueError if an input has another size than its axes.
+    """
     for name, blocks in plain_inputs(graph).items():
         for block in blocks if name in axes else ():
             if (units := block.index.shape[1]) != len(axes[name]):

@@ -1,4 +1,4 @@
-"""Where weight vectors live: products of unit spheres and flat coordinates, with maps that are exact from angle 0 to pi."""
+"""Define the manifolds on which weight vectors lie: products of unit spheres and flat space."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,18 +7,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHECK = {"atol": 1e-5, "rtol": 1e-5}  # geoopt's own tolerances for membership
+CHECK = {"atol": 1e-5, "rtol": 1e-5}  # geoopt's own tolerances
 
 
 class Sphere(geoopt.Sphere):
-    """The unit sphere of geoopt with repaired maps: exact at every angle, in both precisions, with finite gradients (but
-    for `transp` near pi, which loses what x and -y lose when they are added).
+    """The unit sphere of geoopt, with maps that are exact at every angle in both precisions and have finite gradients.
 
-    geoopt clamps an arccosine, which in float32 bounds its distances by 0.0141 and 3.127, and divides by |u| at u = 0. Here the angle is
-    atan2(|w|, <x, y>) with w the part of y orthogonal to x, computed from y -+ x so that nothing cancels at either end.
+    geoopt clamps an arccosine, which in float32 bounds its distances by 0.0141 and 3.127. It also divides by |u| at u = 0. Here the angle
+    is atan2(|w|, <x, y>), where w is the part of y orthogonal to x. w is computed from y -+ x, so nothing cancels at either end. One map
+    is less exact: near pi, `transp` loses the digits that x and -y lose when they are added.
 
-    Between exactly antipodal points every great circle is a shortest path; the maps take the one through the tangent vector
-    towards the coordinate axis that is farthest from x. Parallel transport is the reflection that swaps x and -y: an isometry.
+    Between exactly antipodal points every great circle is a shortest path. The maps take the one through the tangent vector towards the
+    coordinate axis that is farthest from x. Parallel transport is then the reflection that swaps x and -y, which is an isometry.
 
     >>> import torch
     >>> x, y = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1e-5])
@@ -27,18 +27,18 @@ class Sphere(geoopt.Sphere):
     """
 
     def dist(self, x: Float[Tensor, "*#a dim"], y: Float[Tensor, "*#a dim"], *, keepdim: bool = False) -> Tensor:
-        """The angle between x and y."""
+        """Return the angle between x and y."""
         aside, cosine = self._aside(x, y)
         angle = torch.atan2(torch.linalg.vector_norm(aside, dim=-1, keepdim=True), cosine)
         return angle if keepdim else angle.squeeze(-1)
 
     def expmap(self, x: Float[Tensor, "*#a dim"], u: Float[Tensor, "*#a dim"]) -> Float[Tensor, "*a dim"]:
-        """exp_x(u) = cos|u| x + sinc|u| u."""
+        """Return exp_x(u) = cos|u| x + sinc|u| u."""
         angle = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
         return torch.cos(angle) * x + _sinc(angle) * u
 
     def logmap(self, x: Float[Tensor, "*#a dim"], y: Float[Tensor, "*#a dim"]) -> Float[Tensor, "*a dim"]:
-        """The tangent vector at x with exp_x(u) = y and |u| <= pi."""
+        """Return the tangent vector u at x with exp_x(u) = y and |u| <= pi."""
         aside, cosine = self._aside(x, y)
         sine = torch.linalg.vector_norm(aside, dim=-1, keepdim=True)
         apart = sine > 0
@@ -47,7 +47,10 @@ class Sphere(geoopt.Sphere):
         return scale * aside + antipodal * (torch.pi * self._detour(x))
 
     def transp(self, x: Float[Tensor, "*#a dim"], y: Float[Tensor, "*#a dim"], v: Float[Tensor, "*#a dim"]) -> Float[Tensor, "*a dim"]:
-        """Parallel transport from x to y along their geodesic: v - 2 <m, v> m, where m is the middle of the geodesic."""
+        """Transport v in parallel from x to y along their geodesic.
+
+        The result is v - 2 <m, v> m, where m is the middle of the geodesic.
+        """
         middle = x + y
         length = torch.linalg.vector_norm(middle, dim=-1, keepdim=True)
         apart = length > 0
@@ -55,26 +58,32 @@ class Sphere(geoopt.Sphere):
         return v - 2 * (middle * v).sum(-1, keepdim=True) * middle
 
     def interpolate(self, x_0: Float[Tensor, "*#a dim"], x_1: Float[Tensor, "*#a dim"], t: Float[Tensor, "*#a"]) -> tuple[Tensor, Tensor]:
-        """The point x_t = exp_{x_0}(t log_{x_0} x_1) and its velocity dx_t, whose length is the distance of the ends."""
+        """Return the point x_t = exp_{x_0}(t log_{x_0} x_1) and its velocity dx_t.
+
+        The length of the velocity is the distance of the ends.
+        """
         u, t = self.logmap(x_0, x_1), t.unsqueeze(-1)
         angle = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
         cosine, sine = torch.cos(t * angle), torch.sin(t * angle)
         return cosine * x_0 + t * _sinc(t * angle) * u, cosine * u - angle * sine * x_0
 
     def random_uniform(self, *size: int, generator: torch.Generator | None = None, dtype=None, device=None) -> Tensor:
-        """Points distributed uniformly, of the given full shape; a plain tensor."""
+        """Return uniformly distributed points of the given full shape, as a plain tensor."""
         self._assert_check_shape(size, "x")
         return self.projx(torch.randn(*size, generator=generator, dtype=dtype, device=device))
 
     random = random_uniform
 
     def _aside(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of y orthogonal to x, and <x, y>. Both ends are safe: x is taken from y, or added, before the projection."""
+        """Return the part of y orthogonal to x, and <x, y>.
+
+        x is subtracted from y, or added near pi, before the projection, so nothing cancels.
+        """
         cosine = (x * y).sum(-1, keepdim=True)
         return self.proju(x, y - torch.where(cosine < 0, -1, 1) * x), cosine
 
     def _detour(self, x: Tensor) -> Tensor:
-        """The unit tangent vector at x towards the coordinate axis with the longest projection on the tangent space."""
+        """Return the unit tangent vector at x towards the coordinate axis with the longest projection on the tangent space."""
         share = 1.0 if self.projector is None else self.projector.diagonal(dim1=-2, dim2=-1)
         x = x.detach()
         axis = (share - x * x).argmax(-1, keepdim=True)
@@ -82,12 +91,12 @@ class Sphere(geoopt.Sphere):
 
 
 class Product(geoopt.Manifold):
-    """Vectors [*batch, size] whose coordinates `spheres` form unit spheres and whose other coordinates are flat.
+    """The manifold of vectors [*batch, size] in which some groups of coordinates are unit spheres and all other coordinates are flat.
 
-    `spheres` holds index tensors [count, dim]: the coordinates of `count` spheres of one dimension, computed in one operation.
-    Without spheres this is Euclidean space. Indices follow the device of what they index.
+    `spheres` holds index tensors [count, dim]. Each gives the coordinates of `count` spheres of one dimension, which are computed in one
+    operation. Without spheres this is Euclidean space. Index tensors follow the device of the vectors.
 
-    Raises ValueError for an index out of range, a coordinate in two spheres, and spheres in one dimension (two points).
+    Raises ValueError for an index out of range, for a coordinate in two spheres, and for spheres with dim 1, which are only two points.
 
     >>> import torch
     >>> manifold = Product(5, (torch.tensor([[0, 1], [2, 3]]),))
@@ -111,71 +120,73 @@ class Product(geoopt.Manifold):
         return f"{self.size}, spheres={[tuple(index.shape) for index in self.spheres]}"
 
     def split(self, x: Float[Tensor, "*batch size"]) -> list[Tensor]:
-        """The parts of a vector: flat ones [*batch, n] and stacks of spheres [*batch, count, dim]."""
+        """Split a vector into its parts: flat ones [*batch, n] and stacks of spheres [*batch, count, dim]."""
         if x.shape[-1] != self.size:
-            raise ValueError(f"A vector of {x.shape[-1]} coordinates is not on a product manifold of {self.size}.")
+            raise ValueError(
+                f"A vector of {x.shape[-1]} coordinates is not on a product manifold of {self.size}. Pass vectors [*batch, {self.size}]."
+            )
         if self._order is not None:
             x = x.index_select(-1, self._indices(x.device)[0])
         parts = x.split([shape.numel() for shape in self._shapes], -1)
         return [part.unflatten(-1, shape) if len(shape) == 2 else part for part, shape in zip(parts, self._shapes, strict=True)]
 
     def join(self, parts: Sequence[Tensor]) -> Float[Tensor, "*batch size"]:
-        """The inverse of `split`."""
+        """Undo `split`."""
         x = torch.cat([part.flatten(-2) if len(shape) == 2 else part for part, shape in zip(parts, self._shapes, strict=True)], -1)
         return x if self._order is None else x.index_select(-1, self._indices(x.device)[1])
 
     def proju(self, x: Float[Tensor, "*#batch size"], u: Float[Tensor, "*#batch size"]) -> Float[Tensor, "*batch size"]:
-        """The tangent part of u."""
+        """Return the tangent part of u at x."""
         return self._each(self.sphere.proju, lambda x, u: u.expand(torch.broadcast_shapes(x.shape, u.shape)), x, u)
 
     egrad2rgrad = proju
 
     def projx(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
-        """The nearest point of the manifold."""
+        """Return the nearest point of the manifold."""
         return self._each(self.sphere.projx, lambda x: x, x)
 
     def expmap(self, x: Float[Tensor, "*#batch size"], u: Float[Tensor, "*#batch size"]) -> Float[Tensor, "*batch size"]:
-        """The end of the geodesic that leaves x with velocity u."""
+        """Return the end of the geodesic that leaves x with velocity u, at time 1."""
         return self._each(self.sphere.expmap, torch.add, x, u)
 
     def retr(self, x: Float[Tensor, "*#batch size"], u: Float[Tensor, "*#batch size"]) -> Float[Tensor, "*batch size"]:
-        """projx(x + u), which agrees with expmap to second order."""
+        """Return projx(x + u), which agrees with expmap to second order."""
         return self._each(self.sphere.retr, torch.add, x, u)
 
     def logmap(self, x: Float[Tensor, "*#batch size"], y: Float[Tensor, "*#batch size"]) -> Float[Tensor, "*batch size"]:
-        """The velocity at x of the geodesic that reaches y at time 1."""
+        """Return the velocity at x of the geodesic that reaches y at time 1."""
         return self._each(self.sphere.logmap, lambda x, y: y - x, x, y)
 
     def transp(self, x: Tensor, y: Tensor, v: Float[Tensor, "*#batch size"]) -> Float[Tensor, "*batch size"]:
-        """Parallel transport of v from x to y."""
+        """Transport v in parallel from x to y."""
         return self._each(self.sphere.transp, lambda x, y, v: v.expand(torch.broadcast_shapes(x.shape, y.shape, v.shape)), x, y, v)
 
     def interpolate(
         self, x_0: Float[Tensor, "*#batch size"], x_1: Float[Tensor, "*#batch size"], t: Float[Tensor, "*#batch"]
     ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
-        """x_t on the geodesic from x_0 to x_1, and its velocity dx_t; see `Sphere` for antipodal points."""
+        """Return x_t on the geodesic from x_0 to x_1, and its velocity dx_t. See `Sphere` for antipodal points."""
         curve = self.sphere.interpolate
         ends = [curve(a, b, t.unsqueeze(-1)) if sphere else _straight(a, b, t) for sphere, (a, b) in self._pairs(x_0, x_1)]
         return self.join([x_t for x_t, _ in ends]), self.join([dx_t for _, dx_t in ends])
 
     def inner(self, x: Tensor, u: Float[Tensor, "*#batch size"], v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
-        """The sum of products over all coordinates: the metric is the ambient one."""
+        """Return the sum of products over all coordinates. The metric is that of the surrounding space."""
         inner = (u * (u if v is None else v)).sum(-1, keepdim=keepdim)
         return inner.expand(torch.broadcast_shapes(x.shape[:-1] + (1,) * keepdim, inner.shape))
 
     def dist(self, x: Float[Tensor, "*#batch size"], y: Float[Tensor, "*#batch size"], *, keepdim: bool = False) -> Tensor:
-        """The geodesic distance: root of the summed squares of angles and of flat differences."""
+        """Return the geodesic distance, which is the root of the summed squares of angles and of flat differences."""
         gaps = [self.sphere.dist(a, b) if sphere else b - a for sphere, (a, b) in self._pairs(x, y)]
         return torch.linalg.vector_norm(torch.cat(gaps, -1), dim=-1, keepdim=keepdim)
 
     def cosines(self, x: Float[Tensor, "*#batch size"], y: Float[Tensor, "*#batch size"]) -> Float[Tensor, "*batch size"]:
-        """In each coordinate of a sphere the inner product of x and y on this sphere; 0 in flat coordinates."""
+        """Return the inner product of x and y on each sphere, in each of the sphere's coordinates. Flat coordinates get 0."""
         return self._each(lambda a, b: (a * b).sum(-1, keepdim=True).expand_as(a * b), lambda a, b: torch.zeros_like(a * b), x, y)
 
     def pairwise(self, x: Float[Tensor, "n size"], y: Float[Tensor, "m size"]) -> Float[Tensor, "n m"]:
-        """Squared geodesic distances of all pairs, by matrix products; not for gradients.
+        """Return the squared geodesic distances of all pairs, by matrix products. Do not use it for gradients.
 
-        Angles come from cosines here: in float32 a squared angle is exact to 1e-6, rising to 3e-3 next to pi.
+        Angles come from cosines here. In float32 a squared angle is exact to 1e-6, rising to 3e-3 near pi.
         """
         total = x.new_zeros(len(x), len(y))
         for sphere, (a, b) in self._pairs(x, y):
@@ -186,12 +197,15 @@ class Product(geoopt.Manifold):
         return total
 
     def random(self, *size: int, generator: torch.Generator | None = None, dtype=None, device=None) -> Float[Tensor, "*batch size"]:
-        """Uniform on the spheres and standard normal elsewhere, of the given full shape; a plain tensor."""
+        """Return random points of the given full shape, as a plain tensor.
+
+        They are uniform on the spheres and standard normal in flat coordinates.
+        """
         self._assert_check_shape(size, "x")
         return self.projx(torch.randn(*size, generator=generator, dtype=dtype, device=device))
 
     def _pairs(self, *vectors: Tensor) -> Iterator[tuple[bool, tuple[Tensor, ...]]]:
-        """The corresponding parts of several vectors, and whether they are spheres."""
+        """Return the corresponding parts of several vectors, each with whether it is a stack of spheres."""
         parts = zip(*(self.split(vector) for vector in vectors), strict=True)
         return zip((len(shape) == 2 for shape in self._shapes), parts, strict=True)
 
@@ -228,7 +242,7 @@ def _straight(x_0: Tensor, x_1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sinc(angle: Tensor) -> Tensor:
-    """sin(angle) / angle, smooth at 0."""
+    """Return sin(angle) / angle, which is smooth at 0."""
     return torch.sinc(angle / torch.pi)
 
 
@@ -241,11 +255,14 @@ def _check_spheres(size: int, spheres: Sequence[Tensor]) -> None:
         raise ValueError(f"Spheres use coordinates {int(used.min())} to {int(used.max())} of a vector of {size}.")
     coordinates, times = used.unique(return_counts=True)
     if (times > 1).any():
-        raise ValueError(f"Coordinate {int(coordinates[times > 1][0])} belongs to two spheres.")
+        raise ValueError(f"Coordinate {int(coordinates[times > 1][0])} belongs to two spheres. Leave it out of one.")
 
 
 def _layout(size: int, spheres: Sequence[Tensor]) -> tuple[Tensor | None, list[torch.Size]]:
-    """The order of coordinates in which the parts follow each other (None: as they are, so that views serve), and the parts' shapes."""
+    """Return the order in which the coordinates of the parts follow each other, and the shapes of the parts.
+
+    The order is None if the vector has it already, so that views are enough.
+    """
     stacks = sorted((index for index in spheres if index.numel()), key=lambda index: int(index[0, 0]))
     runs, start = [], 0
     for index in stacks:

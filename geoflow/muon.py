@@ -1,4 +1,4 @@
-"""Change matrices by orthogonal steps: the optimizer Muon, for all matrices of one shape at once."""
+"""Update matrices by orthogonal steps, with the optimizer Muon."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -8,17 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 MOMENTUM = 0.95
-SIZE = 0.2  # root mean square of a step's entries in units of the learning rate, as of AdamW's steps
+SIZE = 0.2  # root mean square of a step's entries, relative to the learning rate; AdamW's steps have the same
 ITERATIONS = 5
-QUINTIC = (3.4445, -4.7750, 2.0315)  # s -> a s + b s^3 + c s^5 brings singular values from (0, 1] to about 1 in 5 iterations
+QUINTIC = (3.4445, -4.7750, 2.0315)  # s -> a s + b s^3 + c s^5 moves singular values from (0, 1] to about 1 in 5 iterations
 
 
 class Muon:
-    """Muon (Jordan et al. 2024) with Nesterov's momentum and decoupled weight decay, on stacks of matrices [matrices, rows, columns] that
-    hold gradients.
+    """The optimizer Muon (Jordan et al. 2024) for stacks of matrices [matrices, rows, columns] that hold gradients.
 
-    It does what torch.optim.Muon does with `adjust_lr_fn="match_rms_adamw"`, in the matrices' own precision in place of bfloat16, and one
-    product serves a whole stack: a flow's small matrices would spend a third of a training step on calls.
+    It has Nesterov's momentum and decoupled weight decay, and does what torch.optim.Muon does with `adjust_lr_fn="match_rms_adamw"`. There
+    are two differences. It computes in the matrices' own precision instead of bfloat16. And one product serves a whole stack, because for a
+    flow's small matrices separate calls would take a third of a training step.
     """
 
     def __init__(self, stacks: Sequence[Tensor], weight_decay: float):
@@ -27,6 +27,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float | Tensor) -> None:
+        """Change all matrices by their gradients."""
         for stack, momentum in zip(self.stacks, self.momenta, strict=True):
             momentum.lerp_(stack.grad, 1 - MOMENTUM)
         ahead = [stack.grad.lerp(momentum, MOMENTUM) for stack, momentum in zip(self.stacks, self.momenta, strict=True)]
@@ -35,11 +36,11 @@ class Muon:
 
 
 def orthogonal(stacks: Sequence[Float[Tensor, "_matrices _rows _columns"]]) -> list[Tensor]:
-    """Nearly the orthogonal matrices U V^T of matrices U S V^T: singular values between .68 and 1.21, for those that are above a 500th of
-    their matrix's norm, and lower ones for others.
+    """Return approximately the orthogonal matrices U V^T for matrices U S V^T.
 
-    The Newton-Schulz iteration x <- P x with P = a + b G + c G^2, G = x x^T, is carried out on the small square G, which P commutes with;
-    squares of one size, from whatever stacks, go together.
+    Singular values come out between .68 and 1.21 if they were above a 500th of their matrix's norm, and lower otherwise. The Newton-Schulz
+    iteration is x <- P x with P = a + b G + c G^2 and G = x x^T. P commutes with G, so the iteration runs on the small square matrix G.
+    Squares of one size are computed together, whatever stacks they come from.
 
     >>> x = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
     >>> bool((torch.linalg.svdvals(orthogonal([x])[0]) - 1).abs().max() < 0.33)
@@ -58,7 +59,7 @@ def orthogonal(stacks: Sequence[Float[Tensor, "_matrices _rows _columns"]]) -> l
 
 
 def _factors(gram: Float[Tensor, "matrices side side"]) -> Float[Tensor, "matrices side side"]:
-    """What the iterations multiply matrices of these Gram matrices by, from the left, all together."""
+    """Return the product of all iterations' factors P, which multiplies the matrices from the left."""
     (a, b, c), whole = QUINTIC, None
     for iteration in range(ITERATIONS):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

@@ -1,4 +1,4 @@
-"""Connect noise with data: the path that a flow learns to follow."""
+"""Connect noise with data by the shortest paths, which a flow learns to follow."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,10 +9,12 @@ from geoflow.manifolds import Product
 def geodesic(
     manifold: Product, x_0: Float[Tensor, "*#batch size"], x_1: Float[Tensor, "*#batch size"], t: Float[Tensor, "*#batch"]
 ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
-    """The point x_t of the shortest path at time t in [0, 1], and its velocity dx_t.
+    """Return the point x_t of the shortest path from x_0 to x_1 at time t in [0, 1], and its velocity dx_t.
 
-    x_t = exp_{x_0}(t log_{x_0} x_1) and dx_t = d x_t / dt, tangent at x_t and of constant length dist(x_0, x_1);
-    in flat coordinates (1 - t) x_0 + t x_1 and x_1 - x_0. Source: Chen and Lipman, Flow matching on general geometries, 2023.
+        x_t = exp_{x_0}(t log_{x_0} x_1)        dx_t = d x_t / dt
+
+    The velocity is tangent at x_t and has the constant length dist(x_0, x_1). In flat coordinates x_t = (1 - t) x_0 + t x_1, and dx_t = x_1
+    - x_0. Source: Chen and Lipman, Flow matching on general geometries, 2023.
 
     >>> import torch
     >>> plane = Product(2)

@@ -17,18 +17,19 @@ from geoflow.canonical.matching import check_zoo
 from geoflow.spec import NetworkSpec
 from geoflow.vector import check_state
 
-MOST = 0.9  # of the inputs vary: where more do, choosing them costs more than it saves
+MOST = 0.9  # if a larger share of the inputs varies, selecting them costs more than it saves
 
 
 def run(
     network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "examples ..."], rims: "Rims | None" = None
 ) -> Float[Tensor, "nets examples ..."]:
-    """The outputs of all networks whose state dicts are stacked in `states` [nets, ...]; of `network` the forward pass alone matters.
+    """Return the outputs of all networks whose state dicts are stacked in `states` [nets, ...].
 
-    What the forward pass leaves on modules, such as a table of its weights, ends with this call. A table that a module makes before, in
-    eval() or in an earlier pass of the caller's, is that of the module's own weights: compare with `itself` where that may be.
+    Only the forward pass of `network` matters, not its weights. A module may keep a table of its weights. If the forward pass makes it, it
+    ends with this call. If it was made before, by eval() or by an earlier pass of the caller's, it belongs to the module's own weights and
+    gives wrong outputs. Compare with `itself` where this may happen.
 
-    `rims` remembers what is the same in all examples of x: give it again where more networks run on this very x.
+    `rims` remembers which inputs are the same in all examples of x. Pass it again to run more networks on the same tensor x.
 
     >>> import torch
     >>> states = {"weight": torch.randn(5, 2, 3), "bias": torch.randn(5, 2)}
@@ -40,19 +41,19 @@ def run(
         fresh = deepcopy(network, {id(entry): entry for entry in network.state_dict(keep_vars=True).values()})
         return functional_call(fresh, state, (x,), tie_weights=False)  # a state dict holds tied weights under each of their names
 
-    if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap knows no recurrent layers
+    if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap does not support recurrent layers
         nets = len(next(iter(states.values())))
         return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
-    with WideProducts(rims), sdpa_kernel(SDPBackend.MATH):  # vmap would call the fused attention once for every network
+    with WideProducts(rims), sdpa_kernel(SDPBackend.MATH):  # under vmap, fused attention runs once for every network
         return vmap(outputs)(dict(states))
 
 
 def faster_together(network: nn.Module, x: Shaped[Tensor, "examples ..."]) -> bool:
-    """Whether `run` is faster than one network after the other: on a GPU always, on a CPU where only linear layers read rows of numbers.
+    """Return whether `run` is faster than one network after the other.
 
-    Their products join to wide ones. All else is slower under vmap. Milliseconds per network for 1,000 examples on one thread of a CPU,
-    together and alone: vit 629 and 179, bert 300 and 69, cnn 114 and 49, resnet 112 and 69, residual_mlp 5 and 3; 1,000 mlps together
-    take a quarter of the time.
+    On a GPU it always is. On a CPU it is if only linear layers read rows of numbers, because their products can be joined to wide ones. All
+    else is slower under vmap. Milliseconds per network for 1,000 examples on one CPU thread, together and alone: vit 629 and 179, bert 300
+    and 69, cnn 114 and 49, resnet 112 and 69, residual_mlp 5 and 3. 1,000 mlps together take a quarter of the time.
     """
     learned = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
     rows = x.ndim == 2 and x.is_floating_point()
@@ -60,9 +61,9 @@ def faster_together(network: nn.Module, x: Shaped[Tensor, "examples ..."]) -> bo
 
 
 def itself(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A network of its own with this state dict loaded, in evaluation mode, on the device and in the precision of the state.
+    """Return a separate network with this state dict loaded, in evaluation mode. Device and precision are those of the state.
 
-    Tables that modules keep of their weights are made from these: a module drops them when training begins, and so they are dropped.
+    Modules may keep tables of their weights and drop them when training begins. So training mode is switched on and off once.
     """
     twin = copy_of(network).to(next(value for value in state.values() if value.is_floating_point()))
     twin.load_state_dict(state)
@@ -70,21 +71,21 @@ def itself(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def copy_of(network: nn.Module) -> nn.Module:
-    """A copy of the caller's network. Raises ValueError where it holds what cannot be copied."""
+    """Return a copy of the caller's network. Raises ValueError if it holds something that cannot be copied."""
     try:
         return deepcopy(network)
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(
-            f"{type(network).__name__} cannot be copied: {reason}. Where a module keeps a tensor made of its weights, network.train() "
-            "drops it; or build the network anew."
+            f"{type(network).__name__} cannot be copied: {reason}. If a module keeps a tensor made of its weights, network.train() "
+            "drops it. Otherwise build the network anew."
         ) from error
 
 
 def check_population(network: nn.Module, spec: NetworkSpec, thetas: Float[Tensor, "..."]) -> None:
-    """Raise ValueError where there is no network, and where weights are not finite, or not of this network."""
+    """Raise ValueError if there is no network, and if weights are not finite or not of this network."""
     if thetas.ndim != 2:
-        raise ValueError(f"thetas must be [nets, weights], not {tuple(thetas.shape)}; one network is theta[None].")
+        raise ValueError(f"thetas must be [nets, weights], not {tuple(thetas.shape)}. Pass one network as theta[None].")
     if len(thetas) == 0:
         raise ValueError("There is no network to evaluate: thetas is empty.")
     check_zoo(spec, thetas, "population")
@@ -92,11 +93,11 @@ def check_population(network: nn.Module, spec: NetworkSpec, thetas: Float[Tensor
 
 
 class WideProducts(TorchFunctionMode):
-    """Linear layers under vmap as wide matrix products, their outputs laid out units first, examples last.
+    """Run linear layers under vmap as wide matrix products, whose outputs are laid out units first, examples last.
 
-    vmap's own rule makes one narrow product [examples, inputs] @ [inputs, units] for each network. Here networks on a common input share
-    one product, [nets * units, inputs] @ [inputs, examples]; those with inputs of their own keep the long axis of examples inmost. Outputs
-    with more axes than examples and units come in the usual order.
+    vmap's own rule makes one narrow product [examples, inputs] @ [inputs, units] for each network. Here all networks on a common input
+    share one product, [nets * units, inputs] @ [inputs, examples]. Networks with inputs of their own keep the long axis of examples
+    innermost. Outputs with more axes than examples and units come in the usual order.
     """
 
     def __init__(self, rims: "Rims | None" = None):
@@ -113,7 +114,7 @@ class WideProducts(TorchFunctionMode):
 
 
 class _Linear(torch.autograd.Function):
-    """`linear` with a rule of its own for vmap; gradients go through the operations of the rule."""
+    """`linear` with its own rule for vmap. Gradients go through the operations of the rule."""
 
     @staticmethod
     def forward(input, weight, bias, rims):
@@ -138,13 +139,13 @@ class _Linear(torch.autograd.Function):
             shape, examples = input.shape[1:-1], input.reshape(len(input), -1, input.shape[-1]).mT
             products = _plus(weight @ examples, bias)
         outputs = products.view(*weight.shape[:2], *shape).movedim(1, -1)
-        return outputs if len(shape) < 2 else outputs.contiguous(), 0  # so that a module may view its last axes as one
+        return outputs if len(shape) < 2 else outputs.contiguous(), 0  # modules may view the last axes as one
 
 
 def _product(
     weight: Float[Tensor, "rows inputs"], input: Float[Tensor, "*examples inputs"], bias: Float[Tensor, "rows 1"] | None, rim: "Rim | None"
 ) -> Float[Tensor, "rows all_examples"]:
-    """weight @ input.T + bias; the rim of the input is multiplied once."""
+    """Return weight @ input.T + bias. The rim of the input is multiplied once."""
     if rim is None:
         return _plus(weight @ input.reshape(-1, input.shape[-1]).T, bias)
     same = (weight @ rim.outer).unsqueeze(1)
@@ -152,14 +153,16 @@ def _product(
 
 
 def _plus(products: Tensor, bias: Tensor | None) -> Tensor:
-    """In place: addmm and baddbmm would first write the bias to every example."""
+    """Add the bias in place. addmm and baddbmm would first copy the bias to every example."""
     return products if bias is None else products.add_(bias)
 
 
 @dataclass(frozen=True)
 class Rim:
-    """The inputs that are the same in all examples, as the rim of images is: `outer` holds them, and 0 where the others are, which are
-    the `columns` of the input with the entries `inner`."""
+    """The inputs that are the same in all examples, such as the border of images.
+
+    `outer` holds them, and 0 elsewhere. `columns` are the other inputs, and `inner` holds their entries.
+    """
 
     columns: Int[Tensor, " columns"]
     inner: Float[Tensor, "examples columns"]
@@ -167,13 +170,13 @@ class Rim:
 
 
 class Rims:
-    """The rims of inputs, looked for once as long as an input lives; it must not change meanwhile."""
+    """A cache of the rims of input tensors. An input must not change while it is in use."""
 
     def __init__(self):
         self._found: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def of(self, input: Float[Tensor, "*examples inputs"]) -> Rim | None:
-        """The rim of this input; None where it is too narrow to save anything."""
+        """Return the rim of this input, or None if it is too narrow to save time."""
         if input not in self._found:
             self._found[input] = _rim(input.reshape(-1, input.shape[-1]))
         return self._found[input]

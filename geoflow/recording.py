@@ -1,19 +1,20 @@
-"""Record what a function asks of a GPU, and ask for all of it at once from then on."""
+"""Record the kernels that a function launches on a GPU once, and replay them in one launch."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-EAGER = 2  # calls before the recording, in which libraries and optimizers make what they keep
+EAGER = 2  # calls before the recording, in which libraries and optimizers set up their buffers
 
 
 class Recorded:
-    """A function of tensors whose shapes stay the same; on a GPU a CUDA graph, recorded after EAGER calls and replayed from then on.
+    """A function of tensors of fixed shapes, which becomes a CUDA graph on a GPU.
 
-    A training step of a small field is a thousand kernels of microseconds, which take longer to launch one by one than to run. The function
-    may read its arguments and tensors that stay where they are, and must not wait for the GPU; the next call overwrites its result.
-    On a CPU the function is simply called.
+    The first EAGER calls run as usual. The next one is recorded, and from then on the recording is replayed. A training step of a small
+    field has a thousand kernels of a few microseconds each, which take longer to launch than to run. The function may read its arguments
+    and tensors that stay where they are. It must not wait for the GPU. Each call overwrites the result of the one before. On a CPU the
+    function is simply called.
     """
 
     def __init__(self, function: Callable[..., Tensor]):
@@ -34,7 +35,10 @@ class Recorded:
         return self.result
 
     def _aside(self, *arguments: Tensor) -> Tensor:
-        """A call on a stream of its own, as the recording will be: autograd keeps to the stream that it began on."""
+        """Call the function on a stream of its own, as the recording does.
+
+        Autograd stays on the stream on which it began.
+        """
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Integrate a flow from noise to networks."""
+"""Sample networks from a flow, by integrating its velocity from noise."""
 
 from collections.abc import Callable
 from math import asin, pi, sqrt
@@ -16,32 +16,54 @@ from geoflow.manifolds import Product
 from geoflow.sources import head_start, noise
 from geoflow.spec import NetworkSpec
 
-CHUNK = {"cpu": 2**17, "cuda": 2**21}  # coordinates of the networks integrated at once; on a CPU more of them only leave the cache
+CHUNK = {"cpu": 2**17, "cuda": 2**21}  # coordinates of the networks integrated at once; on a CPU more do not fit the cache
 Field = Callable[[Tensor, Tensor], Tensor]  # (x [nets, size], t []) -> tangent vectors [nets, size]
 Step = Callable[..., Tensor]  # (v, x, t, h, manifold) -> x at t + h
 
 
 def euler(v: Field, x: Tensor, t: Tensor, h: Tensor, manifold: Product) -> Tensor:
-    """x <- exp_x(h v): order 1, exact where the path is a geodesic."""
+    """Take a step of order 1: x <- exp_x(h v). It is exact if the path is a geodesic.
+
+    >>> import torch
+    >>> euler(lambda x, t: x, torch.ones(1, 1), torch.tensor(0.0), torch.tensor(0.5), Product(1))
+    tensor([[1.5000]])
+    """
     return manifold.expmap(x, h * v(x, t))
 
 
 def midpoint(v: Field, x: Tensor, t: Tensor, h: Tensor, manifold: Product) -> Tensor:
-    """Order 2: the velocity at half the step. Like heun and rk4 in the ambient space with projection, which keeps the order
-    (Hairer, Lubich and Wanner, Geometric numerical integration, IV.4)."""
+    """Take a step of order 2, with the velocity in the middle of the step.
+
+    Like `heun` and `rk4` it works in the surrounding space and projects back, which keeps the order (Hairer, Lubich and Wanner, Geometric
+    numerical integration, IV.4).
+
+    >>> import torch
+    >>> midpoint(lambda x, t: x, torch.ones(1, 1), torch.tensor(0.0), torch.tensor(0.5), Product(1))
+    tensor([[1.6250]])
+    """
     half = manifold.retr(x, h / 2 * v(x, t))
     return manifold.retr(x, h * v(half, t + h / 2))
 
 
 def heun(v: Field, x: Tensor, t: Tensor, h: Tensor, manifold: Product) -> Tensor:
-    """Order 2: the mean of the velocities at both ends."""
+    """Take a step of order 2, with the mean of the velocities at both ends.
+
+    >>> import torch
+    >>> heun(lambda x, t: x, torch.ones(1, 1), torch.tensor(0.0), torch.tensor(0.5), Product(1))
+    tensor([[1.6250]])
+    """
     first = v(x, t)
     last = v(manifold.retr(x, h * first), t + h)
     return manifold.retr(x, h / 2 * (first + last))
 
 
 def rk4(v: Field, x: Tensor, t: Tensor, h: Tensor, manifold: Product) -> Tensor:
-    """Order 4: the classical scheme of Runge and Kutta."""
+    """Take a step of order 4, the classical scheme of Runge and Kutta.
+
+    >>> import torch
+    >>> rk4(lambda x, t: x, torch.ones(1, 1), torch.tensor(0.0), torch.tensor(0.5), Product(1))  # e^.5 is 1.6487
+    tensor([[1.6484]])
+    """
     k_1 = v(x, t)
     k_2 = v(manifold.retr(x, h / 2 * k_1), t + h / 2)
     k_3 = v(manifold.retr(x, h / 2 * k_2), t + h / 2)
@@ -50,7 +72,7 @@ def rk4(v: Field, x: Tensor, t: Tensor, h: Tensor, manifold: Product) -> Tensor:
 
 
 SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
-AT_THE_END = ("heun", "rk4")  # look at t = 1, where a predicted endpoint says nothing of the velocity
+AT_THE_END = ("heun", "rk4")  # need the velocity at t = 1, which a predicted endpoint does not give
 
 
 def integrate(
@@ -61,9 +83,9 @@ def integrate(
     step: Step = euler,
     watch: Callable[[Tensor], object] = lambda x: None,
 ) -> Float[Tensor, "nets size"]:
-    """The solution of dx/dt = v(x, t) on the manifold at the last of `times`, beginning with x_0 at the first.
+    """Solve dx/dt = v(x, t) on the manifold, from x_0 at the first of `times`. Return x at the last.
 
-    `watch` is called with the points [nets, size] at every time, the first and the last included.
+    `watch` is called with the points [nets, size] at every time, including the first and the last.
 
     >>> import torch
     >>> plane = Product(1)
@@ -78,7 +100,7 @@ def integrate(
     return x
 
 
-@torch.inference_mode(False)  # tables that are made here are kept, and may be met again where gradients are wanted
+@torch.inference_mode(False)  # tables made here are kept and may be used later with gradients
 @torch.no_grad()
 def sample(
     flow: Flow,
@@ -95,17 +117,20 @@ def sample(
     watch: Callable[[Tensor], object] = lambda x: None,
     progress: bool = False,
 ) -> Float[Tensor, "nets weights"]:
-    """Draw `count` new networks as weight vectors; `unpack` makes state dicts of them.
+    """Sample `count` new networks as weight vectors [count, weights]. `unpack` turns them into state dicts.
 
-    The solver takes `steps` to the times of `time_grid`. `spec` is another architecture for the same task (transfer without training),
-    `solver` one of SOLVERS, `sharpness` a trade of diversity for quality (see `Flow.velocity`). `start` is a time to begin at, a little
-    way towards the centre of the aligned zoo (see `head_start`), in place of pure noise at 0; the steps are taken from there on.
-    `guidance` is made by `task_guidance`; `generator` (on the CPU) draws the noise. `batch` networks are integrated at once, batch after
-    batch (None: as many as have CHUNK coordinates together), and `watch` sees their points at every time.
+    - `spec` is another architecture for the same task. The flow then transfers to it without training.
+    - `solver` names a row of `SOLVERS`. It takes `steps` steps to the times of `time_grid`.
+    - `sharpness` of at least 0 trades diversity for quality (see `Flow.velocity`).
+    - `start` in [0, 1) is the time to begin at, a little way towards the centre of the aligned zoo (see `head_start`). At 0 sampling begins
+      with pure noise.
+    - `guidance` is made by `task_guidance`. `generator`, on the CPU, samples the noise.
+    - `batch` networks are integrated at once. By default, these have CHUNK coordinates together. `watch` is called with their points at
+      every time.
 
-    Raises ValueError for an unknown solver or one that does not serve this flow, a count, number of steps, sharpness or start that cannot
-    be, a start for another architecture, whose units no zoo has aligned, and for a role of it that the flow has never seen;
-    FloatingPointError where networks with NaN or Inf come out.
+    Raises ValueError for an unknown solver, or one that does not suit the flow's prediction. Also raises it for an impossible count, number
+    of steps, sharpness or start. With another `spec` it refuses a start, because no zoo has aligned its units, and a role of weights that
+    the flow has never seen. Raises FloatingPointError if networks come out with NaN or Inf.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -116,7 +141,7 @@ def sample(
     <All keys matched successfully>
     """
     if not all(isinstance(n, int) and n >= 1 for n in (count, steps, *([] if batch is None else [batch]))):
-        raise ValueError(f"Sampling needs at least one network and one step, in whole numbers, not {count=}, {steps=}, {batch=}.")
+        raise ValueError(f"count, steps and batch must be whole numbers of at least one, not {count=}, {steps=}, {batch=}.")
     if not 0 <= sharpness < float("inf"):
         raise ValueError(f"{sharpness=} must be a number of at least 0.")
     chart, step = flow.on(spec), solver_for(flow, solver)
@@ -139,9 +164,9 @@ def finish(
     watch: Callable[[Tensor], object] = lambda x: None,
     progress: bool = False,
 ) -> Float[Tensor, "nets weights"]:
-    """The networks at the end of the flow's paths through the points `begin` at the time `start`; see `sample` for the rest.
+    """Integrate from the points `begin` at the time `start` to the end, and return the networks there.
 
-    Raises FloatingPointError where networks with NaN or Inf come out.
+    The other arguments are those of `sample`. Raises FloatingPointError if networks come out with NaN or Inf.
     """
     flow.field.eval()
     field, bend = flow.velocity(chart, sharpness), guidance(chart)
@@ -163,19 +188,25 @@ def finish(
 
 
 def solver_for(flow: Flow, solver: str) -> Step:
-    """The row of SOLVERS. Raises ValueError for an unknown one, and one that does not serve the prediction of this flow."""
+    """Return the row of `SOLVERS`. Raises ValueError if it is unknown or does not suit the flow's prediction."""
     step = choose("solver", solver, SOLVERS)
     if solver in AT_THE_END and flow.config["prediction"] == "endpoint":
-        raise ValueError(f"{solver=} looks at t = 1, where a predicted endpoint says nothing of the velocity. Choose euler or midpoint.")
+        raise ValueError(f"{solver=} looks at t = 1, where a predicted endpoint gives no velocity. Choose euler or midpoint.")
     return step
 
 
 def time_grid(chart: Chart, start: float, steps: int) -> Float[Tensor, " times"]:
-    """Times from `start` to 1 in so many steps.
+    """Return `steps` + 1 times from `start` to 1.
 
-    Usually u^2 for evenly spaced u: where a zoo spreads widely, as its first axes do, it is decided early. Where the chart knows the
-    moments of every coordinate, sin^2(u pi / 2), whose steps are short at the end too: a coordinate of the small deviation s is decided
-    in the last s of the time, and longer steps would make the networks too much alike.
+    Usually the times are u^2 for evenly spaced u. Early steps are then short, because the widest axes of a zoo are decided early. If the
+    chart knows the moments of every coordinate, the times are sin^2(u pi / 2). Late steps are then short too. A coordinate with a small
+    standard deviation s is decided in the last s of the time, and longer steps would make the networks too similar.
+
+    >>> import torch, geoflow
+    >>> from geoflow.chart import FLOWS, Chart
+    >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
+    >>> time_grid(chart, 0.0, 4)
+    tensor([0.0000, 0.0625, 0.2500, 0.5625, 1.0000])
     """
     if chart.own is None:
         return torch.linspace(sqrt(start), 1, steps + 1).square()
@@ -186,8 +217,6 @@ def _check_start(flow: Flow, chart: Chart, start: float) -> None:
     if not 0 <= start < 1:
         raise ValueError(f"{start=} must be a time from 0 to below 1.")
     if start and not flow.config["align"]:
-        raise ValueError(
-            f"{start=} leads to the zoo's centre, and this flow saw networks whose units are in no common order (align=False)."
-        )
+        raise ValueError(f"{start=} leads to the zoo's centre, but this flow saw units in no common order (align=False). Choose start=0.")
     if start and chart.spec.tensors != flow.spec.tensors:
         raise ValueError(f"{start=} leads to the zoo's centre, and another architecture has other units: for transfer leave start=0.")

@@ -1,4 +1,4 @@
-"""Draw the noise that a flow begins with."""
+"""Sample the source distribution of a flow, which is called noise."""
 
 import torch
 from jaxtyping import Float
@@ -11,10 +11,18 @@ from geoflow.paths import geodesic
 def noise(
     chart: Chart, count: int, generator: torch.Generator | None = None, device: str | torch.device = "cpu"
 ) -> Float[Tensor, "count size"]:
-    """Zero-mean noise on the chart's manifold: uniform on its spheres, standard normal in its (standardised) flat coordinates.
+    """Sample noise on the chart's manifold: uniform on its spheres, standard normal in its flat coordinates.
 
-    Where rows are balanced but flat, the noise is as long as a row: every weight has the standard deviation of the zoo's own.
-    On another device than the `generator` (on the CPU) a generator there draws the noise, started by a number of this one.
+    The noise has mean zero. With `flow=normalized`, rows have norm 1 but are flat. Their noise is about as long as a row, because flat
+    coordinates are standardised. The `generator` is usually on the CPU. For another device, it seeds a new generator there, which samples
+    the noise.
+
+    >>> import torch, geoflow
+    >>> from geoflow.chart import FLOWS, fit_chart
+    >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
+    >>> chart = fit_chart(spec, FLOWS["euclidean"], torch.randn(9, 3))
+    >>> noise(chart, 5, torch.Generator().manual_seed(0)).shape
+    torch.Size([5, 3])
     """
     if generator is not None and torch.device(device) != generator.device:
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -24,11 +32,19 @@ def noise(
 def head_start(
     chart: Chart, reference: Float[Tensor, " weights"], x_0: Float[Tensor, "count size"], start: float
 ) -> Float[Tensor, "count size"]:
-    """Points at the time `start` of the paths from noise x_0 to the centre of an aligned zoo: a breath of what each unit is to become.
+    """Move noise x_0 along the paths to the centre of an aligned zoo, up to the time `start` in [0, 1).
 
-    From pure noise an equivariant field must find out for all units together which becomes which. At early times the zoo's own spread is
-    small beside the noise, so that paths to the centre stand for paths to its networks.
-    Source: truncated diffusion, Zheng et al., arXiv 2202.09671, with the centre in place of a learned start.
+    From pure noise, an equivariant field must decide for all units together which becomes which. These points already hint at it. At early
+    times the zoo's own spread is small compared to the noise. So paths to the centre replace paths to its networks. Source: truncated
+    diffusion, Zheng et al., arXiv 2202.09671, with the centre instead of a learned start.
+
+    >>> import torch, geoflow
+    >>> from geoflow.chart import FLOWS, fit_chart
+    >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
+    >>> zoo = torch.tensor([[1.0, 5.0], [3.0, 7.0]])
+    >>> chart = fit_chart(spec, FLOWS["euclidean"], zoo)
+    >>> head_start(chart, zoo.mean(0), torch.ones(1, 2), 0.25)  # the centre has the coordinates 0
+    tensor([[0.7500, 0.7500]])
     """
     end = chart.point(reference[None]).to(x_0)
     return geodesic(chart.manifold, x_0, end.expand_as(x_0), x_0.new_full((len(x_0),), start))[0]

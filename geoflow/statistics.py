@@ -1,4 +1,4 @@
-"""Know running means and variances for what they are: variances as logarithms, both measured anew on data."""
+"""Handle running means and variances of norms: take variances by their logarithm, and measure both anew on data."""
 
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -17,14 +17,14 @@ from geoflow.vector import unpack
 STATISTICS = ("running_mean", "running_var")
 TINY_VARIANCE = 1e-8  # keeps the logarithm of a variance finite
 
-Moments = tuple[int, Tensor, Tensor]  # of a part of the examples: how much it counts, its mean and its spread, both [channels]
+Moments = tuple[int, Tensor, Tensor]  # of some examples: their count, mean [channels] and spread [channels]
 
 
 def statistics_of(spec: NetworkSpec, kinds: Sequence[str] = STATISTICS) -> Int[Tensor, " entries"]:
-    """Which entries of a weight vector are running means and variances.
+    """Return which entries of a weight vector are running means and variances.
 
     >>> import torch, geoflow
-    >>> statistics_of(geoflow.spec_of(torch.nn.BatchNorm1d(2), torch.zeros(3, 2)))  # behind two gains and two biases
+    >>> statistics_of(geoflow.spec_of(torch.nn.BatchNorm1d(2), torch.zeros(3, 2)))  # after two gains and two biases
     tensor([4, 5, 6, 7])
     """
     ranges = [
@@ -36,19 +36,19 @@ def statistics_of(spec: NetworkSpec, kinds: Sequence[str] = STATISTICS) -> Int[T
 
 
 def variances_of(spec: NetworkSpec) -> Int[Tensor, " entries"]:
-    """Which entries of a weight vector are running variances."""
+    """Return which entries of a weight vector are running variances."""
     return statistics_of(spec, ("running_var",))
 
 
 def log_variances(theta: Float[Tensor, "*batch weights"], variances: Int[Tensor, " entries"]) -> Float[Tensor, "*batch weights"]:
-    """Weight vectors with log(v + TINY_VARIANCE) in place of each variance v; NaN for a negative one."""
+    """Replace each variance v of the weight vectors by log(v + TINY_VARIANCE). A negative variance gives NaN."""
     if not len(variances):
         return theta
     return theta.index_copy(-1, variances.to(theta.device), (theta[..., variances] + TINY_VARIANCE).log())
 
 
 def exp_variances(theta: Float[Tensor, "*batch weights"], variances: Int[Tensor, " entries"]) -> Float[Tensor, "*batch weights"]:
-    """What `log_variances` was made of; variances come out at 0 or above.
+    """Undo `log_variances`. All variances come out as at least 0.
 
     >>> theta = torch.tensor([2.0, 9.0])
     >>> exp_variances(log_variances(theta, torch.tensor([1])), torch.tensor([1]))
@@ -68,20 +68,22 @@ def recalibrate(
     batch: int = 4096,
     progress: bool = False,
 ) -> Float[Tensor, "nets weights"]:
-    """The networks with running means and variances measured anew on `x`, which must be TRAINING inputs; all other weights stay.
+    """Return the networks with running means and variances measured anew on `x`. All other weights stay the same.
 
-    New statistics are those of what each norm reads in evaluation mode, when all norms before it have theirs: mean and unbiased variance
-    over all of x, as torch keeps them. Instance norms keep the average over examples, as torch does. A norm that is used several times
-    keeps the average over its uses. In training mode with momentum=None, torch would normalise by the statistics of each batch while it
-    measures, so that later norms depend on how x is cut. Here `batch` bounds the examples in work at once, not the result: each norm is
-    measured on all batches before the next one, which costs a pass through the layers before it for each norm where x is cut at all.
+    `x` must be TRAINING inputs. Each norm is measured in evaluation mode, after all norms before it have their new statistics. These are
+    the mean and the unbiased variance over all of x, as torch keeps them. Instance norms keep the average over examples, as in torch. A
+    norm that is used several times keeps the average over its uses.
 
-    Networks without running statistics come back as they are, and so does one whose activations overflow on x. Networks run one after
-    the other: vmap took three times as long on a CPU (ResNet of 19,810 weights, 2,000 images of 14x14). `network` gives the forward
-    pass, not weights.
+    `batch` bounds the examples in work at once, and does not change the result. To this end each norm is measured on all batches before the
+    next norm is. If x is cut into batches, every norm needs another pass through the layers before it. torch itself, in training mode with
+    momentum=None, normalises by the statistics of each batch while it measures. Its later norms then depend on how x is cut.
 
-    Raises ValueError for no network, weights that are not finite or not of this network, fewer than two examples, inputs that the network
-    does not take, and statistics that no batch_norm or instance_norm of torch reads.
+    Networks without running statistics come back unchanged. So does a network whose activations overflow on x. `network` gives the forward
+    pass, not weights. Networks run one after the other. vmap took three times as long on a CPU (ResNet of 19,810 weights, 2,000 images of
+    14x14).
+
+    Raises ValueError if there is no network, if weights are not finite or not of this network, and for fewer than two examples. Also raises
+    it for inputs that the network does not take, and for statistics that no batch_norm or instance_norm of torch reads.
 
     >>> import torch, geoflow
     >>> network = torch.nn.BatchNorm1d(2, affine=False)
@@ -108,7 +110,10 @@ def recalibrate(
 
 
 def _measured(network: nn.Module, spec: NetworkSpec, parts: Sequence[Tensor]) -> Float[Tensor, " entries"]:
-    """The statistics of one network, in the order of its weight vector; they are written into the network, too."""
+    """Return the statistics of one network, in the order of its weight vector.
+
+    They are also written into the network.
+    """
     measuring, complete = Measuring(len(parts)), False
     while not complete:
         measuring.parts = []
@@ -120,8 +125,8 @@ def _measured(network: nn.Module, spec: NetworkSpec, parts: Sequence[Tensor]) ->
     for tensor in tensors:
         if state[tensor.name].untyped_storage().data_ptr() not in measuring.storages:
             raise ValueError(
-                f"{tensor.name!r} cannot be measured: no batch_norm or instance_norm of torch reads it as it runs. Leave its networks as "
-                "they are, or call torch.nn.functional.batch_norm on the buffers themselves, not on copies of them."
+                f"{tensor.name!r} cannot be measured: no batch_norm or instance_norm of torch reads it as it runs. Call "
+                "torch.nn.functional.batch_norm on the buffers themselves, not on copies, or leave these networks as they are."
             )
     return torch.cat([state[t.name][t.start : t.start + t.shape[0]].flatten() for t in tensors])
 
@@ -138,26 +143,30 @@ def _check_inputs(network: nn.Module, x: Tensor) -> None:
 
 
 def _of_batch(x: Tensor) -> Moments:
-    """Entries per channel, their mean, and their summed squared deviations from it: two passes, for one would cancel."""
+    """Return the entries per channel, their mean, and the sum of their squared deviations from it.
+
+    It takes two passes over x, because one pass would lose digits by cancellation.
+    """
     axes = [0, *range(2, x.ndim)]
     mean = x.mean(axes, keepdim=True)
     return x.numel() // x.shape[1], mean.flatten().double(), (x - mean).square_().sum(axes).double()
 
 
 def _join_batch(counts: Tensor, means: Tensor, spreads: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance of all parts together (Chan, Golub and LeVeque, 1983)."""
+    """Return mean and unbiased variance of all parts together (Chan, Golub and LeVeque, 1983)."""
     total = counts.sum()
     mean = (counts * means).sum(0) / total
     return mean, (spreads + counts * (means - mean).square()).sum(0) / (total - 1)
 
 
 def _of_instances(x: Tensor) -> Moments:
-    """Examples, and over them the average of each one's mean and unbiased variance."""
+    """Return the number of examples, and the averages over them of each one's mean and unbiased variance."""
     variance, mean = torch.var_mean(x.flatten(2), 2)
     return len(x), mean.mean(0).double(), variance.mean(0).double()
 
 
 def _join_instances(counts: Tensor, means: Tensor, spreads: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the averages of means and of variances over all parts."""
     mean, variance = ((counts * values).sum(0) / counts.sum() for values in (means, spreads))
     return mean, variance
 
@@ -165,7 +174,7 @@ def _join_instances(counts: Tensor, means: Tensor, spreads: Tensor) -> tuple[Ten
 BATCH, INSTANCES = (_of_batch, _join_batch), (_of_instances, _join_instances)
 OF_MODULES = ("input", "running_mean", "running_var", "weight", "bias", "own", "momentum", "eps")
 OF_TORCH = ("input", "weight", "bias", "running_mean", "running_var", "own", "momentum", "eps", "cudnn_enabled")
-# function: its arguments in their order, its name for `own` (whether it uses statistics of its input) and the default; how it is measured
+# function: its arguments in order; its name for `own` (whether it uses statistics of its input); the default of that; how it is measured
 NORMS: dict[Callable, tuple[tuple[str, ...], str, bool, tuple[Callable, Callable]]] = {
     F.batch_norm: (OF_MODULES, "training", False, BATCH),
     torch.batch_norm: (OF_TORCH, "training", False, BATCH),
@@ -175,13 +184,13 @@ NORMS: dict[Callable, tuple[tuple[str, ...], str, bool, tuple[Callable, Callable
 
 
 class _Enough(BaseException):
-    """A norm waits for other parts of the examples. No error, which a network might handle."""
+    """A signal that a norm waits for other parts of the examples. It is no error, because a network might catch errors."""
 
 
 class Measuring(TorchFunctionMode):
-    """Measure the norms of a network in the order in which they run; those that are known already normalise by what was measured.
+    """Measure the norms of a network in the order in which they run. Norms that were measured normalise by their new statistics.
 
-    `parts` holds what was seen of the first norm that is not known, `count` parts make it known, `storages` are those that were written.
+    `parts` holds what was seen of the first unmeasured norm, and `count` parts complete it. `storages` are the buffers that were written.
     """
 
     def __init__(self, count: int):
@@ -189,7 +198,7 @@ class Measuring(TorchFunctionMode):
         self.count, self.parts, self.known, self.calls, self.storages = count, [], [], 0, set()
 
     def passes(self, network: nn.Module, x: Tensor) -> bool:
-        """Run the network as far as its norms are known, or become so; whether that is to its end."""
+        """Run the network until it needs a norm that cannot be completed yet. Return whether it ran to its end."""
         self.calls = 0
         try:
             with self:
@@ -199,7 +208,7 @@ class Measuring(TorchFunctionMode):
         return True
 
     def write(self) -> None:
-        """Give every pair of buffers the average of what was measured for it."""
+        """Write into every pair of buffers the average of what was measured for it."""
         uses: dict[tuple, list] = {}
         for use in self.known:
             uses.setdefault(tuple((buffer.data_ptr(), buffer.shape) for buffer, _ in use), []).append(use)

@@ -1,4 +1,4 @@
-"""Fit a flow to a zoo."""
+"""Train a flow on a zoo of networks."""
 
 import math
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ from geoflow.spec import NetworkSpec
 from geoflow.velocity import VELOCITIES, complete_sizes
 from geoflow.wiring.check import check_wires
 
-# name: the distribution of t in [0, 1] by its quantiles
+# name: quantile function of the distribution of t in [0, 1]
 TIMES = {
     "uniform": lambda share: share,
-    # Beta(1, 2), early times more often: its distribution function 1 - (1 - t)^2 is inverted
+    # Beta(1, 2) has more early times; this inverts its distribution function 1 - (1 - t)^2
     "beta": lambda share: 1 - (1 - share).sqrt(),
 }
 
-AUTO = "auto"  # the velocity that the zoo calls for
-KEPT = 0.5  # of the units above chance: from here on they are in a common order
+AUTO = "auto"  # `velocity_for` chooses the field
+KEPT = 0.5  # share of units that keep their place, above chance, from which they count as commonly ordered
 
 # arguments of `fit` that name a row of a table
 CHOICES: dict[str, Mapping] = {
@@ -42,7 +42,7 @@ CHOICES: dict[str, Mapping] = {
     "prediction": PREDICTIONS,
     "weighting": WEIGHTINGS,
 }
-WARMUP = 100  # iterations
+WARMUP = 100  # iterations in which the learning rate rises
 
 
 def fit(
@@ -60,7 +60,7 @@ def fit(
     sizes: Mapping | None = None,
     iterations: int = 1000,
     batch: int = 32,
-    lr: float = 2e-3,
+    lr: float = 4e-3,
     weight_decay: float = 1e-3,
     ema: float = 0.999,
     seed: int = 0,
@@ -69,22 +69,35 @@ def fit(
     every: int = 250,
     progress: bool = True,
 ) -> Flow:
-    """Fit a flow to trained networks of one architecture: make them canonical, choose coordinates, match velocities.
+    """Train a flow on a zoo, which is a set of trained networks of one architecture.
 
-    The conditional flow matching loss E |v(x_t, t) - dx_t|^2 (Lipman et al. 2023; on manifolds Chen and Lipman 2024) is minimised by
-    Muon (matrices of hidden layers) and AdamW (all else) with cosine decay; the flow's weights are the exponential moving average.
-    `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of FLOWS, VELOCITIES, COUPLINGS, TIMES, PREDICTIONS and
-    WEIGHTINGS. velocity="auto" takes what the zoo calls for (see `velocity_for`). `sizes` are the velocity's own. The field and its
-    samples are in torch's default precision, whatever the zoo's.
+    `thetas` holds one weight vector in each row, as `geoflow.pack` makes them. `fit` brings the networks to canonical form and chooses
+    coordinates for them. Then it trains a field, which is a neural network that predicts a velocity v(x, t). The loss is that of
+    conditional flow matching:
 
-    With `inputs`, examples of what the networks read, rows of weights on them are measured by what they make of them (see `metric_frame`,
-    also for several inputs). Networks that compute nearly the same are then near each other. Without `align` the flow sees the units of
-    every network in the order, and with the signs, in which they came. Where no signs are free, this changes nothing for the transformer
-    with independent pairs, which cannot tell one order from another. With a `checkpoint` path the state is written there every `every`
-    iterations, and training goes on from it. On the CPU the result is bit-identical to an uninterrupted one.
+        E |v(x_t, t) - dx_t|^2
 
-    Raises ValueError for an unknown name, fewer than 2 networks or than `batch`, networks with NaN or, on spheres, dead units, and a
-    checkpoint of another configuration; FloatingPointError where the loss is not finite.
+    Here x_t is a point on the path from noise to a network, and dx_t is the path's velocity. Muon trains the matrices of hidden layers, and
+    AdamW all other parameters. The learning rate decays by a cosine. The flow keeps the exponential moving average of the field's weights.
+    The field and its samples have torch's default precision, whatever the zoo has. Sources: Lipman et al. 2023; on manifolds Chen and
+    Lipman 2024.
+
+    - `inputs` are examples of what the networks read, [examples, ...], or several such tensors by the inputs' names. With them, the length
+      of a row of weights is the size of what it computes from the inputs (see `metric_frame`). Networks that compute nearly the same are
+      then near each other.
+    - `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of `FLOWS`, `VELOCITIES`, `COUPLINGS`, `TIMES`,
+      `PREDICTIONS` and `WEIGHTINGS`. With `velocity="auto"`, `velocity_for` chooses the field that suits the zoo. `sizes` are the sizes of
+      the field.
+    - `align=False` leaves the units of every network in the order, and with the signs, in which they came. Without free signs and with
+      independent pairs this changes nothing for the transformer, because it cannot tell one order from another.
+    - `iterations` is the number of training steps, and `batch` the number of networks in each. `lr` is the learning rate before decay, and
+      `ema` the share that the moving average keeps of itself in a step. `seed` determines all random numbers.
+    - `checkpoint` is a path. The state of the training is written there every `every` iterations, and training continues from it. On the
+      CPU the result has the same bits as that of an uninterrupted training.
+
+    Raises ValueError for an unknown name, for fewer than 2 networks or fewer than `batch`, and for networks with NaN. On spheres it also
+    refuses dead units, whose incoming weights are all zero. A checkpoint of another configuration is refused too. Raises FloatingPointError
+    if the loss is not finite.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -105,7 +118,10 @@ def fit(
 def prepare(
     spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping, inputs: Examples | Mapping[str, Examples] | None = None
 ) -> tuple[Flow, Float[Tensor, "nets size"]]:
-    """The untrained flow of a configuration (the named arguments of `fit`), and the zoo as points of its manifold."""
+    """Return the untrained flow of a configuration, and the zoo as points of the flow's manifold.
+
+    `config` holds the named arguments of `fit`.
+    """
     check_config(config)
     if not isinstance(thetas, Tensor) or thetas.ndim != 2 or not thetas.is_floating_point():
         found = f"{tuple(thetas.shape)} of {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
@@ -114,14 +130,14 @@ def prepare(
     if inputs is not None and (wrong := [part for part in several.values() if not isinstance(part, Tensor)]):
         raise ValueError(f"inputs must be a tensor [examples, ...] of what the networks read, not {type(wrong[0]).__name__}.")
     thetas = thetas.detach()
-    thetas = thetas.to(torch.promote_types(thetas.dtype, torch.float32))  # half precision keeps no row on its sphere
+    thetas = thetas.to(torch.promote_types(thetas.dtype, torch.float32))  # in half precision rows leave their spheres
     _check_count(len(thetas), config["batch"])
     check_wires(spec)
     if config["velocity"] == AUTO:
         velocity, reason = velocity_for(spec, thetas, config["coupling"])
         config = dict(config) | {"velocity": velocity, "reason": reason}
         check_config(config)
-    config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # so that later defaults do not change it
+    config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # kept, because defaults may change
     recipe = FLOWS[config["flow"]]
     config |= {"zoo": fingerprint(thetas), "inputs": None if inputs is None else _fingerprints(inputs)}
     base = UNTURNED if inputs is None else metric_frame(graph_of(spec), inputs)
@@ -136,9 +152,18 @@ def prepare(
 
 
 def velocity_for(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], coupling: str = "independent") -> tuple[str, str]:
-    """The row of VELOCITIES that serves a zoo, and why: `identified` where its networks have their units in one order."""
+    """Return the row of `VELOCITIES` that suits a zoo, and the reason.
+
+    It is `identified` if the units of all networks are in one order. At least half of them, above chance, must then keep their place when
+    the networks are aligned.
+
+    >>> import torch, geoflow
+    >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
+    >>> velocity_for(spec, torch.randn(5, 3))
+    ('identified', 'velocity=identified: no units of these networks are exchangeable.')
+    """
     if coupling == "equivariant_ot":
-        return "transformer", "velocity=transformer: coupling=equivariant_ot asks for a field that does not know units by their place."
+        return "transformer", "velocity=transformer: coupling=equivariant_ot needs a field that does not tell units by their place."
     if not spec.groups("permutation"):
         return "identified", "velocity=identified: no units of these networks are exchangeable."
     kept = order_kept(spec, thetas)
@@ -149,7 +174,10 @@ def velocity_for(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], coupl
 def train(
     flow: Flow, points: Float[Tensor, "nets size"], checkpoint: str | Path | None = None, every: int = 250, progress: bool = True
 ) -> Flow:
-    """Train a prepared flow on the points of its zoo, as its configuration says; the flow with averaged weights."""
+    """Train a prepared flow on the points of its zoo. Return the flow with averaged weights.
+
+    The settings come from `flow.config`.
+    """
     config = flow.config
     run, iterations = Progress(flow), config["iterations"]
     if checkpoint is not None:
@@ -165,7 +193,7 @@ def train(
 
 
 def train_step(run: Progress, points: Float[Tensor, "nets size"], lr: float) -> float:
-    """One step of flow matching on a random batch; returns its loss."""
+    """Do one step of flow matching on a random batch, and return its loss."""
     flow, config = run.flow, run.flow.config
     chart = flow.chart
     x_1 = points[torch.randperm(len(points), generator=run.generator)[: config["batch"]].to(points.device)]
@@ -175,7 +203,10 @@ def train_step(run: Progress, points: Float[Tensor, "nets size"], lr: float) -> 
 
 
 def times(name: str, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
-    """Random times, one from each of `count` equally probable parts of the distribution: no batch is all early, or all late."""
+    """Sample `count` times in [0, 1], one from each of `count` equally probable parts of the distribution.
+
+    So no batch has early times only, or late times only.
+    """
     return TIMES[name]((torch.arange(count) + torch.rand(count, generator=generator)) / count)
 
 
@@ -184,7 +215,7 @@ def _learning_rate(lr: float, iteration: int, iterations: int) -> float:
 
 
 def check_config(config: Mapping) -> None:
-    """Raise ValueError where the named arguments of `fit` hold an unknown name, or do not go together."""
+    """Raise ValueError if the named arguments of `fit` hold an unknown name or contradict each other."""
     for option, table in CHOICES.items():
         choose(option, config[option], table)
     if config["velocity"] != AUTO:
@@ -199,13 +230,13 @@ def check_config(config: Mapping) -> None:
         raise ValueError(f"{numbers}: lr must be above 0, weight_decay at least 0, ema from 0 to below 1.")
     if config["coupling"] == "equivariant_ot" and config["velocity"] != AUTO and VELOCITIES[config["velocity"]].knows_units:
         raise ValueError(
-            "coupling=equivariant_ot permutes the noise towards the data, which only a permutation-equivariant velocity allows: "
-            "choose velocity=transformer, or coupling=independent or ot."
+            f"coupling=equivariant_ot reorders the units of the noise, and velocity={config['velocity']} tells units by their place. "
+            "Choose velocity=transformer, or coupling=independent or ot."
         )
 
 
 def fingerprint(tensor: Tensor) -> str:
-    """The sha256 of its numbers."""
+    """Return the sha256 of the tensor's numbers."""
     return sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
@@ -215,6 +246,6 @@ def _fingerprints(inputs: Tensor | Mapping[str, Tensor]) -> str | dict[str, str]
 
 def _check_count(networks: int, batch: int) -> None:
     if networks < 2:
-        raise ValueError(f"A flow needs at least 2 networks to learn a distribution, not {networks}.")
+        raise ValueError(f"A flow needs at least 2 networks to learn a distribution, not {networks}. Train more.")
     if networks < batch:
         raise ValueError(f"batch={batch} is more than the {networks} networks of the zoo. Choose a smaller batch or a larger zoo.")

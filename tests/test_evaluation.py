@@ -14,7 +14,7 @@ from torch import nn
 import geoflow
 from geoflow import fit, spec_of
 from geoflow.canonical.scaling import incoming
-from geoflow.evaluation import comparisons, plots, predictions
+from geoflow.evaluation import boards, comparisons, plots, predictions
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
 from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, scores, summary
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
@@ -490,7 +490,13 @@ FIGURES = {
     "loss": lambda: plots.plot_loss(torch.rand(200) + 0.1),
     "weights": lambda: plots.plot_weights(torch.randn(1200, 9), torch.randn(8, 9), torch.randn(5, 20, 9)),
     "curve": lambda: comparisons.plot_curve({n: summary(some_scores(3)) for n in (1, 2, 4)}),
-    "summaries": lambda: comparisons.plot_summaries({"seed 0": {name: summary(some_scores(3)) for name in ("zoo", "generated", "noised")}}),
+    "sharpness": lambda: comparisons.plot_sharpness(
+        *({s: summary(some_scores(3)) for s in (0.0, 0.5)} for _ in range(2)), {0.0: 2.0, 0.5: 1.0}
+    ),
+    "board": lambda: boards.plot_board(
+        {"zoo": {"accuracy": 0.9, "nll": 0.3, "novelty": None}, "generated": {"accuracy": 0.8, "nll": 0.4, "novelty": 1.0}}, "digits"
+    ),
+    "rows": lambda: boards.plot_rows({f"row {n}": {"zoo": {"accuracy": 1 / n, "nll": n}} for n in (1, 2, 3, 90)}, "digits"),
     "tradeoff": lambda: comparisons.plot_tradeoff(
         {flow: [(1 - s, summary(some_scores(3))) for s in (0, 0.1)] for flow in ("geometric", "euclidean")}, summary(some_scores(3))
     ),
@@ -582,9 +588,9 @@ def test_report_tells_the_run_and_shows_only_figures_that_exist(metrics, tmp_pat
     for part in (
         "# geometric flow on iris, seed 0",
         "1,234 parameters",
-        "| ratio | 0.83 |",
+        "| novelty | 0.83 |",
         "| copies | 0.02 |",
-        "| ratio of layer 0 | 0.7 |",
+        "| novelty of layer 0 | 0.7 |",
         "| train | 1.5 |",
         "(figures/loss.png)",
         '"hidden"',

@@ -1,1 +1,1 @@
-"""Numbers and plots about generated networks."""
+"""Score generated networks, compare them with simple methods, and draw the results."""

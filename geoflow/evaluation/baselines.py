@@ -1,4 +1,4 @@
-"""Make new weight vectors the easy ways, which a flow has to beat."""
+"""Make new weight vectors by simple methods, which a flow has to beat."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +11,7 @@ from geoflow.choices import choose
 from geoflow.flow import Flow
 from geoflow.statistics import exp_variances, log_variances, variances_of
 
-NOISE = 0.3
+NOISE = 0.3  # in standard deviations of each weight
 
 Thetas = Float[Tensor, "nets weights"]
 Made = Float[Tensor, "made weights"]
@@ -19,7 +19,10 @@ Make = Callable[[Flow, Thetas, int, Generator], Made]
 
 
 def by_logarithm(make: Make) -> Make:
-    """Running variances enter and leave as logarithms, as in the flow's chart: they come out positive, and their mean is geometric."""
+    """Let a baseline work with the logarithms of running variances, as the flow's chart does.
+
+    So variances come out positive, and their mean is geometric.
+    """
 
     @wraps(make)
     def made(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
@@ -31,17 +34,27 @@ def by_logarithm(make: Make) -> Make:
 
 @by_logarithm
 def mean_network(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """The average of all networks, [1, weights] whatever the count: there is only one. Of running variances it is the geometric mean."""
+    """Return the average of all networks, [1, weights] whatever the count. Running variances get their geometric mean.
+
+    See `baseline` for the arguments and an example.
+    """
     return thetas.mean(0, keepdim=True)
 
 
 def rescaled_mean(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """The average in the flow's canonical scale: rows that averaging has shortened have norm 1 again, where the zoo's have."""
+    """Return the average of all networks in the flow's canonical scale, [1, weights].
+
+    Averaging shortens rows. Rows that have norm 1 in the zoo get norm 1 again.
+    """
     return flow.chart.nearest(mean_network(flow, thetas, count, generator))
 
 
 def interpolation(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """(1 - a) theta_i + a theta_j, rescaled, of two different networks drawn at random, the second aligned to the first; a uniform.
+    """Return points between two different networks that are drawn at random, in the flow's canonical scale.
+
+    The second network is aligned to the first. With a uniform in [0, 1], a point is
+
+        (1 - a) theta_i + a theta_j
 
     Running variances are interpolated by their logarithm. Source: Ainsworth et al., Git Re-Basin, 2023.
     """
@@ -55,16 +68,16 @@ def interpolation(flow: Flow, thetas: Thetas, count: int, generator: Generator) 
 
 @by_logarithm
 def gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """A Gaussian with the mean and the variance of each coordinate, coordinates independent."""
+    """Sample every weight by itself, from a Gaussian with the zoo's mean and variance of that weight."""
     return thetas.mean(0) + thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
 
 
 @by_logarithm
 def pca_gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """The Gaussian with the networks' mean and their full sample covariance, of rank min(nets - 1, weights).
+    """Sample from the Gaussian with the zoo's mean and full sample covariance, of rank min(nets - 1, weights).
 
-    With the centred networks C [nets, weights], z C / sqrt(nets - 1) for z ~ N(0, I) of length `nets` has the covariance
-    C^T C / (nets - 1): the same as independent normals along all principal components, without the cost of finding them.
+    Let C [nets, weights] be the centred networks and z ~ N(0, I) of length `nets`. Then z C / sqrt(nets - 1) has the covariance C^T C /
+    (nets - 1). This equals independent normals along all principal components, without the cost of finding them.
     """
     mean = thetas.mean(0)
     z = _normal(count, len(thetas), generator).to(thetas) / (len(thetas) - 1) ** 0.5
@@ -73,12 +86,15 @@ def pca_gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -
 
 @by_logarithm
 def noised(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """Networks drawn at random, with Gaussian noise of NOISE times each coordinate's standard deviation."""
+    """Return networks drawn at random, plus Gaussian noise of NOISE times the standard deviation of each weight."""
     return retrieval(flow, thetas, count, generator) + NOISE * thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
 
 
 def retrieval(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """Networks drawn at random, with replacement: what a flow that memorised its data would give."""
+    """Return networks drawn at random with replacement.
+
+    A flow that memorised its data would do the same.
+    """
     return thetas[_draw(len(thetas), count, generator)]
 
 
@@ -94,9 +110,10 @@ BASELINES: dict[str, Make] = {
 
 
 def baseline(name: str, flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """`count` weight vectors (one where there is only one mean) from the baseline `name` of BASELINES, given training networks in the
-    flow's canonical form. Running variances are averaged and drawn by their logarithm, as the flow has them. Running statistics do not
-    fit averaged or noised weights as they fit trained ones: `geoflow.recalibrate` measures them anew.
+    """Return `count` weight vectors [made, weights] from the baseline `name` of BASELINES. The two means give one vector only.
+
+    `thetas` are the training networks in the flow's canonical form. Running variances are averaged and drawn by their logarithm, as in the
+    flow. Running statistics fit averaged or noised weights less well than trained ones. `geoflow.recalibrate` measures them anew.
 
     Raises ValueError for an unknown name, an empty zoo, and a zoo of one network, which has no spread.
 

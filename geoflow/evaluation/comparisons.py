@@ -1,21 +1,21 @@
-"""Draw what several runs, or several ways to sample one flow, made of it beside each other."""
+"""Draw the results of several runs, or of several ways to sample one flow, beside each other."""
 
 from collections.abc import Mapping, Sequence
-from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.novelty import COPIES
-from geoflow.evaluation.plots import BLACK, BLUE, COLOURS, GREY, ORANGE, SCORED, VERMILION, plain_ticks
+from geoflow.evaluation.plots import BLACK, BLUE, GREY, ORANGE, SCORED, VERMILION, plain_ticks
 
-LABEL = 44  # characters of a line of a run's name
 MARKERS = "os^Dv"
-Summary = Mapping[str, Mapping[str, float]]  # score: its mean and std over networks, as `summary` gives them
+Summary = Mapping[str, Mapping[str, float]]  # score: its mean and std over networks, from `summary`
 
 
-def plot_curve(scores: Mapping[int, Summary], title: str = "Quality over the steps of the solver, mean ± standard deviation") -> Figure:
-    """Mean accuracy and negative log-likelihood of networks drawn in so many steps, with their standard deviations.
+def plot_curve(scores: Mapping[int, Summary], title: str = "Quality by number of solver steps (mean ± standard deviation)") -> Figure:
+    """Draw mean and standard deviation of accuracy and negative log-likelihood by the number of solver steps.
+
+    `scores` holds a summary of the sampled networks for each number of steps.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
     >>> len(plot_curve({1: one, 2: one}).axes)
@@ -28,44 +28,46 @@ def plot_curve(scores: Mapping[int, Summary], title: str = "Quality over the ste
         axes.errorbar(list(scores), means, spreads, color=BLUE, marker="o", markersize=4, capsize=3, linewidth=1.4)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(scores), list(map(str, scores)))
-        axes.set(xlabel="steps", ylabel=label)
+        axes.set(xlabel="solver steps", ylabel=label)
         _finish(axes, field, "y")
     return figure
 
 
-def plot_summaries(runs: Mapping[str, Mapping[str, Summary]], title: str = "Mean of single networks ± standard deviation") -> Figure:
-    """Accuracy and negative log-likelihood of the networks of several runs, a row for each run, a mark for each set of networks.
+def plot_sharpness(
+    scores: Mapping[float, Summary], training: Mapping[float, Summary], distances: Mapping[float, float], title: str = "Over the sharpness"
+) -> Figure:
+    """Draw accuracy, negative log-likelihood and the distance between two networks over the sharpness of one flow.
+
+    `scores` are those on the test part, `training` those on training data, where the best sharpness can be chosen. Distances are shown in
+    units of the first.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
-    >>> len(plot_summaries({"seed 0": {"zoo": one, "generated": one}}).axes)
-    2
+    >>> len(plot_sharpness({0.0: one, 1.0: one}, {0.0: one, 1.0: one}, {0.0: 30.5, 1.0: 29.0}).axes)
+    3
     """
-    names = [fill(name, LABEL) for name in runs]
-    figure = Figure(figsize=(10, 1.6 + 0.34 * max(name.count("\n") + 1 for name in names) * len(runs)), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
     figure.suptitle(title)
-    sets = list(dict.fromkeys(name for one in runs.values() for name in one))
-    for axes, (field, label) in zip(figure.subplots(1, 2, sharey=True), SCORED.items(), strict=True):
-        for number, name in enumerate(sets):
-            rows = [row + (number - len(sets) / 2 + 0.5) * 0.14 for row, one in enumerate(runs.values()) if name in one]
-            found = [one[name][field] for one in runs.values() if name in one]
-            style = {"color": COLOURS.get(name, (ORANGE, GREY, VERMILION)[number % 3]), "marker": MARKERS[number % len(MARKERS)]}
-            means, spreads = [one["mean"] for one in found], [one["std"] for one in found]
-            axes.errorbar(means, rows, xerr=spreads, label=name.replace("_", " "), linestyle="", markersize=5, linewidth=1.2, **style)
-        axes.set_yticks(range(len(runs)), names)
-        axes.set(xlabel=label)
-        _finish(axes, field, "x")
-    figure.axes[0].set_ylim(len(runs) - 0.5, -0.5)  # the first run on top, and no mark cut off at the edge
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sets), frameon=False)
+    *quality, apart = figure.subplots(1, 3)
+    for axes, (field, label) in zip(quality, SCORED.items(), strict=True):
+        for found, name, colour, marker in ((scores, "test part", BLUE, "o"), (training, "training data", ORANGE, "s")):
+            axes.plot(list(found), [one[field]["mean"] for one in found.values()], color=colour, marker=marker, markersize=4, label=name)
+        axes.set(xlabel="sharpness", ylabel=label)
+        _finish(axes, field, "y")
+    quality[0].legend(frameon=False)
+    first = next(iter(distances.values()))
+    apart.plot(list(distances), [distance / first for distance in distances.values()], color=BLUE, marker="o", markersize=4)
+    apart.set(xlabel="sharpness", ylabel="distance between two networks (first = 1)")
+    _finish(apart, "distance", "y")
     return figure
 
 
 def plot_tradeoff(
-    flows: Mapping[str, Sequence[tuple[float, Summary]]], zoo: Summary, title: str = "Quality against diversity, by sharpness"
+    flows: Mapping[str, Sequence[tuple[float, Summary]]], zoo: Summary, title: str = "Quality and diversity at different sharpness"
 ) -> Figure:
-    """Mean accuracy and negative log-likelihood of networks against how far two of them are apart, in units of the zoo.
+    """Draw mean accuracy and negative log-likelihood against the distance between two networks, in units of the zoo's.
 
-    A line for each flow, a mark for each sharpness, the first of them hollow, the zoo itself at 1. Of two flows the better is more accurate
-    at an equal distance.
+    Each flow has a line, and each sharpness a mark. The first mark is hollow. The zoo lies at 1. Of two flows with the same distance, the
+    more accurate one is better.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
     >>> len(plot_tradeoff({"geometric": [(0.98, one), (0.9, one)]}, one).axes)
@@ -80,7 +82,7 @@ def plot_tradeoff(
             axes.plot(*zip(*points, strict=True), label=name, markersize=4, **style)
             axes.plot(*points[0], markersize=4, markerfacecolor="white", **style)
         axes.plot([1], [zoo[field]["mean"]], "*", color=BLACK, markersize=9, linestyle="", label="zoo")
-        axes.set(xlabel="distance of two networks / zoo", ylabel=label)
+        axes.set(xlabel="distance between two networks (zoo = 1)", ylabel=label)
         _finish(axes, field, "y")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1 + (len(flows) > 3), frameon=False)
     return figure
@@ -88,12 +90,12 @@ def plot_tradeoff(
 
 def plot_sizes(
     flows: Mapping[str, Sequence[tuple[int, Mapping[str, float], Summary, Summary]]],
-    title: str = "Novelty and accuracy over the size of the zoo",
+    title: str = "Novelty, copies and accuracy by size of the zoo",
 ) -> Figure:
-    """How new and how accurate generated networks are against how many training runs the zoo has, a line for each kind of training.
+    """Draw novelty, copies and accuracy of generated networks by the number of training runs in the zoo.
 
-    A point is (runs, what `novelty` gives, scores of the generated, scores of the zoo's networks). A ratio near 0 means copies of the
-    training networks, one near 1 networks as new as another training run; the dashed lines are the zoo's own.
+    Each kind of training has a line. A point is (runs, result of `novelty`, scores of the generated networks, scores of the zoo). A novelty
+    near 0 means copies, and one near 1 networks as new as another training run. The dashed lines are the zoo's own values.
 
     >>> one, new = {"accuracy": {"mean": 0.9, "std": 0.01}}, {"ratio": 1.0, "copies": 0.01}
     >>> len(plot_sizes({"geometric": [(32, {"ratio": 0.8, "copies": 0.5}, one, one), (128, new, one, one)]}).axes)
@@ -108,7 +110,7 @@ def plot_sizes(
         lines = [[(found["ratio"], found["copies"], new["accuracy"]["mean"])[panel] for _, found, new, _ in points] for panel in range(3)]
         for axes, line in zip(panels, lines, strict=True):
             axes.plot([point[0] for point in points], line, label=name, **style)
-    labels = ("novelty ratio", "share of copies", "accuracy")
+    labels = ("novelty (1 = as new as another run)", "share of copies", "accuracy")
     for axes, label, own in zip(panels, labels, zip(*zoos.values(), strict=True), strict=True):
         axes.plot(list(zoos), own, color=BLACK, linestyle="--", linewidth=1, label="zoo")
         axes.set(xscale="log", xlabel="training runs in the zoo", ylabel=label)
@@ -122,7 +124,7 @@ def plot_sizes(
 
 
 def _finish(axes: Axes, field: str, along: str) -> None:
-    """A grid, and a readable logarithmic axis where it shows likelihoods."""
+    """Draw a grid, and make the axis of likelihoods logarithmic with plain ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, axis=along if along == "x" else "both", alpha=0.25)
     if field == "nll":

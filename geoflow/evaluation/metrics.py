@@ -1,4 +1,4 @@
-"""Measure how well networks predict: accuracy, likelihood and calibration."""
+"""Score how well networks predict: accuracy, likelihood and calibration."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +18,12 @@ ECE_BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy in [0, 1], mean negative log-likelihood in nats and expected calibration error in [0, 1] of every network."""
+    """The scores of every network.
+
+    - `accuracy`: the share of examples that are classified correctly, in [0, 1].
+    - `nll`: the mean negative log-likelihood, in nats.
+    - `ece`: the expected calibration error, in [0, 1] (see `ece`).
+    """
 
     accuracy: Float[Tensor, "*nets"]
     nll: Float[Tensor, "*nets"]
@@ -35,16 +40,18 @@ def evaluate(
     batch: int = 2 * 10**5,
     batch_size: int | None = None,
 ) -> Scores:
-    """The scores of every network on the examples (x, y). Of `network` only the forward pass in evaluation mode matters, not its weights.
+    """Return the scores of every network on the examples (x, y).
 
-    They are those of each network by itself, whichever networks and examples are evaluated beside it; `predictors` says how that is made
-    sure of. A network whose answer depends on the other examples of its batch, as with batch norm without running statistics, has no
-    scores but on given batches: it is refused, unless `batch_size` says which. Then examples are taken in their order, `batch_size` at
-    a time and the rest at the end, as a loader without shuffling gives them. `batch` bounds how many pairs of a network and an example
-    are in work at once (at least one network with one part).
+    Only the forward pass of `network` in evaluation mode matters, not its weights. Each network is scored as if it ran by itself. The other
+    networks and examples do not change its scores, which `predictors` checks. `batch` bounds how many pairs of a network and an example are
+    in work at once. It is at least one network with one part of the examples.
 
-    Raises ValueError if there is no network or no example, for weights that are not finite or not of this network, for labels that are
-    not one class index for each example, and for answers that depend on the batch.
+    With batch norm without running statistics, an answer depends on the other examples of its batch. Such a network is refused unless
+    `batch_size` is given. Then examples are taken in their order, `batch_size` at a time and the rest at the end, as a loader without
+    shuffling does.
+
+    Raises ValueError if there is no network or no example, and for weights that are not finite or not of this network. Also raises it for
+    labels that are not one class index for each example, and for answers that depend on the batch.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)
@@ -56,7 +63,7 @@ def evaluate(
     chunks = predictors(network, spec, thetas, x, batch, batch_size)
     _check_labels(x, y)
     if batch_size is None:
-        order = y.argsort()  # examples of one class are alike: more inputs are the same in a whole part, and `run` multiplies them once
+        order = y.argsort()  # examples of one class are alike; `run` multiplies inputs that are the same in a part once
         x, y = x[order], y[order]
     parts = list(zip(divided(x, batch_size), divided(y, batch_size), strict=True))
     sums = [sum(_sums(predict(x_part), y_part) for x_part, y_part in parts) for predict in chunks]
@@ -74,11 +81,23 @@ def ensemble_scores(
     pool: str = "linear",
     batch_size: int | None = None,
 ) -> Scores:
-    """The scores [] of all networks together, pooled as POOLS names it: their average probabilities, or their average log-probabilities.
+    """Return the scores [] of all networks together, as one ensemble.
 
-    linear is the posterior predictive, p(y|x) = mean_k softmax(f_k(x))_y, which is less sure than its members the more they differ; log is
-    p(y|x) = softmax(mean_k f_k(x))_y, as sure as its members are on average. `batch_size` as in `evaluate`.
-    Source: Genest and Zidek, Combining probability distributions, 1986 (linear and logarithmic opinion pools).
+    `pool` names a row of POOLS, which says how the members are averaged.
+
+        linear:  p(y|x) = mean_k softmax(f_k(x))_y        log:  p(y|x) = softmax(mean_k f_k(x))_y
+
+    The linear pool averages probabilities. It is the posterior predictive, and is less sure the more its members differ. The log pool
+    averages log-probabilities, and stays as sure as its members are on average. `batch_size` is as in `evaluate`. Source: Genest and Zidek,
+    Combining probability distributions, 1986 (linear and logarithmic opinion pools).
+
+    Raises ValueError for an unknown pool, and as `evaluate` does.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Linear(2, 2)
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 2))
+    >>> ensemble_scores(network, spec, torch.zeros(5, 6), torch.eye(2), torch.tensor([0, 1])).nll  # all classes are equally probable
+    tensor(0.6931)
     """
     choose("pool", pool, POOLS)
     return pooled_scores(network, spec, thetas, x, y, batch, (pool,), batch_size)[pool]
@@ -95,7 +114,7 @@ def pooled_scores(
     pools: Sequence[str] = ("linear", "log"),
     batch_size: int | None = None,
 ) -> dict[str, Scores]:
-    """What `ensemble_scores` gives for each of several pools, from one run of the networks."""
+    """Return what `ensemble_scores` gives for each of several pools. The networks run only once."""
     found: dict[str, list[Tensor]] = {pool: [] for pool in pools}
     chunks = predictors(network, spec, thetas, x, batch, batch_size)
     _check_labels(x, y)
@@ -106,7 +125,7 @@ def pooled_scores(
     return {pool: scores(POOLS[pool][1](POOLS[pool][0](torch.stack(found[pool])), len(thetas)), y) for pool in pools}
 
 
-# how the log-probabilities [nets, examples, classes] of some networks, or what some have come to, are gathered; and made those of one
+# name: how to sum the log-probabilities [nets, examples, classes], or partial sums, of some networks; how to average the sum
 POOLS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, int], Tensor]]] = {
     "linear": (lambda some: some.logsumexp(0), lambda gathered, nets: gathered - log(nets)),
     "log": (lambda some: some.sum(0), lambda gathered, nets: (gathered / nets).log_softmax(-1)),
@@ -122,9 +141,17 @@ def disagreement(
     batch: int = 2 * 10**5,
     batch_size: int | None = None,
 ) -> float:
-    """How often two different networks predict different classes: the share of examples, averaged over all pairs. NaN for one network.
+    """Return how often two different networks predict different classes.
 
-    `batch_size` as in `evaluate`."""
+    This is the share of examples, averaged over all pairs of networks. It is NaN for one network. `batch_size` is as in `evaluate`.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Linear(2, 2)
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 2))
+    >>> thetas = geoflow.pack(spec, {"weight": torch.zeros(2, 2, 2), "bias": torch.eye(2)})  # each always predicts its own class
+    >>> disagreement(network, spec, thetas, torch.eye(2))
+    1.0
+    """
     votes = 0
     for predict in predictors(network, spec, thetas, x, batch, batch_size):
         log_probs = torch.cat([predict(part) for part in divided(x, batch_size)], 1)
@@ -134,17 +161,18 @@ def disagreement(
 
 
 def scores(log_probs: Float[Tensor, "*nets examples classes"], y: Int[Tensor, " examples"]) -> Scores:
-    """The scores of log-probabilities of the classes; of classes with equal probabilities the first is predicted."""
+    """Return the scores of log-probabilities. Of classes with equal probabilities the first is predicted."""
     return _scores(_sums(log_probs, y), len(y))
 
 
 def ece(
     confidence: Float[Tensor, "*nets examples"], correct: Bool[Tensor, "*nets examples"], bins: int = ECE_BINS
 ) -> Float[Tensor, "*nets"]:
-    """Expected calibration error: sum over bins of equal width of (share of examples) * |accuracy - mean confidence|.
+    """Return the expected calibration error.
 
-    `confidence` is the probability of the class that is predicted; a bin (a, b] holds the examples that have it there.
-    Source: Guo et al. 2017, On calibration of modern neural networks, section 2.
+    It is the sum over bins of equal width of (share of examples) * |accuracy - mean confidence|. The confidence is the probability of the
+    predicted class. A bin (a, b] holds the examples whose confidence lies in it. Source: Guo et al. 2017, On calibration of modern neural
+    networks, section 2.
 
     >>> ece(torch.tensor([.9, .9]), torch.tensor([True, False]))  # one bin: |1/2 - .9|
     tensor(0.4000)
@@ -153,20 +181,23 @@ def ece(
 
 
 def _gaps(confidence: Tensor, correct: Tensor, bins: int = ECE_BINS) -> Float[Tensor, "*nets bins"]:
-    """By bin of the confidence, the sum of (correct - confidence)."""
+    """Return the sum of (correct - confidence) in each bin of the confidence."""
     index = (confidence * bins).ceil_().long().sub_(1).clamp_(0, bins - 1)  # clamp: rounding at 0 and 1, and NaN
     gap = correct.to(confidence.dtype) - confidence
     return torch.zeros(*gap.shape[:-1], bins, dtype=gap.dtype, device=gap.device).scatter_add(-1, index, gap)
 
 
 def _sums(log_probs: Float[Tensor, "*nets examples classes"], y: Int[Tensor, " examples"]) -> Float[Tensor, "*nets sums"]:
-    """What scores are made of, summed over examples: correct answers, negative log-likelihoods, and the gaps of every bin."""
-    log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))  # the sums would leave half precision
+    """Return sums over examples, from which scores are made.
+
+    They are the correct answers, the negative log-likelihoods, and the gaps of every bin.
+    """
+    log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))  # half precision cannot hold the sums
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < log_probs.shape[-1]:
-        raise ValueError(f"y holds classes {int(y.min())} to {int(y.max())}; the network tells {log_probs.shape[-1]} apart, from 0 on.")
+        raise ValueError(f"y holds classes {int(y.min())} to {int(y.max())}, but the network tells {log_probs.shape[-1]} apart, from 0 on.")
     nll = -log_probs.gather(-1, y.expand(log_probs.shape[:-1]).unsqueeze(-1)).sum((-1, -2))
     best, classes = log_probs.amax(-1, keepdim=True), log_probs.shape[-1]
-    # argmax, which takes 20 times as long where examples are inmost; the first of equal classes has the highest rank
+    # this is argmax, which takes 20 times as long if examples are innermost; the first of equal classes has the highest rank
     below, rank = log_probs - best, torch.arange(classes, 0, -1, dtype=log_probs.dtype, device=y.device)
     predicted = classes - torch.add(rank, below, alpha=1e30, out=below).amax(-1)
     correct = predicted == y
@@ -179,7 +210,7 @@ def _scores(sums: Float[Tensor, "*nets sums"], examples: int) -> Scores:
 
 
 def summary(scores: Scores) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation over networks of each score; one network has standard deviation 0.
+    """Return the mean and standard deviation of each score over networks. One network has standard deviation 0.
 
     >>> summary(Scores(torch.tensor([.5, 1.]), torch.tensor([1., 1.]), torch.tensor([0., 0.])))["accuracy"]["mean"]
     0.75

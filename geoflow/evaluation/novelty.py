@@ -1,4 +1,4 @@
-"""Tell new networks from copies, and many from one: how far are the nearest training runs, how far from each other?"""
+"""Measure how new generated networks are, and how different from each other."""
 
 from collections.abc import Mapping
 
@@ -10,26 +10,29 @@ from geoflow.canonical import align
 from geoflow.evaluation.ruler import layers_of
 from geoflow.spec import NetworkSpec
 
-CHUNK = 128
-RUNS = 16  # nearest training runs that a network is compared with
-NEXT = 8  # runs after the nearest that say how far a new network would be
-COPIES = 0.01  # of the training networks stand out as much to another run as what counts as a copy
-ENTRIES = 2**24  # of networks aligned at once
+CHUNK = 128  # queries at once
+RUNS = 16  # number of nearest training runs that a network is compared with
+NEXT = 8  # number of runs after the nearest, which show how far a new network would be
+COPIES = 0.01  # a copy is closer to a run than all training networks but this share are
+ENTRIES = 2**24  # weights of the networks that are aligned at once
 
 Neighbours = Mapping[str, Float[Tensor, "_nets _runs"]]
 
 
 def novelty(neighbours: Neighbours) -> dict[str, float | None]:
-    """What `neighbours_of` found, in a few numbers: three medians of the distance to the nearest training run, a ratio, a share.
+    """Summarise the distances of `neighbours_of` in five numbers.
 
-    `ratio` is generated_to_train over zoo_leave_one_out: near 0 for copies, 1 for networks as far from the zoo as an independent run. The
-    search among n - 1 runs in place of n lengthens the last distance by a relative 1/(n d) at most, in d effective dimensions: nothing
-    for zoos of a hundred runs.
+    Three are medians of the distance to the nearest training run: `generated_to_train`, `heldout_to_train` and `zoo_leave_one_out`. The
+    last one is from a training network to the OTHER runs.
 
-    A median does not see a few copies among many new networks, and in many dimensions all distances are nearly the same, a little smaller
-    where networks are less spread out. `copies` is the share of the generated that stand out to one run: whose distance to the nearest,
-    over the mean distance to the NEXT ones, is smaller than that of 99 of 100 training networks to other runs. Of networks as new as
-    those it is .01. It is None with two training runs, where there is no next one.
+    `ratio` is generated_to_train / zoo_leave_one_out. It is near 0 for copies, and 1 for networks that are as far from the zoo as an
+    independent run. A training network has n - 1 other runs instead of n. In d effective dimensions this lengthens its distance by a
+    relative 1/(n d) at most, which is negligible for zoos of a hundred runs.
+
+    `copies` is the share of generated networks that are suspiciously close to one run. A median does not see a few copies among many new
+    networks. So each network's distance to its nearest run is divided by its mean distance to the NEXT runs. A copy has a smaller quotient
+    than 99 of 100 training networks have to other runs. For really new networks `copies` is .01. With two training runs it is None, because
+    there is no next run.
 
     Raises ValueError if the training networks are copies of each other.
 
@@ -40,7 +43,7 @@ def novelty(neighbours: Neighbours) -> dict[str, float | None]:
     medians = {name: distances[:, 0].median().item() for name, distances in neighbours.items()}
     generated, zoo = neighbours["generated_to_train"], neighbours["zoo_leave_one_out"]
     if medians["zoo_leave_one_out"] == 0:
-        raise ValueError("Half of the training networks are copies of a network of another run: there is no distance to compare with.")
+        raise ValueError("Half of the training networks are copies of a network of another run. Remove copies before measuring novelty.")
     ratio, runs = medians["generated_to_train"] / medians["zoo_leave_one_out"], min(zoo.shape[1], 1 + NEXT)
     if runs < 2:
         return medians | {"ratio": ratio, "copies": None}
@@ -54,8 +57,17 @@ def by_layer(
     train: Float[Tensor, "train weights"],
     run_of_train: Int[Tensor, " train"],
 ) -> dict[str, float]:
-    """The novelty ratio of each layer by itself: near 0 where it alone is copied, which the distance of whole networks may not tell.
-    Layers in which half of the training networks are as those of another run are left out."""
+    """Return the novelty ratio of each layer by itself.
+
+    It is near 0 if that layer alone is copied, which the distance of whole networks may hide. A layer is left out if half of the training
+    networks have it in common with another run.
+
+    >>> import torch, geoflow
+    >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
+    >>> train = torch.tensor([[0.0, 0.0], [2.0, 0.0], [6.0, 0.0]])
+    >>> by_layer(spec, torch.tensor([[1.0, 0.0]]), train, torch.arange(3))
+    {'linear': 0.5}
+    """
     found = {}
     for name, index in layers_of(spec).items():
         new, zoo = generated[:, index], train[:, index]
@@ -71,11 +83,16 @@ def neighbours_of(
     run_of_train: Int[Tensor, " train"],
     spec: NetworkSpec | None = None,
 ) -> Neighbours:
-    """The distances of every network to its nearest training runs, see `nearest_runs`.
+    """Return the distances [nets, runs] of every network to its nearest training runs (see `nearest_runs`).
 
-    generated_to_train and heldout_to_train look at all training runs; zoo_leave_one_out, for a training network, at the OTHER runs.
+    `generated_to_train` and `heldout_to_train` look at all training runs. `zoo_leave_one_out` holds the distances of each training network
+    to the OTHER runs.
 
     Raises ValueError if the training networks come from fewer than two runs, or if a set is empty.
+
+    >>> train = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> neighbours_of(torch.tensor([[2.5]]), train, torch.tensor([[4.0]]), torch.arange(3))["generated_to_train"]
+    tensor([[0.5000, 1.5000, 2.5000]])
     """
     for name, thetas in {"generated": generated, "held-out": heldout}.items():
         if len(thetas) == 0:
@@ -96,11 +113,16 @@ def nearest_runs(
     run_of_queries: Int[Tensor, " queries"] | None = None,
     spec: NetworkSpec | None = None,
 ) -> Float[Tensor, "queries runs"]:
-    """The Euclidean distances of each query to the RUNS nearest runs, the smallest first: to the nearest network of each. With the runs
-    of the queries given, to other runs only.
+    """Return the Euclidean distances of each query to the RUNS nearest runs, the smallest first.
 
-    With a spec the network of each run is aligned to the query: two networks that are aligned to a third may be nearer to each other in
-    another order of their units, copies with noise by half of their distance.
+    The distance to a run is that to the nearest of its networks. If the runs of the queries are given, only other runs count.
+
+    With a spec, the network of each run is aligned to the query first. Two networks that are aligned to a third may be nearer to each other
+    in another order of their units. For copies with noise this shortens the distance by half.
+
+    >>> others = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> nearest_runs(torch.tensor([[2.5]]), others, torch.tensor([0, 0, 1]))  # the first two are of one run
+    tensor([[0.5000, 1.5000]])
     """
     runs, run = run_of_others.unique(return_inverse=True)
     kept, result = min(RUNS, len(runs) - (run_of_queries is not None)), []
@@ -119,7 +141,7 @@ def nearest_runs(
 
 
 def spread(thetas: Float[Tensor, "nets weights"]) -> float:
-    """The root mean square of the Euclidean distance between two different networks; NaN for one network.
+    """Return the root mean square of the Euclidean distance between two different networks. It is NaN for one network.
 
     >>> spread(torch.tensor([[0.0], [3.0]]))
     3.0
@@ -130,7 +152,10 @@ def spread(thetas: Float[Tensor, "nets weights"]) -> float:
 def _distances(
     queries: Float[Tensor, "queries weights"], candidates: Float[Tensor, "queries candidates weights"], spec: NetworkSpec | None
 ) -> Float[Tensor, "queries candidates"]:
-    """Of each query to its candidates, from their difference: cdist's matrix product is fast but rounds small distances."""
+    """Return the distances of each query to its candidates, computed from their differences.
+
+    cdist's matrix product is fast but rounds small distances.
+    """
     aims = queries.unsqueeze(1).expand_as(candidates)
     if spec is not None:
         candidates = align(spec, candidates.flatten(0, 1), aims.flatten(0, 1))[0].view_as(candidates)

@@ -1,4 +1,4 @@
-"""Draw what a run did: scores, loss, weights and distances."""
+"""Draw the results of one run: scores, loss, weights and distances."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geoflow.evaluation.metrics import Scores
 
-# Okabe & Ito 2008: distinguishable with every kind of colour vision
+# the colours of Okabe & Ito 2008, which can be told apart with every kind of colour vision
 BLACK, ORANGE, BLUE, VERMILION, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "#D55E00", "#8C8C8C", "#A8A8A8"
 COLOURS = {"zoo": BLACK, "generated": BLUE}
 BINS = 40
@@ -23,14 +23,16 @@ SHOWN_PATHS = 12
 
 SCORED = {"accuracy": "accuracy", "nll": "negative log-likelihood (nats, log scale)"}
 DISTANCES = {
-    "zoo_leave_one_out": ("training network to another training run", BLACK),
-    "heldout_to_train": ("held-out run to training network", ORANGE),
-    "generated_to_train": ("generated to training network", BLUE),
+    "zoo_leave_one_out": ("training networks, to the nearest other run", BLACK),
+    "heldout_to_train": ("held-out networks", ORANGE),
+    "generated_to_train": ("generated networks", BLUE),
 }
 
 
 def plot_scores(scores: Mapping[str, Scores], title: str = "Scores of single networks") -> Figure:
-    """Histograms of accuracy and negative log-likelihood, one row for each named set of networks; a tick marks the mean.
+    """Draw histograms of accuracy and negative log-likelihood, with one row for each named set of networks.
+
+    A vertical line marks the mean.
 
     >>> one = Scores(torch.rand(9), torch.rand(9) + 0.1, torch.rand(9))
     >>> len(plot_scores({"zoo": one, "generated": one}).axes)
@@ -53,8 +55,8 @@ def plot_scores(scores: Mapping[str, Scores], title: str = "Scores of single net
     return figure
 
 
-def plot_loss(losses: Float[Tensor, " steps"] | Sequence[float], title: str = "Training of the flow") -> Figure:
-    """The loss of every training step, and its running mean over 2 % of the steps, on a logarithmic axis.
+def plot_loss(losses: Float[Tensor, " steps"] | Sequence[float], title: str = "Loss of the flow in training") -> Figure:
+    """Draw the loss of every training step, and its running mean over 2 % of the steps, on a logarithmic axis.
 
     >>> plot_loss([1.0, 0.5, 0.3]).axes[0].get_xlabel()
     'training step'
@@ -77,7 +79,7 @@ def plot_weights(
     trajectories: Float[Tensor, "steps paths weights"],
     title: str = "Weight space, projected on the zoo's principal components",
 ) -> Figure:
-    """The zoo, the generated networks and some paths of the sampler, from noise to network, in the zoo's first two principal components.
+    """Draw the zoo, the generated networks and some paths of the sampler in the plane of the zoo's first two principal components.
 
     >>> plot_weights(torch.randn(9, 4), torch.randn(5, 4), torch.randn(3, 2, 4)).axes[0].get_title()
     "Weight space, projected on the zoo's principal components"
@@ -90,7 +92,8 @@ def plot_weights(
         axes.plot(*((points - mean) @ basis).T, marker, color=colour, markersize=4, alpha=0.7, zorder=2, label=label, markeredgewidth=0.8)
     for index, path in enumerate(paths.unbind(1)):
         axes.plot(*path.T, color=ORANGE, linewidth=1.1, zorder=3, label="sampling path" if index == 0 else None)
-    axes.plot(*paths[0].T, "o", color=VERMILION, markersize=5, zorder=4, label="noise", markeredgecolor="white", markeredgewidth=0.5)
+    for points, colour, label in ((paths[0], VERMILION, "noise"), (paths[-1], BLUE, "end of a path")):
+        axes.plot(*points.T, "o", color=colour, markersize=5, zorder=4, label=label, markeredgecolor="white", markeredgewidth=0.5)
     axes.set(xlabel=f"component 1 ({shares[0]:.0%} of the zoo's variance)", ylabel=f"component 2 ({shares[1]:.0%} of the zoo's variance)")
     axes.grid(True, alpha=0.2)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -98,10 +101,12 @@ def plot_weights(
 
 
 def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str = "How new are the networks?") -> Figure:
-    """Histograms of the nearest-neighbour distances that `neighbours_of` gives, first column,, each with its median.
+    """Draw histograms of the distances to the nearest run, each with its median.
+
+    The distances are the first columns of what `neighbours_of` gives.
 
     >>> plot_distances({"generated_to_train": torch.rand(9)}).axes[0].get_xlabel()
-    'distance to the nearest training run (1: two of the zoo)'
+    'distance to the nearest training run (1 = two networks of the zoo)'
     """
     figure, axes = _single(title)
     values = {name: v.detach().flatten().cpu() for name, v in distances.items()}
@@ -114,14 +119,14 @@ def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str =
             v.numpy(), edges, weights=weights, histtype="step", color=colour, linewidth=1.6, label=f"{label} (median {v.median():.3g})"
         )
         axes.axvline(v.median().item(), color=colour, linestyle="--", linewidth=1.2)
-    axes.set(xlabel="distance to the nearest training run (1: two of the zoo)", ylabel="share of networks (%)")
+    axes.set(xlabel="distance to the nearest training run (1 = two networks of the zoo)", ylabel="share of networks (%)")
     axes.set_xlim(left=0)
     figure.legend(frameon=False, loc="outside lower center")
     return figure
 
 
 def save_figures(folder: str | Path, figures: Mapping[str, Figure]) -> list[Path]:
-    """Write each figure as `folder`/<name>.png; the folder is made."""
+    """Write each figure to `folder`/<name>.png, and return the paths. The folder is made if it is missing."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = [Path(folder) / f"{name}.png" for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
@@ -130,15 +135,15 @@ def save_figures(folder: str | Path, figures: Mapping[str, Figure]) -> list[Path
 
 
 def principal_plane(thetas: Float[Tensor, "nets weights"]) -> tuple[Float[Tensor, " weights"], Float[Tensor, "weights 2"], list[float]]:
-    """Mean, first two principal directions and their shares of the variance.
+    """Return the mean, the first two principal directions, and the shares of the variance along them.
 
-    Raises ValueError for fewer than 3 networks or weights, or a zoo without spread: they span no plane.
+    Raises ValueError for fewer than 3 networks, fewer than 2 weights, or a zoo without spread, because they span no plane.
     """
     mean = thetas.mean(0)
     _, spread, components = torch.linalg.svd(thetas - mean, full_matrices=False)
     if len(spread) < 2 or len(thetas) < 3 or spread[0] == 0:
         raise ValueError(
-            f"{len(thetas)} networks of {thetas.shape[1]} weights span no plane to plot on: at least 3 differing networks are needed."
+            f"{len(thetas)} networks of {thetas.shape[1]} weights span no plane to plot on. Pass at least 3 different networks."
         )
     shares = spread.square() / spread.square().sum()
     return mean, components[:2].T, shares[:2].tolist()
@@ -153,7 +158,7 @@ def _single(title: str, size: tuple[float, float] = (7, 4)) -> tuple[Figure, Axe
 
 
 def _ridge(axes: Axes, values: Tensor, edges: list[float], colour: str) -> None:
-    """One histogram without a scale of its own: only its place and shape matter."""
+    """Draw one histogram without a vertical scale, because only its place and shape matter."""
     axes.hist(values.numpy(), edges, color=colour, alpha=0.55 if len(values) > 1 else 0.0)
     axes.axvline(values.mean().item(), color=colour, linewidth=2)
     axes.set_yticks([])
@@ -164,7 +169,7 @@ def _ridge(axes: Axes, values: Tensor, edges: list[float], colour: str) -> None:
 
 
 def _edges(values: Tensor) -> list[float]:
-    """Bin edges over the range of all values; a single value gets bins around it."""
+    """Return bin edges over the range of all values. A single value gets bins around it."""
     values = values[values.isfinite()].double()
     low, high = values.min().item(), values.max().item()
     slack = 1e-3 if high == low else 0.0
@@ -172,12 +177,15 @@ def _edges(values: Tensor) -> list[float]:
 
 
 def _log_edges(values: Tensor) -> list[float]:
-    """Bin edges of equal ratio over the range of all positive values, from 1e-6 on."""
+    """Return bin edges of equal ratio over the range of all positive values, from 1e-6 on."""
     return [10**edge for edge in _edges(values.clamp(min=1e-6).log10())]
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis 0.2, 0.5, 1, 2, 5 in place of powers of ten, and a short one as a linear axis."""
+    """Label a logarithmic axis 0.2, 0.5, 1, 2, 5 instead of powers of ten.
+
+    A short axis gets the ticks of a linear one.
+    """
     axis.axes.autoscale_view()
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
@@ -186,5 +194,5 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def _thin(thetas: Tensor) -> Tensor:
-    """At most SHOWN_NETWORKS rows, evenly spaced."""
+    """Return at most SHOWN_NETWORKS rows, evenly spaced."""
     return thetas[:: -(-len(thetas) // SHOWN_NETWORKS)]

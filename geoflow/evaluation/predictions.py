@@ -1,4 +1,4 @@
-"""Let many networks predict, each what it predicts by itself."""
+"""Compute the predictions of many networks, each as if it ran by itself."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,8 +12,8 @@ from geoflow.spec import NetworkSpec
 from geoflow.vector import State, unpack
 from geoflow.wiring.check import RoundedTo
 
-PART = 1000  # examples in work at once: with a few hundred networks their activations fit the cache
-FEW = 8  # examples that the checks look at
+PART = 1000  # examples in work at once; the activations of a few hundred networks then fit the cache
+FEW = 8  # examples in the checks
 
 Predict = Callable[[Tensor], Float[Tensor, "_nets _examples ..."]]
 
@@ -26,15 +26,15 @@ def predictors(
     batch: int,
     batch_size: int | None = None,
 ) -> Iterator[Predict]:
-    """For one chunk of the networks after the other, the function that gives their log-probabilities on some of the examples x.
+    """Yield one function for each chunk of the networks. It gives their log-probabilities on some of the examples x.
 
-    `batch` bounds the pairs of a network and an example in work at once. Two networks are first run as a user would run them, loaded and
-    on their own, on the first `batch_size` examples, or a FEW. Where that differs from all networks at once (modules that keep tables of
-    their weights, operations that vmap does not know), networks run one after the other, each loaded: what it would say alone. So they do
-    where this is faster (see `faster_together`).
+    `batch` bounds the pairs of a network and an example in work at once. As a check, two networks are first loaded and run one by one, as a
+    user would do it. They see the first `batch_size` examples, or a FEW of all. Then they are run together. If the outputs differ, all
+    networks run one by one. This happens with modules that keep tables of their weights, and with operations that vmap does not know.
+    Networks also run one by one where this is faster (see `faster_together`).
 
-    Raises ValueError where thetas or x are empty, for weights that are not finite or not of this network, for outputs that are no tensor,
-    and, without a `batch_size`, where what a network says of an example depends on the examples beside it.
+    Raises ValueError if thetas or x are empty, and for weights that are not finite or not of this network. Also raises it for outputs that
+    are no tensor and, without `batch_size`, if the output for an example depends on the examples beside it.
     """
     check_population(network, spec, thetas)
     if len(x) == 0:
@@ -52,13 +52,13 @@ def predictors(
     empty = _without_weights(network, spec).to(thetas.device)
     if not (faster_together(network, x) and _together(empty, _states(spec, pair), some, expected, tolerance)):
         return (partial(_one, itself(network, unpack(spec, theta))) for theta in thetas)
-    rims = Rims()  # for all chunks: they meet the same examples
+    rims = Rims()  # shared by all chunks, because they have the same examples
     chunks = thetas.split(max(1, batch // min(batch_size or PART, len(x))))
     return (partial(_all, empty, _states(spec, chunk), rims) for chunk in chunks)
 
 
 def divided(x: Shaped[Tensor, "examples ..."], batch_size: int | None) -> tuple[Shaped[Tensor, "_part ..."], ...]:
-    """The examples in their order, some at a time: `batch_size`, or as many as run fast."""
+    """Split the examples, in their order, into parts of `batch_size`, or into parts that run fast."""
     return x.split(batch_size or PART)
 
 
@@ -71,7 +71,7 @@ def _one(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def _all(network: nn.Module, states: State, rims: Rims, x: Tensor) -> Tensor:
-    logits = run(network, states, x, rims).movedim(-1, 1).contiguous()  # examples inmost: sums over classes take whole rows at once
+    logits = run(network, states, x, rims).movedim(-1, 1).contiguous()  # examples innermost, so sums over classes are fast
     return logits.log_softmax(1).movedim(1, -1)
 
 
@@ -80,13 +80,16 @@ def _logits(network: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(logits, Tensor):
         raise ValueError(
             f"{type(network).__name__} gives a {type(logits).__name__}, not a tensor of logits [examples, classes]. Wrap it in a module "
-            "that gives its logits alone."
+            "that returns the logits only."
         )
     return logits
 
 
 def _without_weights(network: nn.Module, spec: NetworkSpec) -> nn.Module:
-    """A copy that has none of the caller's weights: what it would use of its own, in place of those it is given, shows."""
+    """Return a copy with all weights 0.
+
+    If it used its own weights instead of those it is given, its outputs would show it.
+    """
     empty = copy_of(network)
     state = empty.state_dict(keep_vars=True)
     for tensor in spec.tensors:
@@ -95,16 +98,16 @@ def _without_weights(network: nn.Module, spec: NetworkSpec) -> nn.Module:
 
 
 def _together(network: nn.Module, states: State, x: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether networks give together what each gave alone."""
+    """Return whether networks give together what each gave alone."""
     try:
         found = run(network, states, x)
-    except RuntimeError:  # vmap does not know it; the network itself has run
+    except RuntimeError:  # vmap cannot run it; the network alone could
         return False
     return found.shape == expected.shape and bool(_alike(found, expected, tolerance).all())
 
 
 def _check_company(networks: list[nn.Module], x: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Raise ValueError where a network says something else of examples in other company, in another order."""
+    """Raise ValueError if the output for an example changes when other examples, in another order, are in its batch."""
     examples = torch.arange(len(x), device=x.device)
     for half in examples.tensor_split(min(2, len(x))):
         rows = torch.cat([half.flip(0), half[:1]])
@@ -119,8 +122,11 @@ def _check_company(networks: list[nn.Module], x: Tensor, expected: Tensor, toler
 
 
 def _alike(found: Tensor, expected: Tensor, tolerance: float) -> Bool[Tensor, " nets"]:
-    """By network, whether outputs are the same but for rounding, relative to the largest; those that are not finite tell nothing."""
+    """Return for each network whether outputs are equal up to rounding, relative to the largest.
+
+    Outputs that are not finite do not count.
+    """
     finite = expected.isfinite()
-    scale = expected.abs().masked_fill(~finite, 0).flatten(1).amax(1).clamp_min(tolerance)  # logits below it change no score
+    scale = expected.abs().masked_fill(~finite, 0).flatten(1).amax(1).clamp_min(tolerance)  # smaller logits change no score
     off = (found - expected).abs().masked_fill(~finite, 0).flatten(1).amax(1)
     return off <= tolerance * scale

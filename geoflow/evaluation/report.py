@@ -1,4 +1,4 @@
-"""Tell in words and tables what a run did."""
+"""Write the results of a run as tables and as a report."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,17 +10,26 @@ COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
 DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
 
 CAPTIONS = {
-    "scores": "Accuracy and negative log-likelihood of single networks; the vertical line is the mean.",
-    "loss": "Loss of the flow during training.",
-    "weights": "Zoo, generated networks and sampling paths in the zoo's principal components.",
-    "distances": "Distance to the nearest training network; copies would lie at 0.",
+    "scores": "Accuracy and negative log-likelihood of single networks. Vertical lines mark the means. Good networks lie as the zoo's do.",
+    "loss": "Loss of the flow at each training step, and its running mean. It shows whether the training has settled.",
+    "weights": "Zoo, generated networks and sampling paths in the plane of the zoo's principal components. Generated networks should "
+    "spread as the zoo does.",
+    "distances": "Distance to the nearest training run. Copies lie at 0. New networks lie where training networks lie from other runs.",
+}
+NAMES = {  # key of the novelty in metrics.json: its row in the report
+    "generated_to_train": "distance of a generated network to the nearest training run",
+    "heldout_to_train": "distance of a held-out network to the nearest training run",
+    "zoo_leave_one_out": "distance of a training network to the nearest other run",
+    "ratio": "novelty",
 }
 
 
 def metrics_table(metrics: Mapping) -> str:
-    """The scores of metrics.json as plain text, aligned: one row for the zoo (if it is there), the generated networks, each baseline
-    and the ensembles (named zoo or generated; behind "_" may stand what sets one apart): average probabilities, and average
-    log-probabilities where "log_pool" holds their scores.
+    """Return the scores of metrics.json as aligned plain text.
+
+    The rows are the zoo (if it is there), the generated networks, each baseline and the ensembles. An ensemble averages probabilities. With
+    `log_pool`, a second row has the scores for averaged log-probabilities. Ensembles are named zoo or generated. A suffix behind "_" may
+    tell several apart.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(metrics_table({"zoo": one, "generated": one, "baselines": {}, "ensemble": {}}))
@@ -32,7 +41,7 @@ def metrics_table(metrics: Mapping) -> str:
 
 
 def scores_table(scores: Mapping[str, Mapping]) -> str:
-    """Accuracy, NLL and ECE of named sets of networks, each as `summary` gives them, as plain text.
+    """Return accuracy, NLL and ECE of named sets of networks as plain text. The scores come from `summary`.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(scores_table({"8 steps": one}))
@@ -43,7 +52,7 @@ def scores_table(scores: Mapping[str, Mapping]) -> str:
 
 
 def diversity_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """How far two networks of named sets are from each other, and how often they predict different classes, as plain text.
+    """Return as plain text how far apart two networks of each set are, and how often they predict different classes.
 
     >>> print(diversity_table({"zoo": {"distance": 30.5, "disagreement": 0.0421}}))
          distance  disagreement
@@ -65,27 +74,35 @@ def _aligned(rows: Iterable[list[str]], titles: Iterable[str] = COLUMNS.values()
 
 
 def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
-    """Write `folder`/report.md from metrics.json's content: table, novelty, times, configuration and the figures of `folder`/figures."""
+    """Write `folder`/report.md from the content of metrics.json, and return its path.
+
+    It has tables of scores, novelty, diversity and times, the figures of `folder`/figures, and the configuration.
+    """
     folder = Path(folder)
-    layers = {f"ratio of layer {name}": ratio for name, ratio in metrics["novelty"]["layers"].items()}
+    layers = {f"novelty of layer {name}": ratio for name, ratio in metrics["novelty"]["layers"].items()}
     found = {name: value for name, value in (metrics["novelty"] | layers).items() if name != "layers"}
-    novelty = [[name.replace("_", " "), "-" if value is None else f"{value:.4g}"] for name, value in found.items()]
+    novelty = [[NAMES.get(name, name), "-" if value is None else f"{value:.4g}"] for name, value in found.items()]
     diversity = [[name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in metrics["diversity"].items()]
     part = f"{config.get('part', 'test')} part of the data"
     times = [[name, f"{seconds:.1f}"] for name, seconds in metrics["time"].items()]
     parts = [
         f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
-        f"Networks of {metrics['parameters']:,} parameters. Scores on the {part}: mean ± standard deviation over single networks.",
+        f"The networks have {metrics['parameters']:,} parameters. Scores are measured on the {part}. They are the mean ± standard "
+        "deviation over single networks. NLL is the negative log-likelihood in nats, and ECE the expected calibration error. An ensemble "
+        "averages the probabilities of its networks, with *log pool* their log-probabilities.",
         _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
         *_statistics(metrics.get("recalibrated")),
-        "## Novelty\n\nMedians of the distances to the nearest training run, each layer counting the same; 1 is the root mean square "
-        "distance of two training networks. The ratio is generated to train over zoo leave one out: near 0 for copies of training "
-        "networks, near 1 for networks as new as another training run; of a layer by itself it is near 0 where that is copied. The share "
-        "*copies* of the generated networks stands out to one run: is so much nearer to it than to the next ones as 1 of 100 training "
-        "networks is to another run. *spread* is how far two generated networks are from each other, in units of two of the zoo.",
+        "## Novelty\n\nAre the networks new? Distances are medians. Every layer has the same share of them. Two training networks are 1 "
+        "apart (root mean square).\n\n"
+        "- *novelty* is the distance of generated networks divided by that of training networks. It is near 0 for copies, and near 1 for "
+        "networks as new as another training run. *novelty of layer* is the same for one layer alone.\n"
+        "- *copies* is the share of generated networks that are suspiciously close to one training run. For really new networks it is "
+        ".01.\n"
+        "- *spread* is the distance between two generated networks, divided by that between two networks of the zoo. Below 1 they are too "
+        "much alike.",
         _markdown(["", "value"], novelty),
-        "## Diversity\n\nTwo different networks: the root mean square of their distance in the flow's canonical weights, and how often "
-        "they predict different classes.",
+        "## Diversity\n\nHow different are two networks of one set? *distance* is their root mean square distance in the flow's canonical "
+        "weights. *disagreement* is the share of examples for which they predict different classes.",
         _markdown(["networks", "distance", "disagreement"], diversity),
         "## Time",
         _markdown(["phase", "seconds"], times),
@@ -99,7 +116,7 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
 
 
 def _statistics(examples: int | None) -> list[str]:
-    """A line on running statistics, of networks that have any."""
+    """Return a line on running statistics, for networks that have any."""
     if examples is None:
         return []
     if not examples:
@@ -109,7 +126,7 @@ def _statistics(examples: int | None) -> list[str]:
 
 
 def _rows(metrics: Mapping) -> Iterator[list[str]]:
-    """Name, accuracy, NLL and ECE of every set of networks."""
+    """Yield name, accuracy, NLL and ECE of every set of networks."""
     yield from _single({name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"]))
     for name, scores in metrics["ensemble"].items():
         for one, how in ((scores, ""), (scores.get("log_pool"), ", log pool")):

@@ -1,4 +1,4 @@
-"""Measure how far networks are apart, each layer counting the same, whatever flow they came from."""
+"""Measure how far networks are apart, with the same share for every layer and independent of any flow."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,14 @@ from geoflow.statistics import statistics_of
 
 @dataclass(frozen=True, eq=False)
 class Ruler:
-    """Coordinates in which the Euclidean distance of two networks of a zoo is 1 on average (root mean square), every layer having the same
-    share of its square. In plain weights nearly all of it would be the last layer's: it holds the scale of all others. Running statistics
-    do not count: they follow from the weights and the data, and a copy of a network remains one when they are measured anew.
+    """Coordinates for measuring distances between networks of a zoo.
 
-    `frame` says how long a row of weights on an input is, `scale` what brings each weight to these units, `reference` where units belong.
+    The Euclidean distance of two networks of the zoo is 1 in root mean square, and every layer has the same share of its square. In plain
+    weights nearly all of it would be the last layer's, because that holds the scale of all others. Running statistics do not count, because
+    they follow from the weights and the data. So a copy remains a copy when they are measured anew.
+
+    `frame` gives the length of a row of weights on an input. `scale` brings each weight to these units. `reference` gives the order of the
+    units. See `fit_ruler` for an example.
     """
 
     spec: NetworkSpec
@@ -28,12 +31,14 @@ class Ruler:
     reference: Float[Tensor, " weights"]
 
     def place(self, thetas: Float[Tensor, "nets weights"]) -> Float[Tensor, "nets weights"]:
-        """The coordinates of networks, their units in the order that is nearest to the reference."""
+        """Return the coordinates of networks, with their units in the order nearest to the reference."""
         return align(self.spec, _balanced(self.spec, thetas, self.frame) * self.scale.to(thetas), self.reference)[0]
 
 
 def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Frame = UNTURNED) -> Ruler:
-    """The ruler of a zoo; a layer in which its networks do not differ keeps the scale of its weights.
+    """Return the ruler of a zoo.
+
+    `frame` comes from `metric_frame`. If the networks do not differ in a layer, that layer's weights are not rescaled.
 
     >>> import torch, geoflow
     >>> from geoflow.evaluation.novelty import spread
@@ -55,9 +60,10 @@ def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Fram
 
 
 def layers_of(spec: NetworkSpec) -> dict[str, Int[Tensor, " weights"]]:
-    """By the site whose units they make, the weights of a network: those on its edges, biases and gains; "shared" belong to no unit.
+    """Return the weights of each layer, by the name of the site whose units they make.
 
-    Running statistics are left out."""
+    These are the weights on edges, biases and gains. "shared" holds weights that belong to no unit. Running statistics are left out.
+    """
     graph, found = graph_of(spec), {}
     for site, index in [(block.target, block.index) for block in graph.blocks] + [(part.site, part.index) for part in graph.of_units]:
         found.setdefault(spec.sites[site].name, []).append(index.flatten())

@@ -1,4 +1,4 @@
-"""Find where along a flow, and in which layers, the quality of networks is lost."""
+"""Find the times of a flow, and the layers, in which the quality of networks is lost."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ Thetas = Float[Tensor, "nets weights"]
 def brought_back(
     flow: Flow, thetas: Thetas, times: Sequence[float], generator: torch.Generator, solver: str = "midpoint", steps: int = 32
 ) -> dict[float, Thetas]:
-    """What the flow makes of networks that are taken back on their paths to each of some times, and integrated to the end from there.
+    """Take networks back along their paths to each of some times, and integrate the flow to the end from there. Return the results by time.
 
-    At time 1 a network is itself, at time 0 it is noise alone. A time from which networks come back as good as they were is not where
-    quality is lost. All times have the same noise. Networks are first brought to the flow's canonical form.
+    At time 1 a network is itself, and at time 0 it is noise alone. If networks from a time come back as good as they were, no quality is
+    lost from there on. The noise is the same at all times. Networks are first brought to the flow's canonical form.
 
-    Raises ValueError for a time outside [0, 1), an unknown solver, and one that does not serve this flow.
+    Raises ValueError for a time outside [0, 1), an unknown solver, and a solver that does not suit this flow.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -45,9 +45,10 @@ def brought_back(
 
 
 def layer_by_layer(flow: Flow, thetas: Thetas, made: Thetas) -> dict[str, Thetas]:
-    """Networks in which one layer is that of `made`, and all others are those of `thetas`: how much the errors of this layer cost.
+    """Return, for each layer, networks that have this layer from `made` and all others from `thetas`.
 
-    Layers are those of `layers_of`. Both sets are brought to the flow's canonical form, the second in the order of units of the first.
+    Their scores show how much the errors of this layer cost. Layers are those of `layers_of`. Both sets are brought to the flow's canonical
+    form. The units of the second are ordered to match the first.
 
     >>> import torch, geoflow
     >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))

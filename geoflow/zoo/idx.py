@@ -1,4 +1,4 @@
-"""Check and read the IDX files of MNIST and Fashion-MNIST."""
+"""Read the IDX files of MNIST and Fashion-MNIST, and check that they are complete."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ MIRRORS = {
     ),
 }
 
-# md5 of the decompressed bytes: archives of one file differ between mirrors in their compression
+# md5 of the decompressed bytes, because mirrors compress the same file differently
 DIGESTS = {
     "mnist": {
         "train-images": "6bbc9ace898e44ae57da46a324031adb",
@@ -35,21 +35,24 @@ DIGESTS = {
 
 
 def load_idx(name: str, folder: str | Path | None, fetch: Fetch) -> dict[str, np.ndarray]:
-    """The four arrays of MNIST or Fashion-MNIST by part: images [examples, 28, 28] and labels [examples], as bytes.
+    """Return the four arrays of MNIST or Fashion-MNIST by part: images [examples, 28, 28] and labels [examples], as bytes.
 
-    Raises FileNotFoundError saying where to put an absent file, ValueError for a file whose digest is wrong.
+    Raises FileNotFoundError if a file is missing, and says where to put it. Raises ValueError if the digest of a file is wrong.
     """
     return {part: read_idx(find_idx(name, part, folder, fetch), digest) for part, digest in DIGESTS[name].items()}
 
 
 def find_idx(name: str, part: str, folder: str | Path | None, fetch: Fetch) -> Path:
-    """The path of one file, looked up as `find` does."""
+    """Return the path of one file, found as `find` does."""
     file = f"{part}-idx{3 if part.endswith('images') else 1}-ubyte.gz"
     return find(name, file, [mirror + file for mirror in MIRRORS[name]], folder, fetch)
 
 
 def read_idx(path: Path, digest: str) -> np.ndarray:
-    """The array of bytes in a gzipped IDX file whose decompressed bytes have this md5 digest (format: yann.lecun.com/exdb/mnist)."""
+    """Return the array of bytes in a gzipped IDX file.
+
+    `digest` is the md5 of the decompressed bytes. The format is described at yann.lecun.com/exdb/mnist.
+    """
     try:
         raw = gzip.decompress(path.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""Find the files of a data set: in a given folder, in the cache, or on the internet."""
+"""Find the files of a data set in a given folder, in the cache or on the internet."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,9 +10,12 @@ Fetch = Callable[[Sequence[str], Path], None]
 
 
 def find(name: str, file: str, urls: Sequence[str], folder: str | Path | None, fetch: Fetch) -> Path:
-    """The path of one file: in `folder` (by default the environment's GEOFLOW_DATA), in the cache, or fetched into the cache.
+    """Return the path of one file of the data set `name`.
 
-    Raises FileNotFoundError saying where to put an absent file.
+    It is looked up in `folder` (by default the environment variable GEOFLOW_DATA), then in the cache, and otherwise downloaded into the
+    cache.
+
+    Raises FileNotFoundError if there is no such file, and says where to put it.
     """
     cached = Path(pooch.os_cache("geoflow")) / name / file
     given = folder if folder is not None else os.environ.get("GEOFLOW_DATA")
@@ -32,7 +35,7 @@ def find(name: str, file: str, urls: Sequence[str], folder: str | Path | None, f
 
 
 def download(urls: Sequence[str], path: Path) -> None:
-    """Fetch the first of `urls` that answers into `path`; raises OSError if none does."""
+    """Download the first of `urls` that answers to `path`. Raises OSError if none does."""
     if not urls:
         raise OSError("it has no official address")
     pooch.get_logger().setLevel("WARNING")

@@ -1,4 +1,4 @@
-"""Read sentences with their labels, and turn them into tokens."""
+"""Read sentences with their labels, and turn the sentences into tokens."""
 
 import gzip
 import zlib
@@ -10,35 +10,37 @@ import numpy as np
 
 from geoflow.zoo.lookup import Fetch, find
 
-SPECIAL = ("[PAD]", "[CLS]", "[UNK]")  # what fills short sentences, what begins each, and what stands for words outside the vocabulary
+SPECIAL = ("[PAD]", "[CLS]", "[UNK]")  # padding of short sentences, start of each sentence, words outside the vocabulary
 PADDING, CLASS, UNKNOWN = range(3)
 
 
 def load_sentences(name: str, classes: int, folder: str | Path | None, fetch: Fetch) -> dict[str, tuple[list[list[str]], np.ndarray]]:
-    """Words and labels of the parts train, dev and test, from the files `train.tsv.gz` and so on, looked up as `find` does.
+    """Return the words and labels of the parts train, dev and test. The files are `train.tsv.gz` and so on, found as `find` does.
 
-    Raises FileNotFoundError saying where to put an absent file, ValueError for a broken one.
+    Raises FileNotFoundError if a file is missing, and says where to put it. Raises ValueError if a file is broken.
     """
     return {part: read_sentences(find(name, f"{part}.tsv.gz", [], folder, fetch), classes) for part in ("train", "dev", "test")}
 
 
 def read_sentences(path: Path, classes: int) -> tuple[list[list[str]], np.ndarray]:
-    """The words and the labels of a gzipped file in UTF-8 with one `sentence<tab>label` a line.
+    """Return the words and labels of a gzipped UTF-8 file with one `sentence<tab>label` in each line.
 
-    Raises ValueError naming the file, and the line where one is broken.
+    Raises ValueError with the name of a broken file, and with the number of the line if one line is broken.
     """
     try:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no complete gzip archive of UTF-8 text ({error}). Replace it by an intact copy.") from error
+        raise ValueError(f"{path} is no complete gzip archive of UTF-8 text ({error}). Replace it with an intact copy.") from error
     if not lines:
-        raise ValueError(f"{path} holds no sentences. Replace it by an intact copy.")
+        raise ValueError(f"{path} holds no sentences. Replace it with an intact copy.")
     pairs = [_pair(line, f"{path}, line {number}", classes) for number, line in enumerate(lines, 1)]
     return [words for words, _ in pairs], np.array([label for _, label in pairs])
 
 
 def vocabulary_of(sentences: Iterable[Sequence[str]], size: int) -> dict[str, int]:
-    """The tokens of the most frequent words, behind those of SPECIAL: `size` in all. Of words as frequent the first in the alphabet.
+    """Return a vocabulary of `size` tokens: those of SPECIAL, then the most frequent words.
+
+    Words that are equally frequent come in alphabetical order.
 
     >>> vocabulary_of([["a", "good", "film"], ["a", "bad", "film"]], 6)
     {'[PAD]': 0, '[CLS]': 1, '[UNK]': 2, 'a': 3, 'film': 4, 'bad': 5}
@@ -49,7 +51,9 @@ def vocabulary_of(sentences: Iterable[Sequence[str]], size: int) -> dict[str, in
 
 
 def tokens_of(sentences: Sequence[Sequence[str]], vocabulary: Mapping[str, int], length: int) -> np.ndarray:
-    """Tokens [sentences, length]: CLASS, then the words; longer sentences are cut, shorter ones filled with PADDING.
+    """Return tokens [sentences, length]: CLASS, then the words.
+
+    Longer sentences are cut, and shorter ones are filled up with PADDING.
 
     >>> tokens_of([["a", "dull", "film"]], {"a": 3, "film": 4}, 6)
     array([[1, 3, 2, 4, 0, 0]])

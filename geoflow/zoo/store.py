@@ -1,4 +1,4 @@
-"""Keep a population of trained networks, and the configuration that made it."""
+"""Store a zoo of trained networks, together with the configuration that made it."""
 
 import hashlib
 import json
@@ -19,17 +19,23 @@ from geoflow.zoo.recipes import ORIGINS
 from geoflow.zoo.tasks import Task
 from geoflow.zoo.train import common_start, train_zoo
 
-FORMAT = 3  # counted up whenever the same configuration would give another zoo
-ADDED = {"origin": "independent", "common": None, "examples": None}  # settings that were added later; absent where they are as before
-GROUP = 16  # runs at least from one writing of the file to the next
-ALL = 256  # runs that are trained at once where nothing else is said
+FORMAT = 3  # increased whenever the same configuration would give another zoo
+ADDED = {"origin": "independent", "common": None, "examples": None}  # later settings, left out at these values
+GROUP = 16  # the file is written after at least so many runs
+ALL = 256  # runs that are trained at once by default
 
 
 @dataclass(frozen=True)
 class Zoo:
-    """Weight vectors of `runs` training runs with `snapshots` each, the table they are packed by, and what made them.
+    """A zoo: the weight vectors of `runs` training runs with `snapshots` each.
 
-    `start` is the network that all runs began with, if they had one in common.
+    `spec` is the table by which the vectors are packed, and `configuration` says how the networks were trained. `start` is the network that
+    all runs began with, or None if each began with its own.
+
+    >>> spec = NetworkSpec((), ())
+    >>> zoo = Zoo(torch.zeros(3, 2, 0), spec, {})
+    >>> zoo.networks.shape, zoo.run_of
+    (torch.Size([6, 0]), tensor([0, 0, 1, 1, 2, 2]))
     """
 
     thetas: Float[Tensor, "runs snapshots weights"]
@@ -52,7 +58,7 @@ class Zoo:
 
     @property
     def run_of(self) -> Tensor:
-        """The run that each row of `networks` comes from."""
+        """The run of each row of `networks`."""
         return torch.arange(self.runs).repeat_interleave(self.snapshots)
 
 
@@ -67,17 +73,28 @@ def load_zoo(
     progress=True,
     together: int | None = None,
 ) -> Zoo:
-    """The zoo of `settings` (arguments of `train_zoo`, all of plain values), read from `folder` or trained and kept there.
+    """Return a zoo from `folder`. If it is not there yet, train it and store it there.
 
-    Two more settings say where runs begin: with `origin="shared"` all begin with one network, trained for `common` epochs, and each goes on
-    with data that it draws from the training part with replacement (`examples` of them, by default as many as there are).
+    `settings` are arguments of `train_zoo` with plain values. Three more may say where runs begin. With `origin="shared"` all runs begin
+    with one network, which is trained for `common` epochs. Each run then continues on `examples` training examples that it draws with
+    replacement. By default these are as many as there are.
 
-    The file is named by the digest of everything that determines its runs: network, training data, settings but for their number, seed and
-    FORMAT. It grows by groups of runs, so that an interrupted training goes on, and a larger zoo begins with the runs of a smaller one.
-    `together` runs are trained at once (by default 256), which changes no run but for rounding. Of several processes that ask for the
-    same zoo one trains it, and the others wait.
+    The name of the file is a digest of everything that determines the runs: network, training data, seed, FORMAT and settings except the
+    number of runs. The file grows by groups of runs. So an interrupted training continues, and a larger zoo begins with the runs of a
+    smaller one. `together` runs (by default 256) are trained at once, which changes each run by rounding only. If several processes ask for
+    one zoo, one of them trains it and the others wait.
 
-    Raises ValueError for a file that is corrupt or belongs to another configuration: it is never replaced silently.
+    Raises ValueError for a file that is corrupt or belongs to another configuration. Such a file is never replaced silently.
+
+    >>> import tempfile, geoflow
+    >>> from geoflow.zoo.networks import mlp
+    >>> from geoflow.zoo.recipes import zoo_defaults
+    >>> from geoflow.zoo.tasks import load_task
+    >>> spec, task = geoflow.spec_of(mlp(4, [5], 3), torch.zeros(1, 4)), load_task("iris")
+    >>> settings = zoo_defaults("mlp", "iris") | {"runs": 6, "epochs": 5}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(load_zoo(folder, lambda: mlp(4, [5], 3), spec, task, settings, seed=0, progress=False).networks.shape)
+    torch.Size([12, 43])
     """
     recipe = {name: value for name, value in settings.items() if name != "runs" and (name not in ADDED or value != ADDED[name])}
     runs, together = settings["runs"], ALL if together is None else together
@@ -112,16 +129,17 @@ def load_zoo(
 
 
 def save_zoo(path: str | Path, zoo: Zoo) -> None:
-    """Write a zoo as one safetensors file; a crash leaves either no file or the whole one."""
+    """Write a zoo as one safetensors file. A crash leaves either no file or the whole one."""
     tensors = {"thetas": zoo.thetas} | {f"rest.{name}": value for name, value in zoo.spec.rest.items()}
     tensors |= {} if zoo.start is None else {"start": zoo.start}
     write_tensors(path, tensors, {"configuration": _json(zoo.configuration), "spec": zoo.spec.to_json()})
 
 
 def read_zoo(path: str | Path) -> Zoo:
-    """Read what `save_zoo` wrote. The file is mapped: networks come from the disk when they are used, and leave memory under pressure.
+    """Read a zoo that `save_zoo` wrote.
 
-    Raises ValueError naming the file if it is corrupt or no zoo."""
+    The file is memory-mapped: networks are read from the disk when they are used. Raises ValueError if the file is corrupt or holds no zoo.
+    """
     try:
         tensors, metadata = read_tensors(path)
         spec = NetworkSpec.from_json(metadata["spec"], under("rest.", tensors))
@@ -131,9 +149,9 @@ def read_zoo(path: str | Path) -> Zoo:
 
 
 def split_runs(zoo: Zoo, share: float, generator: torch.Generator) -> tuple[Zoo, Zoo]:
-    """Two zoos of different runs: the one to fit a flow on, and a random `share` of the runs (at least one) held out from it.
+    """Split a zoo by runs. Return the zoo to fit a flow to, and a random `share` of the runs that is held out.
 
-    Raises ValueError if that leaves either side without a run.
+    At least one run is held out. Raises ValueError if either side has no run left.
     """
     held = max(1, round(share * zoo.runs))
     if not 0 < share < 1 or held >= zoo.runs:
@@ -146,7 +164,7 @@ def split_runs(zoo: Zoo, share: float, generator: torch.Generator) -> tuple[Zoo,
 
 
 def digest(configuration: Mapping) -> str:
-    """The sha256 of a configuration of plain values, whatever the order of its keys.
+    """Return the sha256 of a configuration of plain values. The order of its keys does not matter.
 
     >>> digest({"runs": 2, "lr": 0.1}) == digest({"lr": 0.1, "runs": 2})
     True
@@ -157,11 +175,11 @@ def digest(configuration: Mapping) -> str:
 def _check_origin(recipe: Mapping) -> None:
     choose("origin", recipe.get("origin", ADDED["origin"]), ORIGINS)
     if ("origin" in recipe) != ("common" in recipe):
-        raise ValueError("origin=shared and common, the epochs of the common training, belong together. Give both or neither.")
+        raise ValueError("origin=shared and common, the epochs of the common training, belong together. Set both or neither.")
 
 
 def _layout(spec: NetworkSpec) -> list[tuple]:
-    """Where the weight vector has which entry; what else a table says, no file depends on."""
+    """Return which entry lies where in the weight vector. Files depend on nothing else in a table."""
     return [(tensor.name, tensor.shape, tensor.start) for tensor in spec.tensors]
 
 

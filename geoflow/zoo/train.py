@@ -1,4 +1,4 @@
-"""Train many networks, each in its own order of its own data, from starts of their own or from a common one."""
+"""Train many networks, each on its own random order of its data."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +19,13 @@ from geoflow.randomness import randomness, seed_global
 from geoflow.zoo.tasks import Task
 
 State = dict[str, Tensor]
-COMMON = -1  # the number of the run that makes a common start
+COMMON = -1  # the number of the run that trains a common start
 
-# name: factor of the learning rate after `passed` of `epochs` epochs and a share of the next one
+# name: factor of the learning rate after `passed` epochs of `epochs` and a share of the next one
 SCHEDULES: dict[str, Callable[[int, float, int], float]] = {
     "constant": lambda passed, share, epochs: 1.0,
     "cosine": lambda passed, share, epochs: _cosine(passed / epochs),  # one rate for every epoch
-    "cosine_by_step": lambda passed, share, epochs: _cosine((passed + share) / epochs),  # for few epochs
+    "cosine_by_step": lambda passed, share, epochs: _cosine((passed + share) / epochs),  # one rate for every step, for few epochs
 }
 
 
@@ -53,18 +53,20 @@ def train_zoo(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> State:
-    """Train `runs` networks made by `build` with AdamW; return their state dicts, every entry [runs, snapshots, ...], on the CPU.
+    """Train `runs` networks made by `build` with AdamW. Return their state dicts on the CPU, every entry [runs, snapshots, ...].
 
-    The snapshots are the states after the last `snapshots` multiples of `every` epochs, counted back from the end. Each epoch shuffles
-    the data anew for each run, leaves out the rest of the division by `batch`, and has the learning rate that `schedule` (of SCHEDULES)
-    gives it. With `examples` each run trains on so many examples that it draws from the data with replacement. With `start`, a state
-    dict, all runs begin there. Buffers such as batch norm's statistics are each run's own.
+    The last snapshot is the state at the end. The others come every `every` epochs before it, `snapshots` in all. Each run shuffles the
+    data anew in each epoch. Examples that do not fill a batch are left out. `schedule` names a row of `SCHEDULES`, which gives the learning
+    rate. With `examples`, each run trains on that many examples, which it draws from the data with replacement. With the state dict
+    `start`, all runs begin there. Each run has its own buffers, such as the statistics of batch norm.
 
-    The runs are numbered from `first`; start, data and shuffles of a run come from `seed` and its number alone, so it is the same, but for
-    rounding, whichever runs are trained beside it (dropout's masks are drawn for all that are trained at once). `together` runs are
-    trained at once by vmap, by default all; 1 trains one after the other. torch's global generators are left as found.
+    Runs are numbered from `first`. Initial weights, data and shuffles of a run depend on `seed` and its number only. So a run is the same,
+    up to rounding, whichever runs are trained beside it. Dropout's masks are an exception: they are drawn for all runs that are trained at
+    once. `together` runs (by default all) are trained at once by vmap, and 1 means one after the other. torch's global generators are left
+    as found.
 
-    Raises ValueError for settings that do not fit together, FloatingPointError naming the runs whose loss is not finite.
+    Raises ValueError for settings that do not fit together. Raises FloatingPointError with the numbers of the runs whose loss is not
+    finite.
 
     >>> from geoflow.zoo.networks import mlp
     >>> from geoflow.zoo.tasks import load_task
@@ -104,7 +106,10 @@ def _train_crowd(
     start: State | None,
     examples: int | None,
 ) -> State:
-    """The snapshots [runs, snapshots, ...] of the runs of these numbers, trained at once; seeds torch's global generators."""
+    """Train the runs of these numbers at once, and return their snapshots [runs, snapshots, ...].
+
+    Seeds torch's global generators.
+    """
     generators = [randomness(seed, f"run {number}") for number in numbers]
     network, state = initial_states(build, generators, device, start)
     data = None if examples is None else drawn_data(generators, len(batches.x), examples).to(device)
@@ -127,9 +132,9 @@ def _train_crowd(
 
 
 def common_start(build: Callable[[], nn.Module], task: Task, *, epochs: int, seed: int, progress: bool = True, **settings) -> State:
-    """The state dict after `epochs` of training on all the data, with the same settings as `train_zoo`: the runs of a zoo can begin there.
+    """Train one network on all the data for `epochs`, and return its state dict. The runs of a zoo can begin there.
 
-    The learning rate is constant: the runs themselves cool it down, each in its own way.
+    Other settings are those of `train_zoo`. The learning rate is constant, because each run lowers it in its own way.
     """
     settings = {**settings, "schedule": "constant", "examples": None, "snapshots": 1, "every": 1, "together": 1}
     states = train_zoo(build, task, runs=1, first=COMMON, epochs=epochs, seed=seed, progress=progress, **settings)
@@ -139,9 +144,9 @@ def common_start(build: Callable[[], nn.Module], task: Task, *, epochs: int, see
 def initial_states(
     build: Callable[[], nn.Module], generators: Sequence[torch.Generator], device: torch.device, start: State | None = None
 ) -> tuple[nn.Module, State]:
-    """A network to run the forward pass of, and the stacked states [runs, ...] of freshly built ones, or as often the state `start`.
+    """Return a network for the forward pass, and the stacked states [runs, ...] of newly built networks.
 
-    Seeds torch's global generators.
+    With `start`, every state is a copy of it. Seeds torch's global generators.
     """
     networks = []
     for generator in generators:
@@ -157,7 +162,10 @@ def initial_states(
 def shuffled_batches(
     generators: Sequence[torch.Generator], examples: int, batch: int, device: str | torch.device = "cpu"
 ) -> Iterator[Int[Tensor, "runs batch"]]:
-    """The rows of one epoch's batches: an independent shuffle per run, without the rest of the division by `batch`."""
+    """Return the rows of one epoch's batches, with an independent shuffle for each run.
+
+    Examples that do not fill a batch are left out.
+    """
 
     def orders(some: Sequence[torch.Generator]) -> Tensor:
         return torch.stack([torch.randperm(examples, generator=generator, dtype=torch.int32) for generator in some])
@@ -171,19 +179,22 @@ def shuffled_batches(
 
 
 def drawn_data(generators: Sequence[torch.Generator], available: int, examples: int) -> Int[Tensor, "runs examples"]:
-    """The rows of each run's own data, drawn with replacement (a bootstrap sample)."""
+    """Draw the rows of each run's own data with replacement, which is a bootstrap sample."""
     draws = [torch.randint(available, (examples,), generator=generator, dtype=torch.int32) for generator in generators]
     return torch.stack(draws)
 
 
 class Batches:
-    """The examples of every run's rows, gathered into one buffer: a fresh one for each step would cost more than the copy itself."""
+    """A lookup of the examples of every run's rows.
+
+    It gathers them into one buffer, because a new buffer for each step would cost more than the copy itself.
+    """
 
     def __init__(self, x: Tensor, y: Tensor):
         self.x, self.y, self.buffer = x, y, x.new_empty(0)
 
     def __call__(self, rows: Int[Tensor, "runs batch"]) -> tuple[Shaped[Tensor, "runs batch ..."], Int[Tensor, "runs batch"]]:
-        """Inputs (until the next call) and labels."""
+        """Return the inputs, which are valid until the next call, and the labels."""
         flat = rows.flatten()
         if len(self.buffer) != len(flat):
             self.buffer = self.x.new_empty(len(flat), *self.x.shape[1:])
@@ -194,15 +205,15 @@ class Batches:
 def step(
     network: nn.Module, state: State, optimizer, x: Shaped[Tensor, "runs batch ..."], y: Int[Tensor, "runs batch"]
 ) -> Float[Tensor, " runs"]:
-    """One step of every run on its own batch; the losses before the step."""
+    """Do one step of every run on its own batch, and return the losses before the step."""
     optimizer.zero_grad()
-    if len(x) == 1:  # as fast as a loop of plain torch
+    if len(x) == 1:  # without vmap, which is slower for one run
         logits = functional_call(network, {name: value[0] for name, value in state.items()}, (x[0],))[None]
     else:
-        with WideProducts(), sdpa_kernel(SDPBackend.MATH):  # vmap would call the fused attention once for every run
+        with WideProducts(), sdpa_kernel(SDPBackend.MATH):  # under vmap, fused attention runs once for every run
             logits = vmap(partial(functional_call, network), randomness="different")(state, x)
     losses = cross_entropy(logits.movedim(-1, 1), y, reduction="none").mean(1)
-    losses.sum().backward()  # the runs share no parameter, so the gradient of the sum is each run's own
+    losses.sum().backward()  # runs share no parameters, so each gets its own gradient
     optimizer.step()
     return losses.detach()
 

@@ -1,4 +1,4 @@
-"""List the networks of the experiments: what each reads, what can be set, and how its zoos train fastest."""
+"""List the networks of the experiments: what they read, their options, and how their zoos train fastest."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ __all__ = ["NETWORKS", "Network", "build_network", "check_reads", "mlp", "option
 
 @dataclass(frozen=True)
 class Network:
-    """A row of NETWORKS: the form of data that it reads, how it is made for a task, its options with their defaults, and its usual task.
+    """A row of NETWORKS.
 
-    Zoos of it train `crowd` runs at once by vmap where a batch of one run has at most `vmapped` numbers, and otherwise one run after the
-    other: vmap saves calls, and what no longer fits the CPU's caches costs more than that.
+    `form` is the form of data that the network reads, and `make` builds it for a task. `options` holds its options with their defaults, and
+    `task` is its usual task. A batch of one run has some count of input numbers. Up to `vmapped` of them, zoos train `crowd` runs at once
+    by vmap, and beyond that one run after the other. vmap saves calls, but what does not fit the CPU's caches costs more.
     """
 
     form: str
@@ -60,9 +61,10 @@ NETWORKS: dict[str, Network] = {
 
 
 def build_network(name: str, task: Task, options: Mapping) -> nn.Module:
-    """The network `name` of NETWORKS for a task, with the given options and the defaults of the others, newly initialised.
+    """Build the network `name` of NETWORKS for a task, with new initial weights.
 
-    Raises ValueError for an unknown network, an option that it does not have, and data that it cannot read.
+    Options that are not given have their defaults. Raises ValueError for an unknown network, for an option that it does not have, and for
+    data that it cannot read.
 
     >>> from geoflow.zoo.tasks import load_task
     >>> build_network("residual_mlp", load_task("iris"), {"width": 8}).head
@@ -71,7 +73,9 @@ def build_network(name: str, task: Task, options: Mapping) -> nn.Module:
     network = choose("network", name, NETWORKS)
     check_reads(name, task.name)
     if task.form != network.form:
-        raise ValueError(f"network={name} reads the form {network.form!r}, and {task.name} was loaded as {task.form!r}. Load it so.")
+        raise ValueError(
+            f"network={name} reads the form {network.form!r}, and {task.name} was loaded as {task.form!r}. Load it as {network.form!r}."
+        )
     complete = options_of(name, options)
     sizes = {option: size for option, size in complete.items() if option in ("width", "depth")}
     if sizes and min(sizes.values()) < 1:
@@ -80,7 +84,10 @@ def build_network(name: str, task: Task, options: Mapping) -> nn.Module:
 
 
 def options_of(name: str, given: Mapping) -> dict:
-    """All options of the network `name`, those given in place of their defaults. Raises ValueError for one that it does not have."""
+    """Return all options of the network `name`: the given ones, and defaults for the others.
+
+    Raises ValueError for an option that the network does not have.
+    """
     options = choose("network", name, NETWORKS).options
     if foreign := [f"{option}={value}" for option, value in given.items() if option not in options]:
         raise ValueError(f"network={name} has no {', '.join(foreign)}. Its options are {', '.join(options)}.")
@@ -88,7 +95,10 @@ def options_of(name: str, given: Mapping) -> dict:
 
 
 def check_reads(name: str, task: str) -> None:
-    """Raise ValueError for an unknown network or task, and for a task without inputs of the form that the network reads."""
+    """Raise ValueError if the task has no inputs of the form that the network reads.
+
+    Also raises it for an unknown network or task.
+    """
     form, forms = choose("network", name, NETWORKS).form, choose("task", task, TASKS).forms
     if form not in forms:
         tasks = ", ".join(fitting for fitting, source in TASKS.items() if form in source.forms)
@@ -99,7 +109,7 @@ def check_reads(name: str, task: str) -> None:
 
 
 def together(name: str, task: Task, batch: int, device: str) -> int:
-    """How many runs of a zoo of the network `name` train fastest together: 1 stands for one after the other."""
+    """Return how many runs of a zoo train fastest together. 1 means one after the other."""
     network = NETWORKS[name]
     if device != "cpu":
         return 16 * network.crowd

@@ -1,14 +1,14 @@
-"""Build small convolutional networks, plain and residual, as torchvision writes them."""
+"""Build small convolutional networks, plain and residual, written as torchvision's are."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
 def cnn(shape: tuple[int, int, int], classes: int, width: int = 8) -> nn.Sequential:
-    """Two convolutions of `width` and 2 `width` channels, each pooled to half the size, and one hidden layer of 4 `width` units.
+    """Build a network of two convolutions, each with pooling to half the size, and one hidden layer.
 
-    From images [batch, *shape], shape (channels, rows, columns), to logits [batch, classes].
-    Raises ValueError for images of fewer than 4 rows or columns.
+    The convolutions have `width` and 2 `width` channels, the hidden layer 4 `width` units. It maps images [batch, *shape] to logits [batch,
+    classes], where shape is (channels, rows, columns). Raises ValueError for images of fewer than 4 rows or columns.
 
     >>> import torch
     >>> network = cnn((1, 14, 14), 10)
@@ -17,7 +17,7 @@ def cnn(shape: tuple[int, int, int], classes: int, width: int = 8) -> nn.Sequent
     """
     channels, rows, columns = shape
     if min(rows, columns) < 4:
-        raise ValueError(f"A cnn halves images twice, and these have {rows} x {columns} pixels. They need at least 4 x 4.")
+        raise ValueError(f"A cnn halves images twice, and these have {rows} x {columns} pixels. Pass images of at least 4 x 4.")
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
         nn.ReLU(),
@@ -33,9 +33,10 @@ def cnn(shape: tuple[int, int, int], classes: int, width: int = 8) -> nn.Sequent
 
 
 class ResNet(nn.Module):
-    """Three stages of `depth` basic blocks with `width`, 2 `width` and 4 `width` channels; the second and third halve the image.
+    """A residual network of three stages, each with `depth` basic blocks (He et al. 2016).
 
-    From images [batch, *shape], shape (channels, rows, columns), to logits [batch, classes] (He et al. 2016).
+    The stages have `width`, 2 `width` and 4 `width` channels. The second and the third halve the image. It maps images [batch, *shape] to
+    logits [batch, classes], where shape is (channels, rows, columns).
 
     >>> import torch
     >>> network = ResNet((1, 14, 14), 10)
@@ -62,7 +63,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """relu(shortcut(x) + conv(relu(conv(x)))), each convolution followed by batch norm."""
+    """relu(shortcut(x) + conv(relu(conv(x)))), with batch norm after each convolution."""
 
     def __init__(self, inward: int, outward: int, stride: int):
         super().__init__()

@@ -13,9 +13,9 @@ NORMS: dict[str, Callable[[int], list[nn.Module]]] = {"none": lambda width: [], 
 
 
 def mlp(features: int, hidden: Sequence[int], classes: int, activation: str = "relu", norm: str = "none") -> nn.Sequential:
-    """A multi-layer perceptron from inputs [*batch, features] to logits [*batch, classes], in torch's default initialisation.
+    """Build a multi-layer perceptron from inputs [*batch, features] to logits [*batch, classes], with torch's default initialisation.
 
-    A row of NORMS puts its layer behind every hidden Linear; with batch norm the inputs are [batch, features].
+    `norm` names a row of NORMS, which comes after every hidden Linear. With batch norm the inputs are [batch, features].
 
     Raises ValueError for an activation outside ACTIVATIONS, a norm outside NORMS and a width below 1.
 
@@ -39,7 +39,9 @@ def mlp(features: int, hidden: Sequence[int], classes: int, activation: str = "r
 
 
 class ResidualMLP(nn.Module):
-    """A stream of `width` units that `depth` pre-norm blocks add to: from inputs [*batch, features] to logits [*batch, classes].
+    """A residual perceptron from inputs [*batch, features] to logits [*batch, classes].
+
+    `depth` pre-norm blocks add to a stream of `width` units.
 
     >>> import torch
     >>> ResidualMLP(64, 10, width=16, depth=2)(torch.zeros(5, 64)).shape

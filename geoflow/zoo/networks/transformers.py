@@ -1,4 +1,4 @@
-"""Build small transformers of images (as torchvision writes them) and of sentences (as Hugging Face's transformers do)."""
+"""Build small transformers of images (written as torchvision's are) and of sentences (as Hugging Face's are)."""
 
 import torch
 from jaxtyping import Float, Int
@@ -11,11 +11,11 @@ MOST_PATCHES = 49
 
 
 class ViT(nn.Module):
-    """A vision transformer of `depth` pre-norm blocks on a class token and the patches of an image (Dosovitskiy et al. 2021).
+    """A vision transformer: `depth` pre-norm blocks on a class token and the patches of an image (Dosovitskiy et al. 2021).
 
-    From images [batch, *shape], shape (channels, rows, columns), to logits [batch, classes]. Patches are the smallest squares that
-    cut the image into at most MOST_PATCHES. Raises ValueError for images that no such squares cut without a rest, and for a width
-    that the heads do not divide.
+    It maps images [batch, *shape] to logits [batch, classes], where shape is (channels, rows, columns). Patches are the smallest squares
+    that cut the image into at most MOST_PATCHES parts. Raises ValueError if no such squares fill the image, and if `heads` does not divide
+    `width`.
 
     >>> network = ViT((1, 14, 14), 10)
     >>> network(torch.zeros(5, 1, 14, 14)).shape, sum(p.numel() for p in network.parameters())
@@ -57,7 +57,7 @@ class PreNormBlock(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """Multi-head attention whose queries, keys and values come from one layer."""
+    """Multi-head attention with one layer for queries, keys and values."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -76,10 +76,10 @@ class PackedAttention(nn.Module):
 
 
 class Bert(nn.Module):
-    """A classifier of sentences: embeddings, `depth` post-norm blocks, a pooled first token (Devlin et al. 2019).
+    """A classifier of sentences: embeddings, `depth` post-norm blocks and a pooled first token (Devlin et al. 2019).
 
-    From tokens [batch, tokens], of which PADDING fills the end, to logits [batch, classes].
-    Raises ValueError for a width that the heads do not divide.
+    It maps tokens [batch, tokens] to logits [batch, classes]. PADDING fills the ends of short sentences. Raises ValueError if `heads` does
+    not divide `width`.
 
     >>> network = Bert(vocabulary=2000, tokens=32, classes=2)
     >>> network(torch.tensor([[1, 5, 9] + [PADDING] * 29])).shape, sum(p.numel() for p in network.parameters())
@@ -103,7 +103,7 @@ class Bert(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """The sum of a token's and its place's embedding, normalised."""
+    """The normalised sum of the embeddings of a token and of its place."""
 
     def __init__(self, vocabulary: int, tokens: int, width: int):
         super().__init__()
