@@ -240,7 +240,7 @@ def test_progress_is_shown_on_demand(generator, capsys):
         ({"x": lambda x: x.long()}, r"does not take x of shape \(23, 5\) and torch.int64"),
         ({"x": lambda x: x.float()}, "float32"),
         ({"thetas": lambda thetas: thetas[:0]}, "thetas is empty"),
-        ({"thetas": lambda thetas: thetas[:, 1:]}, "Trace the network of the zoo"),
+        ({"thetas": lambda thetas: thetas[:, 1:]}, "Trace the network of the population"),
         ({"thetas": lambda thetas: thetas / 0}, "Network 0 of the population holds NaN or Inf"),
         ({"batch": lambda _: 1}, "batch=1 must be at least 2"),
         ({"network": lambda _: mlp(5, 9, 2)}, "two architectures"),

@@ -13,7 +13,7 @@ from pages.figures import MAIN, figures
 from pages.kept import RESULTS, beside, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES, TEMPLATES
-from pages.tables import NAMES, best, by_label, machine, novelty, quality, scores, sharpness, three, transfers
+from pages.tables import MEANS, NAMES, best, by_label, machine, novelty, quality, scores, sharpness, three, transfers
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "figures"
 CAPTIONS = {
@@ -87,6 +87,7 @@ def answer(study: str, rows: dict[str, pd.DataFrame]) -> str:
         f"{study}.md.j2",
         of=measured,
         scores=lambda label, kind="generated": scores(rows[label], kind),
+        mean=lambda label: scores(rows[label], best(rows[label], MEANS)),
         novelty=lambda label, kind=None: novelty(rows[label], kind),
         ahead=ahead,
         best=lambda label: NAMES.get(name := best(rows[label]), name),
