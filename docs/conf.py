@@ -10,7 +10,7 @@ project = "geoflow"
 author = "The geoflow developers"
 copyright = "The geoflow developers"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build", "gathered/options.md"]
+exclude_patterns = ["_build", "gathered/options.md", "gathered/headline.md", "gathered/overview.md"]  # parts of other pages
 
 html_theme = "furo"
 html_title = "geoflow"

@@ -1,4 +1,4 @@
-"""Gather the pages that are made elsewhere: the options, the pages of results/, the notes on speed and quality, the notebooks."""
+"""Gather what is made elsewhere: the options, the pages of results/, the README's table of results, the notes, the notebooks."""
 
 import os
 import re
@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-CONTENTS = "# Pages of results\n\n```{toctree}\n:maxdepth: 1\n\n%s\n```\n"
+CONTENTS = "```{toctree}\n:hidden:\n\n%s\n```\n"
+MARKS = re.compile(r"<!-- This table is written by .*?-->\n(.*?)<!-- The end of the table. -->", re.DOTALL)
 
 
 def gather(root: Path, folder: Path) -> None:
@@ -34,17 +35,17 @@ def _gather(root: Path, folder: Path) -> set[Path]:
             shutil.copyfile(source, target)
 
     write(folder / "options.md", options(root))
-    write(folder / "notes.md", with_targets(as_page((root / "benchmarks" / "NOTES.md").read_text(encoding="utf-8"))))
+    write(folder / "notes.md", notes((root / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")))
     write(folder / "changelog.md", (root / "CHANGELOG.md").read_text(encoding="utf-8"))
-    pages = sorted((root / "results").glob("*/README.md"))
-    for page in pages:
+    write(folder / "headline.md", headline((root / "README.md").read_text(encoding="utf-8")))
+    write(folder / "overview.md", overview((root / "results" / "README.md").read_text(encoding="utf-8")))
+    for page in sorted((root / "results").glob("*/README.md")):
         name = page.parent.name
-        write(folder / "results" / f"{name}.md", of_results(name, page.read_text(encoding="utf-8")))
-        for figure in sorted((page.parent / "figures").glob("*.png")):
-            copy(figure, folder / "results" / name / figure.name)
-    write(folder / "results" / "index.md", CONTENTS % "\n".join(page.parent.name for page in pages))
+        write(folder / "results" / f"{name}.md", study(name, page.read_text(encoding="utf-8")))
+        for file in (*sorted((page.parent / "figures").glob("*.png")), page.parent / "runs.csv"):
+            copy(file, folder / "results" / name / file.name)
     for notebook in sorted((root / "notebooks").glob("*.ipynb")):
-        copy(notebook, folder / notebook.name)
+        write(folder / notebook.name, beside_the_notes(notebook.read_text(encoding="utf-8")))
     return made
 
 
@@ -55,19 +56,48 @@ def options(root: Path) -> str:
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True).stdout
 
 
-def of_results(name: str, text: str) -> str:
-    """A page of results/, with its figures where they were copied to."""
-    return as_page(re.sub(r"\(figures/", f"({name}/", text))
+def headline(readme: str) -> str:
+    """The README's table of results and what is said of it between two marks, as a part of docs/results.md."""
+    if not (found := MARKS.search(readme)):
+        raise ValueError("README.md has lost the marks of its table. `make results` writes the table between them.")
+    return as_page(found[1].strip().replace("(results/README.md)", "(#the-studies)") + "\n")
 
 
-def with_targets(text: str) -> str:
-    """Each section with a name to link to, made of its title without what stands in brackets: notes-first-words."""
+def overview(text: str) -> str:
+    """results/README.md as a part of docs/results.md: without its title, its links as seen from there, with the pages of all studies."""
+    text = text.partition("\n")[2].replace("\n## ", "\n### ")
+    studies = re.findall(r"\((\w+)/README\.md\)", text)
+    text = re.sub(r"\((\w+)/README\.md\)", r"(gathered/results/\1.md)", text)
+    text = re.sub(r"\((\w+)/figures/", r"(gathered/results/\1/", text)
+    return as_page(f"{_outside(text, '')}\n{CONTENTS % chr(10).join(f'gathered/results/{name}' for name in studies)}")
+
+
+def study(name: str, text: str) -> str:
+    """The page of a study, with its figures and its runs.csv where they were copied to."""
+    text = text.replace("(figures/", f"({name}/").replace("(runs.csv)", f"({name}/runs.csv)")
+    return as_page(_outside(text, "../../"))
+
+
+def _outside(text: str, docs: str) -> str:
+    """Links that leave results/, for a page from which docs/ lies at this path."""
+    text = re.sub(r"\((?:\.\./)+docs/", f"({docs}", text)
+    return re.sub(r"\((?:\.\./)+benchmarks/NOTES\.md", f"({docs}gathered/notes.md", text)
+
+
+def notes(text: str) -> str:
+    """benchmarks/NOTES.md, each section with a name to link to, made of its title without what stands in brackets: notes-first-words."""
 
     def target(heading: re.Match) -> str:
         words = re.findall(r"\w+", heading[1].partition(" (")[0].lower())
         return f"(notes-{'-'.join(words[:5])})=\n\n{heading[0]}"
 
-    return re.sub(r"^## (.*)$", target, text, flags=re.MULTILINE)
+    return as_page(re.sub(r"^## (.*)$", target, beside_the_notes(text), flags=re.MULTILINE))
+
+
+def beside_the_notes(text: str) -> str:
+    """Notes or a notebook with links as seen from docs/gathered/."""
+    text = re.sub(r"\(\.\./results/(\w+)/README\.md", r"(results/\1.md", text)
+    return _outside(text.replace("(../results/README.md", "(../results.md"), "../")
 
 
 def as_page(text: str) -> str:

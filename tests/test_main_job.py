@@ -13,8 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("named", "flow", "times", "minutes"),
-    [("breast_cancer", "geometric", 1.2, 5), ("breast_cancer", "euclidean", 1.4, 5), ("breast_cancer", "normalized", 1.2, 5)]
-    + [("digits", "geometric", 1.8, 30)],
+    [
+        ("breast_cancer", "geometric", 1.2, 5),
+        ("breast_cancer", "euclidean", 1.4, 5),
+        ("breast_cancer", "normalized", 1.2, 5),
+        ("digits", "geometric", 1.8, 30),
+    ],
 )
 def test_generated_networks_are_nearly_as_good_as_the_zoo_and_new(named, flow, times, minutes, tmp_path):
     """Their accuracy is within .01 of the zoo's, on digits at least .94, their NLL at most so many times the zoo's."""
