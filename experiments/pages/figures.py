@@ -21,8 +21,10 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
     first = next(iter(rows))
     title = STUDIES[study].title
     shown = {"scoreboard": plot_board(board(rows[first]), f"{title}: {first}" if len(rows) > 1 else title)}
-    if len(rows) > 1:
-        shown["rows"] = plot_rows({label: _kinds(runs) for label, runs in rows.items()}, title)
+    task = frame["config.task"].mode()[0]  # accuracies of another would stretch the axes
+    of_one = {label: _kinds(runs) for label, runs in rows.items() if runs["config.task"].iloc[0] == task}
+    if len(of_one) > 1:
+        shown["rows"] = plot_rows(of_one, f"{title}: {task}" if len(of_one) < len(rows) else title)
     if lines := by_size(frame):
         shown["sizes"] = plot_sizes(lines, f"{title}: over the size of the zoo")
     for label, seed, found in beside(study, "curve"):

@@ -16,8 +16,9 @@ from pages.studies import STUDIES, TEMPLATES
 from pages.tables import MEANS, NAMES, best, by_label, machine, novelty, quality, scores, sharpness, three, transfers
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "figures"
+MANY = 4  # rows of a study that is shown by all of them
 CAPTIONS = {
-    "rows": "Each row of the table: the zoo, the generated networks, and the baseline with the lowest NLL.",
+    "rows": "Rows of the table: the zoo, the generated networks, and the baseline with the lowest NLL.",
     "sizes": "Over the number of training runs in the zoo. Near 0 the networks are copies, near 1 they are as new as another run.",
     "curve": "Networks that one flow draws in 1, 2, 4 and more steps of the solver.",
     "tradeoff": "Networks that one flow draws with more and more sharpness, from 0 (hollow) on. To the left they are more alike.",
@@ -68,7 +69,7 @@ def _shown(study: str, frame: pd.DataFrame) -> dict:
     """What page and overview say of a study."""
     rows = by_label(frame)
     complete = {*STUDIES[study].about} <= {*rows}
-    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if len(rows) > 3 else MAIN}
+    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if len(rows) >= MANY and frame["config.task"].nunique() == 1 else MAIN}
     return shown | {"answer": answer(study, rows) if complete else None}
 
 
