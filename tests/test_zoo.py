@@ -20,7 +20,8 @@ import geoflow
 from geoflow import population
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec, Wire
-from geoflow.zoo import idx, lookup, store, tasks
+from geoflow.zoo import idx, lookup, store, tasks, train
+from geoflow.zoo.halfway import Halfway
 from geoflow.zoo.networks import NETWORKS, build_network, check_reads, mlp, together
 from geoflow.zoo.networks.mlp import ACTIVATIONS
 from geoflow.zoo.networks.transformers import Bert, PostNormBlock, PreNormBlock
@@ -44,6 +45,10 @@ def seeded(seed=0):
 
 def iris_mlp():
     return mlp(4, [5], 3)
+
+
+def dropout_mlp():
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Dropout(0.1), nn.Linear(5, 3))
 
 
 def offline(urls, path):
@@ -687,6 +692,49 @@ def test_an_interrupted_or_larger_zoo_goes_on(iris, tmp_path, monkeypatch):
     torch.testing.assert_close(grown.thetas, whole.thetas, atol=1e-5, rtol=1e-4)  # float32 sums in another order
     fewer = load_zoo(tmp_path / "grown", **iris, seed=0)
     assert torch.equal(fewer.thetas, grown.thetas[:3]) and trained == [0, 2, 2, 4]
+
+
+@pytest.mark.parametrize("examples", [None, 40])
+def test_an_interrupted_group_goes_on_with_its_epoch(iris, tmp_path, monkeypatch, examples):
+    """Bit-identical to a training without an interruption, whose batches, moments and snapshots it shares."""
+    origin = {} if examples is None else {"origin": "shared", "common": 1, "examples": examples}
+    iris = iris | {"settings": SETTINGS | {"epochs": 4, "snapshots": 2, "every": 2} | origin, "build": dropout_mlp}
+    iris |= {"spec": geoflow.spec_of(dropout_mlp().eval(), iris["task"].x_train[:1])}
+    whole = load_zoo(tmp_path / "whole", **iris, seed=0)
+    monkeypatch.setattr("geoflow.zoo.halfway.SECONDS", 0.0)
+    stepped, step = [], train.step
+
+    def interrupted(*args):
+        stepped.append(args)
+        if len(stepped) == stop:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr("geoflow.zoo.train.step", interrupted)
+    available, batch = len(iris["task"].x_train), SETTINGS["batch"]
+    of_an_epoch = (examples or available) // batch
+    stop = (available // batch if origin else 0) + 2 * of_an_epoch + 2  # in the third epoch of the group
+    with pytest.raises(KeyboardInterrupt):
+        load_zoo(tmp_path / "stopped", **iris, seed=0)
+    assert len(list((tmp_path / "stopped").glob("*.part"))) == 1
+    before = len(stepped)
+    again = load_zoo(tmp_path / "stopped", **iris, seed=0)
+    assert torch.equal(again.thetas, whole.thetas) and not list((tmp_path / "stopped").glob("*.part"))
+    assert len(stepped) - before == 2 * of_an_epoch
+
+
+def test_what_another_group_left_is_not_used(iris, tmp_path, monkeypatch):
+    monkeypatch.setattr("geoflow.zoo.halfway.SECONDS", 0.0)
+    state, generators = {"w": torch.ones(2, 3, requires_grad=True)}, [torch.Generator() for _ in range(2)]
+    optimizer = torch.optim.AdamW([state["w"]], fused=True)
+    state["w"].sum().backward()
+    optimizer.step()
+    Halfway(tmp_path / "a.part", {"first": 0}).keep(3, state, optimizer, generators, [])
+    assert Halfway(tmp_path / "a.part", {"first": 2}).resume(state, optimizer, generators, []) == 0
+    assert Halfway(tmp_path / "a.part", {"first": 0}).resume(state, optimizer, generators, []) == 3
+    (tmp_path / "a.part").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"a\.part"):
+        Halfway(tmp_path / "a.part", {"first": 0}).resume(state, optimizer, generators, [])
 
 
 def test_of_several_that_want_a_zoo_one_trains_it(iris, tmp_path, monkeypatch):

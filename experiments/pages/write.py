@@ -69,7 +69,8 @@ def _shown(study: str, frame: pd.DataFrame) -> dict:
     """What page and overview say of a study."""
     rows = by_label(frame)
     complete = {*STUDIES[study].about} <= {*rows}
-    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if len(rows) >= MANY and frame["config.task"].nunique() == 1 else MAIN}
+    several = len(rows) >= MANY and frame["config.task"].nunique() == 1
+    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN}
     return shown | {"answer": answer(study, rows) if complete else None}
 
 

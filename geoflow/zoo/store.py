@@ -80,9 +80,9 @@ def load_zoo(
     replacement. By default these are as many as there are.
 
     The name of the file is a digest of everything that determines the runs: network, training data, seed, FORMAT and settings except the
-    number of runs. The file grows by groups of runs. So an interrupted training continues, and a larger zoo begins with the runs of a
-    smaller one. `together` runs (by default 256) are trained at once, which changes each run by rounding only. If several processes ask for
-    one zoo, one of them trains it and the others wait.
+    number of runs. The file grows by groups of runs, and a group under training is kept beside it. So an interrupted training continues,
+    and a larger zoo begins with the runs of a smaller one. `together` runs (by default 256) are trained at once, which changes each run by
+    rounding only. If several processes ask for one zoo, one of them trains it and the others wait.
 
     Raises ValueError for a file that is corrupt or belongs to another configuration. Such a file is never replaced silently.
 
@@ -122,7 +122,8 @@ def load_zoo(
         own |= {"examples": recipe.get("examples", len(task.x_train) if "origin" in recipe else None)}
         while zoo.runs < runs:
             group, start = min(max(GROUP, together), runs - zoo.runs), None if zoo.start is None else unpack(spec, zoo.start)
-            states = train_zoo(build, task, **own, runs=group, first=zoo.runs, start=start, together=together)
+            under_way = path.with_suffix(".part")
+            states = train_zoo(build, task, **own, runs=group, first=zoo.runs, start=start, together=together, checkpoint=under_way)
             save_zoo(path, replace(zoo, thetas=torch.cat([zoo.thetas, pack(spec, states)])))
             zoo = read_zoo(path)
     return replace(zoo, thetas=zoo.thetas[:runs], spec=spec, configuration=configuration | {"settings": recipe | {"runs": runs}})

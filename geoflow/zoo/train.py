@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import cos, pi
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -16,9 +17,9 @@ from tqdm import tqdm
 from geoflow.choices import choose
 from geoflow.population import WideProducts
 from geoflow.randomness import randomness, seed_global
+from geoflow.zoo.halfway import Halfway, State
 from geoflow.zoo.tasks import Task
 
-State = dict[str, Tensor]
 COMMON = -1  # the number of the run that trains a common start
 
 # name: factor of the learning rate after `passed` epochs of `epochs` and a share of the next one
@@ -52,6 +53,7 @@ def train_zoo(
     together: int | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
+    checkpoint: Path | None = None,
 ) -> State:
     """Train `runs` networks made by `build` with AdamW. Return their state dicts on the CPU, every entry [runs, snapshots, ...].
 
@@ -63,7 +65,7 @@ def train_zoo(
     Runs are numbered from `first`. Initial weights, data and shuffles of a run depend on `seed` and its number only. So a run is the same,
     up to rounding, whichever runs are trained beside it. Dropout's masks are an exception: they are drawn for all runs that are trained at
     once. `together` runs (by default all) are trained at once by vmap, and 1 means one after the other. torch's global generators are left
-    as found.
+    as found. With the path `checkpoint`, runs under training are kept there every 20 seconds, and an interrupted training continues.
 
     Raises ValueError for settings that do not fit together. Raises FloatingPointError with the numbers of the runs whose loss is not
     finite.
@@ -79,13 +81,20 @@ def train_zoo(
     _check(runs, epochs, batch, snapshots, every, schedule, together, count)
     device, last = torch.device(device), first + runs
     settings = {"epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "schedule": schedule}
-    settings |= {"kept": range(epochs - (snapshots - 1) * every, epochs + 1, every), "start": start, "examples": examples}
+    settings |= {"examples": examples}
+    plain = settings | {"seed": seed, "snapshots": snapshots, "every": every}
+    settings |= {"kept": range(epochs - (snapshots - 1) * every, epochs + 1, every), "start": start}
     batches = Batches(task.x_train.to(device), task.y_train.to(device))
     name = f"runs {first} to {last - 1}" if first >= 0 else "common start"
     bar = tqdm(total=-(-runs // together) * epochs, desc=name, unit="epoch", disable=not progress)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         crowds = [range(number, min(number + together, last)) for number in range(first, last, together)]
-        states = [_train_crowd(build, batches, crowd, seed, device, bar, **settings) for crowd in crowds]
+        states = []
+        for crowd in crowds:
+            halfway = Halfway(checkpoint, plain | {"first": crowd.start, "last": crowd.stop})
+            states.append(_train_crowd(build, batches, crowd, seed, device, bar, halfway, **settings))
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
@@ -96,6 +105,7 @@ def _train_crowd(
     seed: int,
     device: torch.device,
     bar: tqdm,
+    halfway: Halfway,
     *,
     epochs: int,
     batch: int,
@@ -116,8 +126,10 @@ def _train_crowd(
     seed_global(_seed(randomness(seed, f"masks of runs from {numbers.start}")), device)
     network.train()
     optimizer = torch.optim.AdamW([v for v in state.values() if v.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
-    snapshots = []
-    for epoch in range(1, epochs + 1):
+    snapshots: list[State] = []
+    done = halfway.resume(state, optimizer, generators, snapshots)
+    bar.update(done)
+    for epoch in range(done + 1, epochs + 1):
         count = len(batches.x) if examples is None else examples
         for number, places in enumerate(shuffled_batches(generators, count, batch, device)):
             optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule](epoch - 1, number / (count // batch), epochs)
@@ -128,6 +140,7 @@ def _train_crowd(
         bar.update()
         if epoch in kept:
             snapshots.append({name: value.detach().to("cpu", copy=True) for name, value in state.items()})
+        halfway.keep(epoch, state, optimizer, generators, snapshots)
     return {name: torch.stack([one[name] for one in snapshots], 1) for name in state}
 
 
