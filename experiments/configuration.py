@@ -1,79 +1,97 @@
-"""Say what can be set: every option with its default, the named configurations, and the checks before a run begins."""
+"""Say what can be set: every option with its default, the named configurations, and the checks before a run begins.
+
+The comment behind an option, or behind a named configuration, is what `run.py help` and the documentation say of it.
+"""
 
 # ruff: noqa: F841  Sacred reads the local variables of config functions; a docstring would be one of them
 
 import shutil
-from dataclasses import fields
 
 from lab.collect import cache_of
 from lab.folder import ROOT, RunFolder, check_library, probe
-from lab.options import FURTHER, check_keys, complete, plainly
-from sacred import SETTINGS, Experiment
+from lab.options import BATCH, FURTHER, check_keys, complete, plainly
+from lab.program import Program
+from sacred import SETTINGS
 from sacred.utils import apply_backspaces_and_linefeeds
 
 import geoflow
-from geoflow.velocity import VELOCITIES
-
-SIZES = dict.fromkeys(part.name for velocity in VELOCITIES.values() for part in fields(velocity.Sizes))  # all that any velocity has
 
 SETTINGS.CAPTURE_MODE = "sys"  # the default captures by file descriptors, which hides the terminal from the progress bars
-ex = Experiment("geoflow", base_dir=ROOT, save_git_info=shutil.which("git") is not None)
+ex = Program("geoflow", base_dir=ROOT, save_git_info=shutil.which("git") is not None)
 ex.captured_out_filter = apply_backspaces_and_linefeeds
 ex.observers.append(RunFolder(ROOT / "runs"))
+ex.said_in = __file__
 
 
 @ex.config
 def config():
     # the network and its zoo; None: the task's default, or what the checkpoint was made for
-    task = None  # breast_cancer, digits, iris, wine, mnist, fashion, mnist14, fashion14 or sst2; default: breast_cancer, or the network's
-    network = None  # mlp, residual_mlp, cnn, resnet, vit or bert; default: mlp
+    task = None  # the data; default: breast_cancer, or the network's
+    network = None  # the kind of network; default: mlp
     hidden = None  # of an mlp: widths of the hidden layers; default: [16, 16]
-    activation = None  # of an mlp: relu, tanh or gelu; default: relu
-    norm = None  # of an mlp: none or batch, behind each hidden layer; default: none
+    activation = None  # of an mlp: the function behind each hidden layer; default: relu
+    norm = None  # of an mlp: the layer behind each hidden linear layer; default: none
     width = None  # of the other networks: units, channels of the first stage, or of the stream; default: the network's
     depth = None  # of residual_mlp, resnet, vit and bert: blocks, of a resnet in each stage; default: the network's
     runs = None  # independent training runs
-    snapshots = None  # networks kept from each
-    zoo = dict.fromkeys(  # their training
-        ("epochs", "batch", "lr", "weight_decay", "every", "schedule", "origin", "common", "examples", "seed")
-    )
+    snapshots = None  # networks kept from each run
+    zoo = {
+        "epochs": None,  # passes through the training data
+        "batch": None,  # examples in a step
+        "lr": None,  # learning rate
+        "weight_decay": None,  # weight decay
+        "every": None,  # epochs between two snapshots of a run
+        "schedule": None,  # how the learning rate falls
+        "origin": None,  # whether each run has a start of its own, or all begin with one network
+        "common": None,  # with `zoo.origin=shared`: epochs that the common start is trained for
+        "examples": None,  # examples that a run draws with replacement, in place of all the data
+        "seed": None,  # random numbers of the zoo; default: the run's seed
+    }
     heldout = 0.125  # share of the runs that the flow does not see
-    part = "test"  # what is scored: test, or validation, a quarter of the training data taken from zoo and flow, to choose settings on
+    part = "test"  # what is scored; `validation` takes a quarter of the training data from zoo and flow, to choose settings on
     # the flow
-    flow = "geometric"  # euclidean, normalized, geometric or geometric_polar
-    metric = None  # inputs or weights: how long a row of weights on the inputs is; default: inputs, and weights where they are sentences
+    flow = "geometric"  # how the flow sees a zoo
+    metric = None  # how long a row of weights on the inputs is; default: inputs, and weights where they are sentences
     align = True  # whether the flow sees the units of every network in the order of the zoo's centre, or as they came
-    velocity = "auto"  # transformer, identified, mlp, or auto: identified for zoos from one common start, else transformer
-    coupling = "independent"  # independent, ot or equivariant_ot
-    time = "uniform"  # uniform or beta
-    prediction = "preconditioned"  # preconditioned, velocity or endpoint
-    weighting = "balanced"  # balanced or uniform: over t
-    sizes = dict(SIZES)  # of the velocity: layers, node, edge, edge_hidden, heads, components; of mlp: width
-    iterations = 1000
-    batch = 32
-    lr = 4e-3
-    weight_decay = 1e-3
-    ema = 0.999
+    velocity = "auto"  # the kind of field; `auto` takes `identified` for zoos from one common start, else `transformer`
+    coupling = "independent"  # how noise is paired with networks
+    time = "uniform"  # how the times of training are drawn
+    prediction = "preconditioned"  # what the field predicts
+    weighting = "balanced"  # weights of the loss, over the times
+    sizes = {
+        "layers": None,  # layers of the transformer
+        "node": None,  # width of the state of a unit
+        "edge": None,  # width of the state of an edge
+        "edge_hidden": None,  # width of the hidden layer that updates an edge
+        "heads": None,  # heads of the attention
+        "components": None,  # principal axes of an input that the field sees
+        "width": None,  # of `velocity=mlp`: width of the first hidden layer
+    }
+    iterations = 1000  # training steps of the flow
+    batch = None  # networks in a training step; default: 32, or all that the flow sees where they are fewer
+    lr = 4e-3  # learning rate of the flow
+    weight_decay = 1e-3  # weight decay of the flow
+    ema = 0.999  # decay of the moving average over the flow's weights
     every = 250  # iterations between checkpoints
     # new networks
-    count = 256
-    solver = None  # euler, midpoint, heun or rk4; these four by default as the checkpoint's run has them, else euler, 100, 0, 0
-    steps = None
-    start = None  # the time that sampling begins at, so far from noise towards the centre of the aligned zoo
-    sharpness = None  # how far to go beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
-    recalibrate = None  # auto or never: measure running statistics anew, where the network has any; default: as the checkpoint, else auto
+    count = 256  # new networks
+    solver = None  # method that integrates the flow
+    steps = None  # steps of the solver
+    start = None  # the time that sampling begins at, on paths from noise to the centre of the aligned zoo
+    sharpness = None  # how far sampling goes beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
+    recalibrate = None  # whether running statistics are measured anew, where there are any
     guidance = 0.0  # strength of the pull towards a low training loss
-    checkpoint = None  # for the further commands: a run folder or a flow.safetensors
+    checkpoint = None  # for the commands on a saved flow: a run folder or a `flow.safetensors`; default: none
     # where and with which random numbers
-    device = "auto"  # auto, cpu or cuda
-    seed = 0
-    cache = ".cache"  # zoos, and trainings under way
+    device = "auto"  # where to compute
+    seed = 0  # data split, zoo, flow and samples
+    cache = ".cache"  # folder of zoos, and of trainings under way
 
 
 DEFAULTS = config()
 
 
-@ex.named_config  # everything once, in seconds
+@ex.named_config  # everything once, in seconds; its networks are meant to be poor
 def smoke():
     task = "iris"
     hidden = [5]
@@ -105,9 +123,9 @@ def digits():
     sharpness = 0.1
 
 
-for images, own in (("mnist", {}), ("fashion", {"start": 0.03})):  # 784-10-10, the networks of the thesis
-    large = {"sizes": {"node": 112, "components": 96}, "iterations": 12000, "batch": 128, "lr": 3e-3, "sharpness": 1.0}
-    ex.add_named_config(images, {"task": images, "hidden": [10], **large, **own})
+large = {"hidden": [10], "sizes": {"node": 112, "components": 96}, "iterations": 12000, "batch": 128, "lr": 3e-3, "sharpness": 1.0}
+ex.add_named_config("mnist", {"task": "mnist", **large})  # 784-10-10, the networks of the thesis
+ex.add_named_config("fashion", {"task": "fashion", **large, "start": 0.03})  # 784-10-10 on Fashion-MNIST
 
 
 @ex.named_config  # 784-32-32-10, the networks of DeepWeightFlow
@@ -132,7 +150,7 @@ def residual_mlp():
     sharpness = 0.5
 
 
-@ex.named_config  # two convolutions and a hidden layer
+@ex.named_config  # two convolutions and a hidden layer on MNIST of 14 x 14 pixels
 def cnn14():
     network = "cnn"
     task = "mnist14"
@@ -142,10 +160,11 @@ def cnn14():
     count = 128
 
 
-# from one common start: the Gaussian of every coordinate is a good beginning, so few steps suffice
-for named, own in {"resnet14": ("resnet", "mnist14"), "vit14": ("vit", "mnist14"), "bert": ("bert", "sst2")}.items():
-    one_start = {"iterations": 400, "batch": 16, "solver": "midpoint", "steps": 50, "count": 64}
-    ex.add_named_config(named, dict(zip(("network", "task"), own, strict=True)) | one_start)
+# from one common start the Gaussian of every coordinate is a good beginning, so few steps suffice
+one_start = {"iterations": 400, "batch": 16, "solver": "midpoint", "steps": 50, "count": 64}
+ex.add_named_config("resnet14", {"network": "resnet", "task": "mnist14", **one_start})  # a ResNet whose runs have one common start
+ex.add_named_config("vit14", {"network": "vit", "task": "mnist14", **one_start})  # a ViT whose runs have one common start
+ex.add_named_config("bert", {"network": "bert", "task": "sst2", **one_start})  # a BERT whose runs have one common start
 
 
 @ex.named_config  # a ResNet (or network=vit) whose runs have nothing in common
@@ -174,6 +193,8 @@ def checked(config, command_name, logger):
     """Everything that can be seen to be wrong is seen before a run begins."""
     with plainly():
         completed = complete(config, command_name, DEFAULTS)
+        if command_name == "main" and config["batch"] is None and (fits := completed["batch"]) < BATCH:
+            print(f"batch={fits}, not {BATCH}, because the zoo gives the flow {fits} networks.")
         if command_name in ("main", *FURTHER):
             check_library(geoflow.__file__)
             probe(ex.observers[0].basedir, "Choose another folder for the runs: python experiments/run.py -F /a/folder with ...")

@@ -18,16 +18,17 @@ from time import perf_counter
 
 import torch
 from configuration import ex
+from lab.advice import advice
 from lab.architectures import network_settings
 from lab.assess import Exam, assess, score, spread_and_scores
-from lab.collect import cache_of, collect, network_for, task_for
+from lab.collect import at_terminal, cache_of, collect, network_for, task_for
 from lab.draw import generate, load_flow, measuring_examples, recalibrated, recalibrates, reopen, sampling_settings
 from lab.folder import RunFolder, Samples, commit, config_of, read_samples, samples_file, save_samples, write_json
 from lab.options import InputError, device_name, device_of, flow_settings, plainly
 from sacred.run import Run
 from torch import Tensor
 
-from geoflow.evaluation.comparisons import plot_curve
+from geoflow.evaluation.comparisons import plot_curve, plot_sharpness
 from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import diversity_table, metrics_table, scores_table, write_report
@@ -66,7 +67,7 @@ def main(_config, _run):
         checkpoint = cache_of(_config) / f"flow-{task.name}-{training[:16]}.safetensors"
         if checkpoint.exists():
             print(f"Going on with the interrupted training of {checkpoint}.")
-        flow = train(untrained.to(device), points.to(device), checkpoint, _config["every"])
+        flow = train(untrained.to(device), points.to(device), checkpoint, _config["every"], at_terminal())
         flow.save(folder / "flow.safetensors")
     with timed(seconds, "sample"):
         thetas, paths = generate(flow, network, spec, task, _config)
@@ -82,7 +83,8 @@ def main(_config, _run):
     write_json(folder / "metrics.json", metrics)
     write_report(folder, metrics, _config)
     checkpoint.unlink(missing_ok=True)
-    print(metrics_table(metrics), f"Written to {folder}", sep="\n\n")
+    advised = advice(metrics, _config, _run.meta_info["named_configs"])
+    print(metrics_table(metrics), *advised, f"Written to {folder}", sep="\n\n")
 
 
 @ex.command
@@ -113,6 +115,7 @@ def evaluate(_config, _run):
     """Score the saved samples of checkpoint=runs/3 on the test set; where there are none, newly drawn ones."""
     saved, seconds = samples_file(_config["checkpoint"]), {}
     if not saved.exists():
+        print(f"{_config['checkpoint']} comes without samples, so evaluate draws {_config['count']} new networks from its flow.")
         return score_new_networks(_config, _run)
     print(f"The samples of {saved}:")
     samples = read_samples(saved)
@@ -160,6 +163,10 @@ def sharpen(_config, _run):
         found[f"{sharpness:g}"] = spread_and_scores(exam, flow, thetas) | {"training": summary(training.single(thetas))}
     how = {name: _config[name] for name in ("task", "flow", "solver", "steps", "start", "count", "seed")}
     write_json(folder / "sharpness.json", how | {"sharpness": found})
+    by_number = {float(sharpness): one for sharpness, one in found.items()}
+    scored, trained = ({s: one[part] for s, one in by_number.items()} for part in ("generated", "training"))
+    apart = {s: one["diversity"]["generated"]["distance"] for s, one in by_number.items() if _config["count"] > 1}
+    save_figures(folder / "figures", {"sharpness": plot_sharpness(scored, trained, apart)})
     rows = {f"sharpness {s}": one for s, one in found.items()}
     scores = scores_table({name: one["generated"] for name, one in rows.items()})
     print(scores, diversity_table({name: one["diversity"]["generated"] for name, one in rows.items()}), f"Written to {folder}", sep="\n\n")

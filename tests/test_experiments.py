@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import matplotlib.image
@@ -19,6 +20,7 @@ from geoflow import training
 from geoflow.evaluation.baselines import BASELINES
 from geoflow.flow import Flow
 from geoflow.statistics import statistics_of
+from geoflow.velocity import VELOCITIES, complete_sizes
 from geoflow.zoo import store
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.recipes import zoo_defaults
@@ -240,8 +242,140 @@ def test_the_command_line_runs_it(place, finished):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert "generated" in done.stdout and "ensemble of 8 zoo" in done.stdout and str(place / "line" / "1") in done.stdout
-    assert "flow: 100%" in done.stderr and "Warning" not in done.stderr
+    assert "flow:" not in done.stderr and "Warning" not in done.stderr  # no progress bars, because this is no terminal
     assert types_of(read(place / "line" / "1", "metrics.json")) == SCHEMA
+
+
+# What a run says
+
+
+def test_smoke_says_that_its_networks_are_meant_to_be_poor(finished):
+    assert "meant to be poor (20 training steps)" in (finished / "cout.txt").read_text()
+
+
+def scores(accuracy: float, nll: float) -> dict:
+    return {"accuracy": {"mean": accuracy, "std": 0.01}, "nll": {"mean": nll, "std": 0.01}}
+
+
+@pytest.mark.parametrize(
+    ("task", "zoo", "generated", "mean", "words"),
+    [
+        ("digits", (0.9, 0.3), (0.5, 1.0), (0.8, 0.5), "Try more iterations or a larger zoo (runs=...), and the command stages"),
+        ("digits", (0.9, 0.3), (0.88, 0.305), (0.89, 0.302), "so are networks of the zoo"),  # as good as the zoo
+        ("digits", (0.9, 0.3), (0.85, 0.4), (0.95, 0.2), "so are networks of the zoo"),
+        ("digits", (0.9, 0.3), (0.85, 0.4), (0.8, 0.5), None),
+        ("digits", (0.9, 0.3), (0.85, 0.4), (0.8, 0.35), None),  # worse in NLL alone
+        ("breast_cancer", (0.9, 0.3), (0.85, 0.4), (0.95, 0.2), "`with digits` shows a task where baselines fail"),
+        ("breast_cancer", (0.9, 0.3), (0.5, 1.0), (0.8, 0.5), "Try more iterations"),
+    ],
+)
+def test_a_run_says_in_a_line_how_to_read_its_table(task, zoo, generated, mean, words):
+    from lab.advice import advice
+
+    metrics = {"zoo": scores(*zoo), "generated": scores(*generated), "baselines": {"mean_network": scores(*mean)}}
+    said = advice(metrics, {"task": task, "iterations": 1000}, ())
+    assert [words in line for line in said] == [True] if words else said == []
+
+
+def test_a_small_zoo_makes_the_default_batch_smaller_and_a_failed_run_leaves_no_folder(tmp_path, capsys):
+    from run import ex
+
+    with pytest.raises(SystemExit):
+        ex.run_commandline(f"run.py --file_storage={tmp_path} with runs=10 snapshots=1 zoo.batch=5000")
+    answer = capsys.readouterr()
+    assert "batch=9, not 32, because the zoo gives the flow 9 networks." in answer.out
+    assert "zoo.batch=5000 is more than" in answer.err and not list(tmp_path.glob("[0-9]*"))
+
+
+def test_a_failed_run_keeps_the_flow_that_it_made(place):
+    from lab.options import InputError
+    from run import ex
+
+    with pytest.raises(InputError, match="came out with NaN"):
+        launch(place, sharpness=1e30, iterations=2)
+    folder = place / "runs" / ex.current_run._id
+    assert (folder / "flow.safetensors").exists() and read(folder, "run.json")["status"] == "FAILED"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_at_a_terminal_only(finished, place, terminal, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    launch(place, "sample", named=(), checkpoint=str(finished), count=2)
+    assert ("sample: 100%" in capsys.readouterr().err) == terminal
+
+
+# Help
+
+
+def ask(argv: str, capsys) -> str:
+    """What the command line answers, on one line."""
+    from run import ex
+
+    with pytest.raises(SystemExit) as stopped:
+        ex.run_commandline(f"run.py {argv}")
+    return " ".join(f"{capsys.readouterr().out} {stopped.value.code or ''}".split())
+
+
+def test_help_says_what_we_say_of_commands_options_and_configurations(capsys):
+    from configuration import DEFAULTS, ex
+    from lab.words import configurations_of, options_of
+
+    source = (EXPERIMENTS / "configuration.py").read_text()
+    options, configurations = options_of(source, DEFAULTS), configurations_of(source)
+    assert configurations.keys() == ex.named_configs.keys()
+    single = {name for name, value in DEFAULTS.items() if not isinstance(value, dict)}
+    assert {option.name for option in options} == single | {f"{group}.{key}" for group in ("zoo", "sizes") for key in DEFAULTS[group]}
+    answer = ask("help", capsys)
+    ours, flags = answer.split("Flags, in front of the word")
+    said = [f"{name} {' '.join(command.__doc__.split())}" for name, command in ex.commands.items() if not command.__doc__.startswith("\n")]
+    said += [f"{name} {words}" for name, words in configurations.items()]
+    said += [f"{option.name} {option.meaning}. Default: {option.default}." for option in options]
+    assert len(said) > 70 and not [words for words in said if " ".join(words.replace("`", "").split()) not in ours]
+    assert "--file_storage" in flags and "\x1b" not in answer and "dummy" not in answer
+
+
+@pytest.mark.parametrize("argv", ["help sample", "sample --help", "sample -h"])
+def test_help_for_a_command_has_its_options(argv, capsys):
+    answer = ask(argv, capsys)
+    assert answer.startswith("Usage: experiments/run.py sample [with") and "Draw new networks from the flow" in answer
+    assert "sample with checkpoint=runs/3 count=16" in answer and "solver method that integrates the flow. Default" in answer
+    assert "iterations" not in answer and "dummy" not in answer
+
+
+def test_a_mistake_in_the_form_of_a_command_names_the_program(capsys):
+    answer = ask("sample checkpoint=runs/3", capsys)
+    assert "experiments/run.py COMMAND" in answer and "dummy" not in answer
+
+
+def test_colours_are_for_terminals(tmp_path, capsys):
+    from run import ex
+
+    ex.run_commandline(f"run.py print_config --file_storage={tmp_path} with smoke")
+    answer = capsys.readouterr().out
+    assert "task = 'iris'" in answer and "\x1b" not in answer
+
+
+def test_an_option_without_a_comment_is_refused():
+    from lab.words import options_of
+
+    with pytest.raises(ValueError, match=r"lr, zoo\.epochs: no comment"):
+        options_of("def config():\n    # the flow\n    lr = 1\n    zoo = {\n        'epochs': None,\n    }\n", {"lr": 1, "zoo": {}})
+
+
+def test_every_size_of_a_field_is_an_option():
+    from configuration import DEFAULTS
+
+    assert set(DEFAULTS["sizes"]) == set().union(*(complete_sizes(velocity, {}) for velocity in VELOCITIES))
+
+
+def test_options_have_the_defaults_of_the_library():
+    from configuration import DEFAULTS
+    from lab.options import BATCH
+
+    named = {name: one.default for name, one in signature(geoflow.fit).parameters.items() if name in DEFAULTS}
+    own = {name: DEFAULTS[name] for name in named} | {"batch": BATCH}
+    different = {"sizes", "device", "checkpoint"}  # a group, "auto", and here a saved flow
+    assert {name: own[name] for name in own.keys() - different} == {name: named[name] for name in named.keys() - different}
 
 
 # Networks beyond the mlp
@@ -314,15 +448,13 @@ def test_flows_from_before_there_were_other_networks_are_mlps(finished, place, t
     assert [read(drawn, "config.json")[name] for name in older] == ["mlp", "none", None, None]
 
 
-def test_kept_runs_have_the_names_they_had(finished):
+def test_an_older_configuration_is_completed_by_what_it_meant(finished):
     from lab.folder import today
-    from pages import name_of
 
     config = read(finished, "config.json")
     older = {name: value for name, value in config.items() if name not in ("network", "norm", "width", "depth")}
     older["zoo"] = {name: value for name, value in config["zoo"].items() if name not in ("origin", "common", "examples")}
-    assert name_of(older) == name_of(config) and today(older) == config
-    assert len({name_of(config), name_of(config | {"norm": "batch"}), name_of(config | {"network": "residual_mlp", "width": 8})}) == 3
+    assert today(older) == config
 
 
 # The commands on a saved flow
@@ -342,7 +474,7 @@ def test_sample_draws_more_networks(finished, place):
 def test_a_flow_is_sampled_as_its_run_did_and_without_data(finished, place, monkeypatch):
     from lab.folder import read_samples
 
-    monkeypatch.setattr("collect.load_task", None)
+    monkeypatch.setattr("lab.collect.load_task", None)
     drawn = read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=8) / "samples.safetensors")
     assert torch.equal(drawn.thetas, read_samples(finished / "samples.safetensors").thetas)  # five steps, as smoke says
     plain = launch(place, "sample", named=(), checkpoint=str(finished / "flow.safetensors"), count=2, sharpness=0.5)
@@ -379,8 +511,9 @@ def test_evaluate_gives_the_figures_of_the_run(finished, place):
     assert (metrics["task"], metrics["parameters"]) == ("iris", 43)
 
 
-def test_evaluate_draws_where_nothing_is_saved(finished, place):
+def test_evaluate_draws_where_nothing_is_saved(finished, place, capsys):
     folder = launch(place, "evaluate", named=(), checkpoint=str(finished / "flow.safetensors"), count=3, steps=2)
+    assert "comes without samples, so evaluate draws 3 new networks" in capsys.readouterr().out
     assert read(folder, "metrics.json")["ensemble"]["generated"]["n"] == 3
 
 
@@ -406,6 +539,8 @@ def test_sharpening_scores_known_sharpness_and_the_last(finished, place, capsys)
     assert list(found) == ["0", "0.1", "0.15"] and "sharpness 0.15" in capsys.readouterr().out
     assert found["0"]["generated"] != found["0.15"]["generated"] and found["0"]["diversity"]["generated"]["distance"] > 0
     assert {"accuracy", "nll", "ece"} == set(found["0"]["training"])
+    assert (folder / "figures" / "sharpness.png").exists()
+    assert (launch(place, "sharpen", named=(), checkpoint=str(finished), count=1, steps=2, sharpness=0.1) / "figures").is_dir()
 
 
 def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
@@ -418,7 +553,7 @@ def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
 
 
 def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
-    monkeypatch.setattr("assess.SMALL", 2)
+    monkeypatch.setattr("lab.assess.SMALL", 2)
     ensembles = read(launch(place, "evaluate", named=(), checkpoint=str(finished)), "metrics.json")["ensemble"]
     assert {name: one["n"] for name, one in ensembles.items()} == {"generated": 8, "generated_2": 2}
     assert ensembles["generated_2"]["log_pool"]["nll"] != ensembles["generated"]["log_pool"]["nll"]
@@ -520,7 +655,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
     def absent(*_, **__):
         raise FileNotFoundError("iris is nowhere.")
 
-    monkeypatch.setattr("collect.load_task", absent)
+    monkeypatch.setattr("lab.collect.load_task", absent)
     drawn = launch(place, "sample", named=(), checkpoint=str(normed["auto"]), count=8)
     assert "running statistics are as the flow drew them, not measured anew: iris is nowhere." in capsys.readouterr().out
     statistics, others, examples = kept(drawn)
@@ -572,7 +707,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with guidance=-0.1", "guidance=-0.1 must be a number of at least 0."),
         ("with seed=-1", "seed=-1 must be a whole number"),
         ("with runs=2 snapshots=4", "leave 1 to fit the flow on"),
-        ("with runs=10 snapshots=1", "batch=32 is more than the 9 networks that the flow is fitted to"),
+        ("with batch=32 runs=10 snapshots=1", "batch=32 is more than the 9 networks that the flow is fitted to"),
         ("with snapshots=5 zoo.epochs=3", "snapshots=5 every zoo.every=2 epochs do not fit into zoo.epochs=3."),
         ("with flwo=geometric", "There is no option 'flwo'. Is it flow"),
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),

@@ -1,5 +1,6 @@
 """Fetch what a run begins with: its data, a network, and the zoo."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +38,14 @@ def collect(config: Mapping, device: str) -> Collected:
     network = network_for(task, config)
     spec, build = spec_of(network, task.x_train[:2]), partial(network_for, task, config)
     at_once = together(config["network"], task, config["zoo"]["batch"], device)
-    zoo = load_zoo(cache_of(config), build, spec, task, zoo_settings(config), config["zoo"]["seed"], device, together=at_once)
+    settings, seed, shown = zoo_settings(config), config["zoo"]["seed"], at_terminal()
+    zoo = load_zoo(cache_of(config), build, spec, task, settings, seed, device, progress=shown, together=at_once)
     return Collected(task, network, spec, *split_runs(zoo, config["heldout"], randomness(config["seed"], "split")))
+
+
+def at_terminal() -> bool:
+    """Whether someone sees progress bars; in a file they are thousands of lines."""
+    return sys.stderr.isatty()
 
 
 def cache_of(config: Mapping) -> Path:

@@ -15,7 +15,7 @@ from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate, statistics_of
 from geoflow.wiring import spec_of
 from geoflow.zoo.tasks import Task
-from lab.collect import network_for, task_for
+from lab.collect import at_terminal, network_for, task_for
 from lab.folder import flow_file
 from lab.options import SAMPLING, device_of
 
@@ -34,11 +34,11 @@ def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Tas
     thetas = sample(
         flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], start=config["start"],
         sharpness=config["sharpness"], guidance=guidance, generator=generator,
-        watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=True,
+        watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=at_terminal(),
     )  # fmt: skip
     seen = None if task is None else measuring_examples(spec, task, config, flow.config["seed"])
     if seen is not None:
-        thetas = recalibrate(network, spec, thetas, seen.to(thetas.device), progress=True)
+        thetas = recalibrate(network, spec, thetas, seen.to(thetas.device), progress=at_terminal())
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
 
 

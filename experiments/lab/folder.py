@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
@@ -20,15 +21,24 @@ from geoflow.zoo.store import ADDED
 with warnings.catch_warnings():  # sacred imports pkg_resources, which complains of its age at every start
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")
     from sacred.observers import FileStorageObserver
+    from sacred.utils import SacredError
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = "geoflow-samples-1"
+OF_SACRED = {"config.json", "run.json", "info.json", "cout.txt"}  # what Sacred writes of every run
 # how runs were made that are older than these options
 OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None, "start": 0.0, "recalibrate": "auto"}
 
 
 class RunFolder(FileStorageObserver):
-    """Sacred's observer, repaired: metrics.json is the run's own."""
+    """Sacred's observer, repaired: metrics.json is the run's own, and a mistake of the user leaves no folder without results."""
+
+    def failed_event(self, fail_time, fail_trace):
+        """Sacred keeps the folder of every failed run. It says nothing new where the user was told what to set right."""
+        super().failed_event(fail_time, fail_trace)
+        nothing_made = {path.name for path in Path(self.dir).iterdir()} <= OF_SACRED
+        if isinstance(sys.exc_info()[1], SacredError) and nothing_made:
+            shutil.rmtree(self.dir)
 
     def log_metrics(self, metrics_by_name, info):
         """Sacred would write a metrics.json of its own at every heartbeat, over ours; this experiment logs none of its metrics."""

@@ -27,6 +27,7 @@ FITTED = (
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recalibrate", "seed")
+BATCH = 32  # networks in a training step of the flow, where the zoo has as many
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 RECALIBRATE = ("auto", "never")
@@ -80,11 +81,11 @@ ZOO_NUMBERS: dict[str, Number] = {
     "examples": COUNT,
     "seed": SEED,
 }
-LEFT_OPEN = ("runs", "snapshots", *OF_NETWORKS, "zoo.common", "zoo.examples")  # may stay None: that is not so of every network or zoo
+LEFT_OPEN = ("runs", "snapshots", "batch", *OF_NETWORKS, "zoo.common", "zoo.examples")  # may be None when they are checked
 
 
 class InputError(SacredError):
-    """Something that the user can set right: shown as one line, without a traceback (see it with --debug, or in run.json)."""
+    """Something that the user can set right: shown as one line, without a traceback (see it with --debug)."""
 
     def __init__(self, message: str):
         super().__init__(message, print_traceback=False)
@@ -137,6 +138,8 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     if command == "sharpen" and not own["sharpness"]:
         raise InputError("sharpen goes up from 0 to the sharpness that is asked for: sharpness=2, for example.")
     _check({**config, **own})
+    if not further and config["batch"] is None:
+        own |= {"batch": min(BATCH, _seen_runs({**config, **own}) * own["snapshots"])}
     settings = flow_settings({**config, **own})
     training.check_config(settings)
     return own | {"sizes": complete_sizes(settings["velocity"], settings["sizes"])}
@@ -230,16 +233,21 @@ def _check_zoo(config: Mapping) -> None:
         raise InputError(
             f"snapshots={snapshots} every zoo.every={every} epochs do not fit into zoo.epochs={epochs}. Train longer or keep fewer."
         )
-    kept = runs - max(1, round(config["heldout"] * runs))
+    kept = _seen_runs(config)
     if kept < 2 or kept * snapshots < 3:
         raise InputError(
             f"runs={runs} with heldout={config['heldout']} leave {kept} to fit the flow on, too few to compare. Train more runs."
         )
-    if kept * snapshots < config["batch"]:
+    if config["batch"] is not None and kept * snapshots < config["batch"]:
         raise InputError(
             f"batch={config['batch']} is more than the {kept * snapshots} networks that the flow is fitted to "
             f"({kept} of {runs} runs, {snapshots} snapshots each). Choose a smaller batch or more runs."
         )
+
+
+def _seen_runs(config: Mapping) -> int:
+    """How many runs of the zoo the flow is fitted to."""
+    return config["runs"] - max(1, round(config["heldout"] * config["runs"]))
 
 
 def _check_number(option: str, value, number: Number) -> None:

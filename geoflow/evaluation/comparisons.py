@@ -54,7 +54,7 @@ def plot_sharpness(
         axes.set(xlabel="sharpness", ylabel=label)
         _finish(axes, field, "y")
     quality[0].legend(frameon=False)
-    first = next(iter(distances.values()))
+    first = next(iter(distances.values()), None)  # one network has no distance to another
     apart.plot(list(distances), [distance / first for distance in distances.values()], color=BLUE, marker="o", markersize=4)
     apart.set(xlabel="sharpness", ylabel="distance between two networks (first = 1)")
     _finish(apart, "distance", "y")

@@ -1,0 +1,37 @@
+"""Say in a line how to read the table that a run ends with, and what to try where its networks are poor."""
+
+from collections.abc import Collection, Mapping
+
+FEW = 20  # training steps of the flow that nobody expects good networks from
+EASY = "breast_cancer"
+
+
+def advice(metrics: Mapping, config: Mapping, named: Collection[str]) -> list[str]:
+    """One line or none. `metrics` is what metrics.json holds, and `named` are the named configurations of the run."""
+    zoo, generated, mean = metrics["zoo"], metrics["generated"], metrics["baselines"]["mean_network"]
+    if "smoke" in named and config["iterations"] <= FEW:
+        return [f"The networks of smoke are meant to be poor ({config['iterations']} training steps): it only shows that everything works."]
+    poor = _behind(generated, mean) and not _behind(zoo, mean) and not _near(generated, zoo)
+    if poor:
+        return [
+            "The generated networks are behind the mean network. Try more iterations or a larger zoo (runs=...), and the command stages, "
+            "which shows where quality is lost."
+        ]
+    if config["task"] == EASY:
+        return [
+            "How to read this table: the mean network is strong on this easy task, so compare the generated networks with the zoo. "
+            "`with digits` shows a task where baselines fail."
+        ]
+    if _behind(generated, mean):
+        return ["The mean network is ahead of the generated networks, and these are near the zoo: a flow imitates its zoo, not the mean."]
+    return []
+
+
+def _behind(one: Mapping, other: Mapping) -> bool:
+    """Whether networks are worse in accuracy and in NLL."""
+    return one["accuracy"]["mean"] < other["accuracy"]["mean"] and one["nll"]["mean"] > other["nll"]["mean"]
+
+
+def _near(generated: Mapping, zoo: Mapping) -> bool:
+    """Whether the NLL of generated networks is within one standard deviation of the zoo's: a flow imitates its zoo."""
+    return generated["nll"]["mean"] <= zoo["nll"]["mean"] + zoo["nll"]["std"]
