@@ -694,11 +694,11 @@ def test_an_interrupted_or_larger_zoo_goes_on(iris, tmp_path, monkeypatch):
     assert torch.equal(fewer.thetas, grown.thetas[:3]) and trained == [0, 2, 2, 4]
 
 
-@pytest.mark.parametrize("examples", [None, 40])
-def test_an_interrupted_group_goes_on_with_its_epoch(iris, tmp_path, monkeypatch, examples):
-    """Bit-identical to a training without an interruption, whose batches, moments and snapshots it shares."""
+@pytest.mark.parametrize(("examples", "together"), [(None, 3), (40, 3), (None, 1)])
+def test_an_interrupted_group_goes_on_with_its_epoch(iris, tmp_path, monkeypatch, examples, together):
+    """Bit-identical to a training without an interruption, whose batches, moments and snapshots it shares. Finished runs stay."""
     origin = {} if examples is None else {"origin": "shared", "common": 1, "examples": examples}
-    iris = iris | {"settings": SETTINGS | {"epochs": 4, "snapshots": 2, "every": 2} | origin, "build": dropout_mlp}
+    iris = iris | {"together": together} | {"settings": SETTINGS | {"epochs": 4, "snapshots": 2, "every": 2} | origin, "build": dropout_mlp}
     iris |= {"spec": geoflow.spec_of(dropout_mlp().eval(), iris["task"].x_train[:1])}
     whole = load_zoo(tmp_path / "whole", **iris, seed=0)
     monkeypatch.setattr("geoflow.zoo.halfway.SECONDS", 0.0)
@@ -713,10 +713,11 @@ def test_an_interrupted_group_goes_on_with_its_epoch(iris, tmp_path, monkeypatch
     monkeypatch.setattr("geoflow.zoo.train.step", interrupted)
     available, batch = len(iris["task"].x_train), SETTINGS["batch"]
     of_an_epoch = (examples or available) // batch
-    stop = (available // batch if origin else 0) + 2 * of_an_epoch + 2  # in the third epoch of the group
+    runs_before = (3 // together - 1) * 4 * of_an_epoch
+    stop = (available // batch if origin else 0) + runs_before + 2 * of_an_epoch + 2  # in the third epoch of the last runs
     with pytest.raises(KeyboardInterrupt):
         load_zoo(tmp_path / "stopped", **iris, seed=0)
-    assert len(list((tmp_path / "stopped").glob("*.part"))) == 1
+    assert len(list((tmp_path / "stopped").glob("*.part"))) == 3 // together
     before = len(stepped)
     again = load_zoo(tmp_path / "stopped", **iris, seed=0)
     assert torch.equal(again.thetas, whole.thetas) and not list((tmp_path / "stopped").glob("*.part"))
@@ -732,6 +733,11 @@ def test_what_another_group_left_is_not_used(iris, tmp_path, monkeypatch):
     Halfway(tmp_path / "a.part", {"first": 0}).keep(3, state, optimizer, generators, [])
     assert Halfway(tmp_path / "a.part", {"first": 2}).resume(state, optimizer, generators, []) == 0
     assert Halfway(tmp_path / "a.part", {"first": 0}).resume(state, optimizer, generators, []) == 3
+    settings = SETTINGS | {"seed": 0, "progress": False, "checkpoint": tmp_path / "zoo"}
+    train_zoo(iris_mlp, iris["task"], **settings)
+    other = train_zoo(lambda: mlp(4, [5], 3, "tanh"), iris["task"], **settings)
+    anew = train_zoo(lambda: mlp(4, [5], 3, "tanh"), iris["task"], **settings | {"checkpoint": None})
+    assert torch.equal(other["0.weight"], anew["0.weight"])
     (tmp_path / "a.part").write_bytes(b"half a file")
     with pytest.raises(ValueError, match=r"a\.part"):
         Halfway(tmp_path / "a.part", {"first": 0}).resume(state, optimizer, generators, [])

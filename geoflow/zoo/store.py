@@ -15,6 +15,7 @@ from geoflow.choices import choose
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.spec import NetworkSpec
 from geoflow.vector import pack, unpack
+from geoflow.zoo.halfway import digest_of, forget
 from geoflow.zoo.recipes import ORIGINS
 from geoflow.zoo.tasks import Task
 from geoflow.zoo.train import common_start, train_zoo
@@ -102,7 +103,7 @@ def load_zoo(
     configuration = {
         "format": FORMAT,
         "task": task.name,
-        "data": _digest_of(task),
+        "data": digest_of(task.x_train, task.y_train),
         "network": repr(build()),
         "settings": recipe,
         "seed": seed,
@@ -122,9 +123,10 @@ def load_zoo(
         own |= {"examples": recipe.get("examples", len(task.x_train) if "origin" in recipe else None)}
         while zoo.runs < runs:
             group, start = min(max(GROUP, together), runs - zoo.runs), None if zoo.start is None else unpack(spec, zoo.start)
-            under_way = path.with_suffix(".part")
+            under_way = path.with_suffix("")
             states = train_zoo(build, task, **own, runs=group, first=zoo.runs, start=start, together=together, checkpoint=under_way)
             save_zoo(path, replace(zoo, thetas=torch.cat([zoo.thetas, pack(spec, states)])))
+            forget(under_way)
             zoo = read_zoo(path)
     return replace(zoo, thetas=zoo.thetas[:runs], spec=spec, configuration=configuration | {"settings": recipe | {"runs": runs}})
 
@@ -182,10 +184,6 @@ def _check_origin(recipe: Mapping) -> None:
 def _layout(spec: NetworkSpec) -> list[tuple]:
     """Return which entry lies where in the weight vector. Files depend on nothing else in a table."""
     return [(tensor.name, tensor.shape, tensor.start) for tensor in spec.tensors]
-
-
-def _digest_of(task: Task) -> str:
-    return hashlib.sha256(task.x_train.numpy().tobytes() + task.y_train.numpy().tobytes()).hexdigest()
 
 
 def _json(configuration: Mapping) -> str:

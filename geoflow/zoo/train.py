@@ -17,7 +17,7 @@ from tqdm import tqdm
 from geoflow.choices import choose
 from geoflow.population import WideProducts
 from geoflow.randomness import randomness, seed_global
-from geoflow.zoo.halfway import Halfway, State
+from geoflow.zoo.halfway import PART, Halfway, State, digest_of
 from geoflow.zoo.tasks import Task
 
 COMMON = -1  # the number of the run that trains a common start
@@ -65,7 +65,8 @@ def train_zoo(
     Runs are numbered from `first`. Initial weights, data and shuffles of a run depend on `seed` and its number only. So a run is the same,
     up to rounding, whichever runs are trained beside it. Dropout's masks are an exception: they are drawn for all runs that are trained at
     once. `together` runs (by default all) are trained at once by vmap, and 1 means one after the other. torch's global generators are left
-    as found. With the path `checkpoint`, runs under training are kept there every 20 seconds, and an interrupted training continues.
+    as found. With the path `checkpoint`, runs under training are kept in files whose names begin with it, every 20 seconds and at the end.
+    An interrupted training continues from them. `forget` in halfway.py removes them.
 
     Raises ValueError for settings that do not fit together. Raises FloatingPointError with the numbers of the runs whose loss is not
     finite.
@@ -88,13 +89,14 @@ def train_zoo(
     name = f"runs {first} to {last - 1}" if first >= 0 else "common start"
     bar = tqdm(total=-(-runs // together) * epochs, desc=name, unit="epoch", disable=not progress)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        crowds = [range(number, min(number + together, last)) for number in range(first, last, together)]
+        if checkpoint is not None:
+            plain |= {"network": repr(build()), "data": digest_of(task.x_train, task.y_train, *(start or {}).values())}
         states = []
-        for crowd in crowds:
-            halfway = Halfway(checkpoint, plain | {"first": crowd.start, "last": crowd.stop})
+        for number in range(first, last, together):
+            crowd = range(number, min(number + together, last))
+            path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{number}{PART}")
+            halfway = Halfway(path, plain | {"first": number, "last": crowd.stop})
             states.append(_train_crowd(build, batches, crowd, seed, device, bar, halfway, **settings))
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
@@ -140,7 +142,7 @@ def _train_crowd(
         bar.update()
         if epoch in kept:
             snapshots.append({name: value.detach().to("cpu", copy=True) for name, value in state.items()})
-        halfway.keep(epoch, state, optimizer, generators, snapshots)
+        halfway.keep(epoch, state, optimizer, generators, snapshots, last=epoch == epochs)
     return {name: torch.stack([one[name] for one in snapshots], 1) for name in state}
 
 
