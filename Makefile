@@ -1,5 +1,5 @@
-# Everything runs in .venv, which 'make env' builds from the exact versions of constraints.txt.
-# PYTHON=... names the interpreter to build it with; ARGS="..." is passed on: make run ARGS="flow=euclidean seed=1"
+# Everything runs in .venv, which `make env` builds from the exact versions of constraints.txt.
+# PYTHON=... names the interpreter that builds it. ARGS="..." gives arguments to the program: make run ARGS="flow=euclidean seed=1"
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,15 +9,15 @@ DOCS_STAMP := $(VENV)/.docs
 .PHONY: help env run test test-all bench results docs lint clean
 
 help:
-	@echo "make env       build .venv from pinned versions (python 3.11; a few minutes, once)"
-	@echo "make run       the main job: train a zoo, fit the geometric flow, make new networks"
-	@echo "make test      all tests, doctests and notebooks but the slow ones"
-	@echo "make test-all  the slow ones too"
-	@echo "make bench     the speed table, into benchmarks/results/ (12 minutes; needs MNIST, see the README)"
-	@echo "make results   the tables of results/, rebuilt from the runs kept there"
-	@echo "make docs      the documentation site, into docs/_build/html/"
-	@echo "make lint      ruff"
-	@echo "make clean     remove .venv and caches; runs/ stays"
+	@echo "make env       build .venv from pinned versions, once (needs python 3.11, takes a few minutes)"
+	@echo "make run       do the main job: train a zoo, fit the geometric flow, generate new networks and score them"
+	@echo "make test      run all tests, doctests and notebooks except the slow ones"
+	@echo "make test-all  run the slow ones too"
+	@echo "make bench     measure speed, and write benchmarks/results/ (needs MNIST, takes 12 minutes; see the README)"
+	@echo "make results   rebuild the pages of results/ and the README's table from the kept runs"
+	@echo "make docs      build the documentation site in docs/_build/html/"
+	@echo "make lint      check the code with ruff"
+	@echo "make clean     remove .venv, caches and all that was built; runs/ stays"
 
 env: $(STAMP)
 
@@ -46,7 +46,8 @@ clean:
 	rm -rf $(VENV) docs/_build docs/gathered build dist *.egg-info .pytest_cache .ruff_cache
 	find geoflow tests experiments benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One pip call, so that torch is chosen under the constraints and never twice. The stamp comes last: a broken build is built again.
+# One pip call installs everything, so that torch is chosen once, under the constraints. The stamp is made last, so that make repeats a
+# build that failed.
 $(STAMP): pyproject.toml constraints.txt
 	@found=; for python in $(PYTHON) python3.11 python3 python; do \
 	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \

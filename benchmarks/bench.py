@@ -1,7 +1,7 @@
-"""Measure every workload of the speed table, print it, and write benchmarks/results/<machine>.json.
+"""Measure the workloads of the speed table, print them, and write benchmarks/results/<machine>.json.
 
-python benchmarks/bench.py                    all workloads, on the GPU where there is one
-python benchmarks/bench.py machine --device cpu    some of them
+python benchmarks/bench.py                         measures all workloads, on the GPU if there is one
+python benchmarks/bench.py machine --device cpu    measures the workload "machine", on the CPU
 """
 
 import argparse
@@ -20,7 +20,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def table(rows: list[dict]) -> str:
-    """The rows in Markdown."""
+    """Write the rows as a table in Markdown."""
     lines = ["| workload | against | ours | other | unit | ratio | must | holds |", "|" + "---|" * 8]
     for row in rows:
         numbers = f"{row['ours']:.4g} | {row['other']:.4g} | {row['unit']} | {row['ratio']:.3g}"
@@ -29,7 +29,7 @@ def table(rows: list[dict]) -> str:
 
 
 def described(device: str) -> dict[str, str | int]:
-    """Where the figures come from."""
+    """Describe the machine that was measured."""
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
     names = {"cpu": processor[1] if processor else platform.processor() or platform.machine()}
     names |= {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
@@ -37,14 +37,14 @@ def described(device: str) -> dict[str, str | int]:
 
 
 def commit() -> str | None:
-    """What the checkout is at, in short, with a + where files have changed since; None outside git."""
+    """Return the short commit of the checkout, with a + if files have changed since. Return None outside git."""
     found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=RESULTS.parent, capture_output=True, text=True)
     return found.stdout.strip() or None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {', '.join(WORKLOADS)}; none: all")
+    parser.add_argument("workloads", nargs="*", metavar="workload", help=f"one or several of {', '.join(WORKLOADS)}; default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if unknown := set(options.workloads) - set(WORKLOADS):

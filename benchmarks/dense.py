@@ -1,4 +1,4 @@
-"""The published relational transformer on all pairs of nodes: what the blocks are compared with, never used otherwise."""
+"""Run the published relational transformer on all pairs of nodes, for comparison only."""
 
 import math
 
@@ -10,10 +10,13 @@ from geoflow.graph import Graph, site_starts
 
 
 class DenseTransformer(nn.Module):
-    """v(graph, x, t) for networks whose edges have one feature each, as the published flows compute it: dense in nodes x nodes.
+    """Compute v(graph, x, t) as the published flows do, over all nodes x nodes. Each edge of the networks has one feature.
 
-    q_ij = Q_n n_i + Q_e e_ij, k_ij = K_n n_j + K_e e_ij, v_ij = V_n n_j + V_e e_ij, n_i <- sum_j softmax_j(q_ij . k_ij / sqrt(d)) v_ij;
-    e_ij <- MLP(n_i, n_j, e_ij, e_ji); residuals, normalisation and an MLP after both. Source: Diao and Loynd, Relational attention, 2023.
+        q_ij = Q_n n_i + Q_e e_ij,  k_ij = K_n n_j + K_e e_ij,  v_ij = V_n n_j + V_e e_ij
+        n_i <- sum_j softmax_j(q_ij . k_ij / sqrt(d)) v_ij
+        e_ij <- MLP(n_i, n_j, e_ij, e_ji)
+
+    Residuals, a norm and an MLP follow both updates. Source: Diao and Loynd, Relational attention, 2023.
     """
 
     def __init__(self, width: int, layers: int, heads: int):
@@ -44,7 +47,7 @@ class DenseTransformer(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """Attention over all pairs, then every pair's own update."""
+    """Attend over all pairs of nodes, then update every pair."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()

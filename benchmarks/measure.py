@@ -1,4 +1,4 @@
-"""Measure fairly: functions in turn, a function's memory, and what the machine could do at best."""
+"""Measure the time and memory of functions, and the best rates of the machine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ REPEATS = 5
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """The time of one call, the work it queued on a GPU included."""
+    """Return the time of one call, including the work that it queued on a GPU."""
     _wait()
     start = perf_counter()
     function()
@@ -27,7 +27,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def alternate(*functions: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """The median seconds of each, called in turn, after one call of each that does not count."""
+    """Return the median seconds of each function. They are called in turn, after one call of each that does not count."""
     for function in functions:
         function()
     times = [[seconds(function) for function in functions] for _ in range(repeats)]
@@ -35,8 +35,11 @@ def alternate(*functions: Callable[[], object], repeats: int = REPEATS) -> list[
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
-    """The most memory that tensors made during a call hold at once on a device, by the allocator's own account; a call before it makes what
-    is kept. To be asked before a step is recorded: a CUDA graph holds its memory for good."""
+    """Return the most memory that tensors made during a call hold at once on a device, as the allocator counts it.
+
+    A first call is not measured, because it makes what later calls keep. Measure a training step before it is recorded, because a CUDA
+    graph holds its memory for good.
+    """
     function()
     if device == "cuda":
         _wait()
@@ -53,14 +56,20 @@ def peak_bytes(function: Callable[[], object], device: str) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine does at best: operations a second in a large matrix product, bytes a second (read and written) in a large copy."""
+    """Hold the best rates of the machine.
+
+    `flops` is operations per second in a large matrix product. `bytes` is bytes per second, read and written, in a large copy.
+    """
 
     flops: float
     bytes: float
 
 
 def beside_machine(function: Callable[[], object], device: str, size: int = 2048, length: int = 2**26) -> tuple[float, Machine]:
-    """The median seconds of a call, and the machine's best rates measured in turn with it: on a shared machine they vary."""
+    """Return the median seconds of a call, and the best rates of the machine.
+
+    Both are measured in turn, because the rates of a shared machine vary.
+    """
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
     source = torch.randn(length, device=device)
     target = torch.empty_like(source)
@@ -70,25 +79,28 @@ def beside_machine(function: Callable[[], object], device: str, size: int = 2048
 
 @dataclass(frozen=True)
 class Work:
-    """Float operations of all matrix products, and bytes that all operations read and write."""
+    """Hold the float operations of all matrix products, and the bytes that all operations read and write."""
 
     flops: int
     bytes: int
 
     def bound(self, machine: Machine) -> float:
-        """Seconds that the machine needs at best, if nothing overlaps."""
+        """Return the seconds that the machine needs at best, if nothing overlaps."""
         return self.flops / machine.flops + self.bytes / machine.bytes
 
 
 def count(function: Callable[[], object]) -> Work:
-    """What a call asks of the machine: every operation reads its inputs and writes its outputs once, broadcast ones at their own size."""
+    """Count the work of a call.
+
+    Every operation reads its inputs and writes its outputs once. A broadcast tensor counts with the size that it has in memory.
+    """
     with FlopCounterMode(display=False) as flops, _Bytes() as traffic:
         function()
     return Work(flops.get_total_flops(), traffic.total)
 
 
 class _Bytes(TorchDispatchMode):
-    """Adds up what passes by."""
+    """Add up the bytes that operations read and write."""
 
     def __init__(self):
         super().__init__()
@@ -101,7 +113,7 @@ class _Bytes(TorchDispatchMode):
         return out
 
 
-# reserve memory, or view it, without touching it
+# operations that reserve or view memory without reading or writing it
 _FREE = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten._unsafe_view.default}
 
 

@@ -1,4 +1,4 @@
-"""The usual way, one network at a time: what the batched paths are compared with, never used otherwise."""
+"""Train, score and align networks the usual way, one at a time, for comparison only."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from geoflow.zoo.tasks import Task
 
 
 def train_one_by_one(networks: list[nn.Module], task: Task, batch: int, lr: float, weight_decay: float, loader: bool) -> None:
-    """One epoch of AdamW for each network, with torch's DataLoader or with shuffled slices of the data."""
+    """Train each network by AdamW for one epoch. Batches come from torch's DataLoader, or are shuffled slices of the data."""
     for network in networks:
         optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
         data = TensorDataset(task.x_train, task.y_train)
@@ -28,7 +28,7 @@ def train_one_by_one(networks: list[nn.Module], task: Task, batch: int, lr: floa
 def evaluate_one_by_one(
     network: nn.Module, states: list[dict[str, Tensor]], x: Float[Tensor, "examples features"], y: Int[Tensor, " examples"]
 ) -> list[Scores]:
-    """The scores of each state dict: loaded, run and scored."""
+    """Load each state dict, run it, and return its scores."""
     found = []
     for state in states:
         network.load_state_dict(state)
@@ -39,9 +39,10 @@ def evaluate_one_by_one(
 def align_one_by_one(
     networks: list[list[np.ndarray]], reference: list[np.ndarray], sweeps: int = 50
 ) -> tuple[list[list[np.ndarray]], Float[np.ndarray, " nets"]]:
-    """Git Re-Basin's weight matching of MLPs, [weight, bias] by layer, each to the reference; and the inner products reached.
+    """Align each MLP to the reference by Git Re-Basin's weight matching. Return the networks, and their inner products with the reference.
 
-    Coordinate descent over the hidden layers in random order until a sweep changes nothing.
+    A network is a list of weight and bias of each layer. The method is coordinate descent over the hidden layers in random order, until a
+    sweep changes nothing.
     """
     random = np.random.default_rng(0)
     aligned = [_align(network, reference, random, sweeps) for network in networks]

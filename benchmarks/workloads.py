@@ -1,4 +1,4 @@
-"""Say what the speed table measures: each workload returns its rows, ours beside the other way and the ratio that is asked for."""
+"""Measure the workloads of the speed table. Each row compares a cost with another one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -23,7 +23,7 @@ from geoflow.zoo.tasks import load_task
 from geoflow.zoo.train import train_zoo
 
 MNIST = (784, (10,), 10)
-EXACT = {"components": 784}  # every weight on its own, whatever the width of the input
+EXACT = {"components": 784}  # the field sees all axes of the inputs, not only the first
 CONFIG = {
     "flow": "geometric", "align": True, "velocity": "transformer", "coupling": "independent", "time": "uniform", "weighting": "balanced",
     "prediction": "preconditioned",
@@ -33,7 +33,7 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `must` is a comparison such as ">= 100" that `ratio` is held against."""
+    """Hold one line of the table. `must` is a comparison such as ">= 100", which `ratio` must satisfy."""
 
     workload: str
     against: str
@@ -50,12 +50,12 @@ class Row:
 
 
 def faster(workload: str, against: str, times: Sequence[float], unit: str, least: float) -> Row:
-    """The other's cost over ours must be at least so much."""
+    """Return a row whose ratio is the other's cost divided by ours. It must be at least `least`."""
     return Row(workload, against, *times, unit, times[1] / times[0], f">= {least:g}")
 
 
 def dense_training(device: str) -> Iterator[Row]:
-    """Both at width 32 throughout; the dense one takes one network a step, for want of memory."""
+    """Compare with the dense transformer, both at width 32. Its step takes one network, because more do not fit into memory."""
     ours = Training(MNIST, 8, device, sizes=EXACT | {"node": 32, "edge": 32, "edge_hidden": 64})
     single = Training(MNIST, 1, device)
     dense = single.instead(DenseTransformer(width=32, layers=4, heads=4).to(device))
@@ -73,13 +73,13 @@ def twin_training(device: str) -> Iterator[Row]:
 
 
 def few_components(device: str) -> Iterator[Row]:
-    """The field as it is by default, on the leading principal axes of the inputs, against the one that sees every weight."""
+    """Compare the default field, which sees the first principal axes of the inputs, with one that sees all of them."""
     ours, exact = Training(MNIST, 32, device, sizes={}), Training(MNIST, 32, device)
     yield faster("training step 784-10-10, batch 32, 128 components", "all 784", alternate(ours, exact), "s", 3)
 
 
 def machine_training(device: str) -> Iterator[Row]:
-    """How much of the step's time the machine would need at its best rates; on a GPU also with a batch that fills it."""
+    """Compare the time of a step with what the machine needs at its best rates. On a GPU one batch is large enough to fill it."""
     asked = [(MNIST, 8, 0.5), ((30, (16, 16), 2), 32, 0.4), ((64, (10,), 10), 32, 0.4)]
     for architecture, batch, least in asked if device == "cpu" else [(MNIST, 8, 0.3), (MNIST, 256, 0.3)]:
         step = Training(architecture, batch, device)
@@ -92,7 +92,7 @@ def machine_training(device: str) -> Iterator[Row]:
 
 
 def cost_of_size(device: str) -> Iterator[Row]:
-    """The slope of log cost over log edges, from 10^3 to 10^6 edges."""
+    """Measure the slope of log cost over log edges, from 10^3 to 10^6 edges."""
     edges, seconds, memory = [], [], []
     for width in (22, 71, 224, 707):
         step = Training((width, (width,), width), 2, device)
@@ -106,7 +106,11 @@ def cost_of_size(device: str) -> Iterator[Row]:
 
 
 def sampling(device: str) -> Iterator[Row]:
-    """256 networks at once, against one at a time: one network is timed, over 64 steps, by the twin over 8, by the dense field over 1."""
+    """Compare sampling 256 networks at once with one at a time.
+
+    One network is timed: over 64 steps with the same field, over 8 with the twin, and over 1 with the dense field. The times are scaled to
+    64 steps.
+    """
     training = Training(MNIST, 8, device)
     flow, field = training.run.flow, training.run.flow.field
     twin = training.instead(MessagePassingTransformer(field)).run.flow
@@ -133,7 +137,7 @@ def manifold(device: str) -> Iterator[Row]:
 
 
 def zoo_training(device: str) -> Iterator[Row]:
-    """256 networks at once against two, one after the other, in plain PyTorch."""
+    """Compare training 256 networks at once with training two, one after the other, in plain PyTorch."""
     task, settings = load_task("mnist"), {"batch": 64, "lr": 1e-2, "weight_decay": 0.1}
 
     def build():
@@ -152,8 +156,10 @@ def zoo_training(device: str) -> Iterator[Row]:
 
 
 def aligning(device: str) -> Iterator[Row]:
-    """1,000 networks, trained for an epoch on a tenth of MNIST, to the first of them, in the zoo's own precision; the objective is the
-    inner product with it."""
+    """Compare ways to align 1,000 networks to another one, in the precision of the zoo.
+
+    All were trained for an epoch on a tenth of MNIST. The objective is the inner product with the reference.
+    """
     task = load_task("mnist")
     tenth = replace(task, x_train=task.x_train[:6000], y_train=task.y_train[:6000])
 
@@ -181,7 +187,7 @@ def aligning(device: str) -> Iterator[Row]:
 
 
 def evaluating(device: str) -> Iterator[Row]:
-    """Both give accuracy, likelihood and calibration of every network."""
+    """Compare ways to score 1,000 networks. Both give accuracy, NLL and ECE of every network."""
     task, network = load_task("mnist"), mlp(784, [10], 10)
     spec, thetas = fresh(MNIST, 1000)
     states = [unpack(spec, theta) for theta in thetas[:50]]
@@ -207,7 +213,7 @@ WORKLOADS: dict[str, Callable[[str], Iterator[Row]]] = {
 
 
 def fresh(architecture: tuple, count: int) -> tuple[NetworkSpec, Tensor]:
-    """The table of an MLP and freshly initialised networks of it: no step's time depends on the weights' values."""
+    """Return the table of an MLP, and freshly initialised networks of it. The time of a step does not depend on the values of weights."""
     features, hidden, classes = architecture
     torch.manual_seed(0)
     networks = [mlp(features, hidden, classes) for _ in range(count)]
@@ -216,7 +222,7 @@ def fresh(architecture: tuple, count: int) -> tuple[NetworkSpec, Tensor]:
 
 
 class Training:
-    """The training step of a flow, exactly as `fit` takes it, by calling it."""
+    """Take one training step of a flow at each call, exactly as `fit` does."""
 
     def __init__(self, architecture: tuple, batch: int, device: str, **settings):
         spec, thetas = fresh(architecture, 2 * batch)
@@ -227,9 +233,9 @@ class Training:
         train_step(self.run, self.points, lr=1e-3)
 
     def instead(self, field: torch.nn.Module) -> "Training":
-        """The same step with another field."""
+        """Return the same step with another field."""
         other = copy(self)
         flow = self.run.flow
         other.run = Progress(Flow(flow.chart, field, flow.reference, flow.config))
-        other.run.descend = other.run.descend.function  # launched one by one: what others do can wait for the GPU, and not be recorded
+        other.run.descend = other.run.descend.function  # without a CUDA graph: some fields wait for the GPU, which cannot be recorded
         return other

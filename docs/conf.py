@@ -1,4 +1,4 @@
-"""Configure Sphinx: what the site is called, how it looks, and how docstrings are read."""
+"""Configure Sphinx for the documentation site."""
 
 import importlib.util
 import re
@@ -22,7 +22,7 @@ nb_execution_mode = "off"  # notebooks are shown with the outputs that they keep
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
-suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]  # pages of results/ are made elsewhere, with levels of their own
+suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]  # pages of results/ have heading levels of their own
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -34,16 +34,16 @@ smartquotes = False
 
 
 def _marked(line: str) -> str:
-    """A line of a docstring, written as Markdown, as reStructuredText: code between backticks, all else plain."""
+    """Turn a line of a docstring from Markdown into reStructuredText: code between backticks, all else plain."""
     parts = line.split("`")
-    if len(parts) % 2 == 0:  # a backtick without its other half
+    if len(parts) % 2 == 0:  # one backtick is not closed
         parts = [line.replace("`", "'")]
     plain = [re.sub(r"([\\*|_])", r"\\\1", part) if number % 2 == 0 else f"``{part}``" for number, part in enumerate(parts)]
     return "".join(f"\\ {part}\\ " if part.startswith("``") else part for part in plain)
 
 
 def _docstring(app, what, name, obj, options, lines: list[str]) -> None:
-    """Docstrings mark code by single backticks, formulas by indentation, examples by >>>."""
+    """Turn a docstring into reStructuredText. Backticks mark code, indentation marks formulas, and >>> marks examples."""
     found, example, formula = [], False, False
     for number, line in enumerate(lines):
         blank, before = not line.strip(), number == 0 or not lines[number - 1].strip()
@@ -57,7 +57,7 @@ def _docstring(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def _signature(app, what, name, obj, options, signature: str | None, returns: str | None) -> tuple[str | None, str | None]:
-    """Types by their own names, and no name for what a dataclass makes anew."""
+    """Shorten the names of types, and write ... for a default that a dataclass makes anew."""
     short = (re.sub(r"~(?:\w+\.)+", "", part).replace("<factory>", "...") if part else part for part in (signature, returns))
     return tuple(short)
 

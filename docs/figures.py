@@ -1,4 +1,4 @@
-"""Draw the pictures of the site that no run makes: python docs/figures.py writes them into docs/figures/."""
+"""Draw the pictures of the site that no run makes. `python docs/figures.py` writes them into docs/figures/."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from geoflow.manifolds import Product
 from geoflow.paths import geodesic as geodesic_between
 
 FOLDER = Path(__file__).resolve().parent / "figures"
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8c8c8c"  # told apart by colour-blind readers too
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8c8c8c"  # colour-blind readers can tell them apart too
 plt.rcParams.update({"font.size": 15, "savefig.dpi": 130, "axes.titlesize": 16})
 
 
@@ -32,7 +32,7 @@ def units(axes: plt.Axes, x: float, heights: np.ndarray, colours: list[str], nam
 
 
 def permutation() -> None:
-    """One network drawn twice, its hidden units in two orders."""
+    """Draw one network twice, with its hidden units in two orders."""
     figure, both = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     own = {"A": BLUE, "B": ORANGE, "C": GREEN}
     inner, outer = np.array([1.0, -1.0]), np.array([2.0, 0.0, -2.0])
@@ -54,7 +54,7 @@ def permutation() -> None:
 
 
 def geodesic() -> None:
-    """A path on a sphere, and the straight line between its ends."""
+    """Draw a geodesic on a sphere, and the straight line between its ends."""
     figure = plt.figure(figsize=(7, 6))
     axes = figure.add_subplot(projection="3d", computed_zorder=False)
     u, v = np.meshgrid(np.linspace(0, 2 * np.pi, 60), np.linspace(0, np.pi, 30))
@@ -84,7 +84,7 @@ def geodesic() -> None:
 
 
 class Skip(nn.Module):
-    """A linear layer beside a skip: x + f(x)."""
+    """Add what a linear layer makes of x to x: x + relu(layer(x))."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -95,7 +95,7 @@ class Skip(nn.Module):
 
 
 def wires() -> None:
-    """The graph of a small residual network, as `graph_of` has it."""
+    """Draw the graph of a small residual network, as `graph_of` returns it."""
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), Skip(4), nn.Linear(4, 2))
     spec = geoflow.spec_of(network, torch.zeros(2, 3))
     graph = geoflow.graph_of(spec)

@@ -1,4 +1,4 @@
-"""Gather what is made elsewhere: the options, the pages of results/, the README's table of results, the notes, the notebooks."""
+"""Gather for the site what is made elsewhere: options, pages of results/, notes, changelog and notebooks."""
 
 import os
 import re
@@ -12,7 +12,7 @@ MARKS = re.compile(r"<!-- This table is written by .*?-->\n(.*?)<!-- The end of 
 
 
 def gather(root: Path, folder: Path) -> None:
-    """Write all of them below `folder`, where they changed, and remove what is made no longer."""
+    """Write the gathered files below `folder` if they changed, and remove files that are no longer made."""
     made = _gather(root, folder)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_file() and path not in made:
@@ -50,21 +50,24 @@ def _gather(root: Path, folder: Path) -> set[Path]:
 
 
 def options(root: Path) -> str:
-    """The tables that option_table.py prints; it imports what lies in experiments/."""
+    """Return the tables that option_table.py prints. It runs in its own process, because it imports from experiments/."""
     path = os.pathsep.join(filter(None, [str(root / "experiments"), str(root), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, str(root / "docs" / "option_table.py")]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True).stdout
 
 
 def headline(readme: str) -> str:
-    """The README's table of results and what is said of it between two marks, as a part of docs/results.md."""
+    """Return what stands between the two marks of the README, its table of results, as a part of docs/results.md."""
     if not (found := MARKS.search(readme)):
         raise ValueError("README.md has lost the marks of its table. `make results` writes the table between them.")
     return as_page(found[1].strip().replace("(results/README.md)", "(#the-studies)") + "\n")
 
 
 def overview(text: str) -> str:
-    """results/README.md as a part of docs/results.md: without its title, its links as seen from there, with the pages of all studies."""
+    """Return results/README.md as a part of docs/results.md.
+
+    Its title is left out, its links lead from there, and the pages of all studies are listed.
+    """
     text = text.partition("\n")[2].replace("\n## ", "\n### ")
     studies = re.findall(r"\((\w+)/README\.md\)", text)
     text = re.sub(r"\((\w+)/README\.md\)", r"(gathered/results/\1.md)", text)
@@ -73,19 +76,22 @@ def overview(text: str) -> str:
 
 
 def study(name: str, text: str) -> str:
-    """The page of a study, with its figures and its runs.csv where they were copied to."""
+    """Return the page of a study, with links to the copies of its figures and of runs.csv."""
     text = text.replace("(figures/", f"({name}/").replace("(runs.csv)", f"({name}/runs.csv)")
     return as_page(_outside(text, "../../"))
 
 
 def _outside(text: str, docs: str) -> str:
-    """Links that leave results/, for a page from which docs/ lies at this path."""
+    """Change the links that leave results/. `docs` is the path from the page to docs/."""
     text = re.sub(r"\((?:\.\./)+docs/", f"({docs}", text)
     return re.sub(r"\((?:\.\./)+benchmarks/NOTES\.md", f"({docs}gathered/notes.md", text)
 
 
 def notes(text: str) -> str:
-    """benchmarks/NOTES.md, each section with a name to link to, made of its title without what stands in brackets: notes-first-words."""
+    """Return benchmarks/NOTES.md with a name for each section that links can use, such as notes-first-words.
+
+    The name is made of the first five words of the title, without what follows in brackets.
+    """
 
     def target(heading: re.Match) -> str:
         words = re.findall(r"\w+", heading[1].partition(" (")[0].lower())
@@ -95,11 +101,11 @@ def notes(text: str) -> str:
 
 
 def beside_the_notes(text: str) -> str:
-    """Notes or a notebook with links as seen from docs/gathered/."""
+    """Return notes or a notebook with links that lead from docs/gathered/."""
     text = re.sub(r"\(\.\./results/(\w+)/README\.md", r"(results/\1.md", text)
     return _outside(text.replace("(../results/README.md", "(../results.md"), "../")
 
 
 def as_page(text: str) -> str:
-    """Markdown in which a dollar is a dollar."""
+    """Escape dollars, so that Markdown reads no formulas."""
     return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Print the options and the named configurations as Markdown, in the words of experiments/configuration.py."""
+"""Print the options and the named configurations as Markdown, by the comments of experiments/configuration.py."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ SOURCE = Path(ex.said_in).read_text(encoding="utf-8")
 
 
 def table() -> str:
-    """All options, a table for each section."""
+    """Return all options, in a table for each section."""
     lines, before = [], None
     for option in options_of(SOURCE, DEFAULTS):
         if option.section != before:
@@ -23,7 +23,7 @@ def table() -> str:
 
 
 def named() -> str:
-    """The named configurations, with what each of them is and sets."""
+    """Return the named configurations, with what each of them is and what it sets."""
     said = configurations_of(SOURCE)
     lines = ["| configuration | what it is | sets |", "|---|---|---|"]
     for name, scope in ex.named_configs.items():

@@ -104,7 +104,7 @@ def smoke():
     steps = 5
 
 
-@ex.named_config  # 30-16-16-2, the default job: a narrower field, trained for longer
+@ex.named_config  # the default job, 30-16-16-2, with a narrower field and longer training
 def breast_cancer():
     task = "breast_cancer"
     hidden = [16, 16]
@@ -183,14 +183,14 @@ def known_keys(options):
 
 @ex.option_hook
 def one_folder(options):
-    """-F names the folder of the runs in place of runs/; two observers would dispute the run's number."""
+    """-F names the folder of the runs in place of runs/. Two observers would give a run two numbers."""
     ex.observers[:] = [RunFolder(options.get("--file_storage") or ROOT / "runs")]
     options["--file_storage"] = None
 
 
 @ex.config_hook
 def checked(config, command_name, logger):
-    """Everything that can be seen to be wrong is seen before a run begins."""
+    """Find what is wrong in the options before a run begins."""
     with plainly():
         completed = complete(config, command_name, DEFAULTS)
         if command_name == "main" and config["batch"] is None and (fits := completed["batch"]) < BATCH:

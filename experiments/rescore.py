@@ -1,8 +1,8 @@
-"""Score finished runs of the main job again, beside their zoo and the baselines as they are measured today.
+"""Score finished runs of the main job again, with the scores and baselines of today.
 
-python experiments/rescore.py runs/3 runs/4     writes their metrics.json, report.md and figures anew; the networks and times stay
+python experiments/rescore.py runs/3 runs/4     writes their metrics.json, report.md and figures anew; their networks and times stay
 
-Figures that only the sampling itself can draw are left as they are.
+Figures that show the paths of the sampling stay as they are.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from geoflow.training import fingerprint
 
 
 def rescore(run: Path, device: str) -> dict:
-    """Write what `assess` says today of the networks of a run folder; returns it."""
+    """Score the networks of a run folder by `assess` as it is today. Write the metrics, and return them."""
     old, config = (read_json(run / name) for name in ("metrics.json", "config.json"))
-    config = {"recalibrate": "auto"} | today(config)  # which older runs do not say
+    config = today(config)
     flow, samples = Flow.load(flow_file(str(run)), device), read_samples(samples_file(str(run)))
     found = collect(config, device)
     if flow.config["zoo"] != fingerprint(found.fitted.networks):

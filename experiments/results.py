@@ -1,7 +1,7 @@
-"""Keep finished runs in results/, and rebuild its pages and the table of the README from them.
+"""Keep finished runs in results/, and rebuild its pages and the README's table from them.
 
-python experiments/results.py main_job runs/1 runs/2    keeps these runs for results/main_job, and rebuilds all pages
-python experiments/results.py mnist runs/6              keeps what `curve`, `sharpen` or `transfer` found, beside the run of their flow
+python experiments/results.py main_job runs/1 runs/2    keeps these runs in results/main_job, and rebuilds all pages
+python experiments/results.py mnist runs/6              keeps what `curve`, `sharpen` or `transfer` found, beside the run of its flow
 python experiments/results.py                           rebuilds all pages
 """
 
@@ -16,13 +16,16 @@ from pages.kept import folder_of, place_of
 from pages.studies import STUDIES
 from pages.write import rebuild
 
-LOCK = FileLock(ROOT / ".results.lock")  # several sweeps keep their runs one after the other
-# what a page needs of a run, by the command that it was
+LOCK = FileLock(ROOT / ".results.lock")  # one process at a time keeps a run
+# command: the file of its run that a page needs
 FOUND = {"main": "metrics.json", "curve": "curve.json", "sharpen": "sharpness.json", "transfer": "metrics.json"}
 
 
 def keep(study: str, run: Path) -> Path:
-    """Copy what a page needs of a run folder: scores, configuration, where it ran, and the flow where the study keeps it."""
+    """Copy what a page needs from a run folder into results/, and return the new folder.
+
+    These are scores, configuration and machine, and the flow if the study keeps it.
+    """
     command = read_json(run / "run.json")["command"] if (run / "run.json").exists() else None
     if command not in FOUND or not (run / FOUND[command]).exists():
         raise SystemExit(f"{run} holds no finished run of the main job, nor of {', '.join(list(FOUND)[1:])}.")
@@ -32,18 +35,19 @@ def keep(study: str, run: Path) -> Path:
     label, seed = _place(study, run, config)
     folder = folder_of(study, label, seed)
     if folder.exists():
-        shutil.rmtree(folder)  # what was found of an older flow goes too
+        shutil.rmtree(folder)  # also what further commands found of the older flow
     folder.mkdir(parents=True)
     row = STUDIES[study].rows[label]
     if row.flow and seed == row.seeds[0]:
         shutil.copy(run / "flow.safetensors", folder)
-    for part, content in {"config": config, "ran": ran, "metrics": read_json(run / "metrics.json")}.items():  # metrics.json comes last
+    # metrics.json comes last, because pages show the runs that have it
+    for part, content in {"config": config, "ran": ran, "metrics": read_json(run / "metrics.json")}.items():
         write_json(folder / f"{part}.json", content)
     return folder
 
 
 def keep_beside(study: str, run: Path, command: str) -> Path:
-    """Copy what a further command found of a flow beside the kept run that it comes from."""
+    """Copy what a command found of a saved flow into the folder of the kept run that made the flow."""
     config = read_json(run / "config.json")
     source = Path(config["checkpoint"])
     made = (source if source.is_dir() else source.parent) / "config.json"
@@ -61,7 +65,7 @@ def keep_beside(study: str, run: Path, command: str) -> Path:
 
 
 def where_it_ran(run: Path) -> dict:
-    """Machine, device, commit and start of a run."""
+    """Return the machine, device, commit and start time of a run."""
     record = read_json(run / "run.json")
     host, info = record["host"], read_json(run / "info.json")
     ran = {"cpu": host.get("cpu"), "gpus": host.get("gpus"), "python": host["python_version"], "os": host["os"]}
@@ -69,7 +73,7 @@ def where_it_ran(run: Path) -> dict:
 
 
 def _place(study: str, run: Path, config: Mapping) -> tuple[str, int]:
-    """Label and seed of a run. Raises SystemExit for one that the study does not have."""
+    """Return the label and the seed of a run. Raises SystemExit if the study has no such run."""
     if (place := place_of(study, config)) is None:
         raise SystemExit(
             f"{run} is no run of the study {study}. `sweep.py {study} --list` shows its runs; experiments/pages/studies.py holds them."

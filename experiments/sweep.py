@@ -1,9 +1,11 @@
-"""Make all runs of a study of results/, and keep them there.
+"""Make the runs of a study, and keep them in results/.
 
-python experiments/sweep.py couplings          runs all that runs/couplings lacks, one after the other; stopped, it goes on where it was
-python experiments/sweep.py couplings 2 3      only the second and the third, so that several processes can share the work
-python experiments/sweep.py couplings --workers 4   four at a time, where a GPU or many cores serve them
-python experiments/sweep.py couplings --list   the commands and their numbers
+python experiments/sweep.py couplings               makes the runs that are missing in runs/couplings, one after the other
+python experiments/sweep.py couplings 2 3           makes runs 2 and 3 only, so that several processes can share the work
+python experiments/sweep.py couplings --workers 4   makes four runs at a time, on a GPU or on many cores
+python experiments/sweep.py couplings --list        lists the commands and their numbers
+
+The same command goes on after a stop.
 """
 
 import argparse
@@ -25,7 +27,7 @@ RUNS = ROOT / "runs"
 
 
 def folder_of(study: str, arguments: Arguments) -> Path:
-    """The folder of the one run with these arguments."""
+    """Return the folder of the run with these arguments."""
     return RUNS / study / "+".join(arguments)
 
 
@@ -36,9 +38,9 @@ def command_of(study: str, arguments: Arguments) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=list(STUDIES))
-    parser.add_argument("numbers", nargs="*", type=int, help="which runs; default: all")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time; of several the output goes to output.log in their folders")
-    parser.add_argument("--list", action="store_true", help="show the commands only")
+    parser.add_argument("numbers", nargs="*", type=int, help="the numbers of the runs to make; default: all")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time; with several, each writes output.log in its folder")
+    parser.add_argument("--list", action="store_true", help="list the commands, and run none")
     options = parser.parse_args()
     runs = {number: arguments for number, (_, _, arguments) in enumerate(STUDIES[options.study].runs(), 1)}
     if options.workers < 1:
@@ -50,7 +52,7 @@ def main() -> None:
         for number, arguments in asked.items():
             print(f"{number} of {len(runs)}: run.py with", *arguments)
         return
-    configs = {number: resolved(arguments) for number, arguments in asked.items()}  # Sacred resolves one at a time
+    configs = {number: resolved(arguments) for number, arguments in asked.items()}  # Sacred resolves only one at a time
     pool = ThreadPoolExecutor(options.workers)
     try:
         aside = options.workers > 1
@@ -61,12 +63,12 @@ def main() -> None:
             with LOCK:
                 print("kept", keep(options.study, run))
                 rebuild()
-    finally:  # after a failure none begins any more
+    finally:  # after a failure no further run begins
         pool.shutdown(cancel_futures=True)
 
 
 def make(study: str, arguments: Arguments, config: Mapping, aside: bool) -> Path:
-    """The folder of the run, made if it is not there yet; its output stays `aside`, beside it, where several run at once."""
+    """Make the run if it is not there yet, and return its folder. With `aside`, its output goes to output.log there."""
     folder = folder_of(study, arguments)
     if (made := finished(folder, config)) is not None:
         return made
@@ -74,12 +76,15 @@ def make(study: str, arguments: Arguments, config: Mapping, aside: bool) -> Path
     with (folder / "output.log").open("w") if aside else nullcontext() as log:
         failed = subprocess.run(command_of(study, arguments), cwd=ROOT, stdout=log, stderr=log).returncode
     if failed:
-        raise SystemExit(f"The run {folder} did not end well, see {log.name if log else 'above'}. The same command goes on with it.")
+        raise SystemExit(f"The run {folder} failed: see {log.name if log else 'above'}. The same command goes on with it.")
     return finished(folder, config)
 
 
 def finished(folder: Path, config: Mapping) -> Path | None:
-    """The latest finished run of a folder that has this configuration: what its arguments meant may have changed."""
+    """Return the latest finished run of a folder that has this configuration, or None.
+
+    The folder is named by the arguments of the run, and what they mean may have changed.
+    """
     runs = sorted((path.parent for path in folder.glob("*/metrics.json")), key=lambda path: int(path.name))
     meant = of_the_result(config)
     same = (run for run in reversed(runs) if meant == of_the_result(today(read_json(run / "config.json"))))

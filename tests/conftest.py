@@ -1,4 +1,4 @@
-"""Settle what all tests share: threads, plots, data sets, and where randomness comes from."""
+"""Set what all tests share: threads, plots, data sets and random numbers."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_configure():
-    """Before any test is collected; subprocesses and notebooks inherit the environment."""
+    """Set the environment before any test is collected. Subprocesses and notebooks inherit it."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     if DATA.is_dir():
         os.environ.setdefault("GEOFLOW_DATA", str(DATA))
@@ -19,5 +19,5 @@ def pytest_configure():
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """Randomness of a test: its own, and the same every time."""
+    """Give each test a generator of its own, with the same random numbers every time."""
     return torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Build networks whose modules keep tables of their weights, as LeViT and its kin do, or that look at their whole batch."""
+"""Build networks whose modules keep tables of their weights, as LeViT does, or that look at their whole batch."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,14 @@ from torch import Tensor, nn
 
 
 class Keeping(nn.Module):
-    """A layer plus a table of biases, which is computed from a parameter; `keep` says where the table stays in evaluation mode.
+    """Add a table of biases to a layer. The table is computed from a parameter.
 
-    no: nowhere. forward: in a dictionary by device, from the first forward pass until training begins, as timm's LeViT. eval: from eval()
-    on, as the first LeViT. forever: from the first forward pass on.
+    `keep` says when the module keeps the table in evaluation mode:
+
+    - no: never.
+    - forward: from the first forward pass until training begins, in a dictionary by device, as timm's LeViT does.
+    - eval: from the call of eval() on, as the first LeViT did.
+    - forever: from the first forward pass on.
     """
 
     def __init__(self, keep: str = "no"):
@@ -41,7 +45,7 @@ class Keeping(nn.Module):
 
 
 class Company(nn.Module):
-    """Examples pass a function of the whole batch, and then layers."""
+    """Apply a function of the whole batch, and then layers."""
 
     def __init__(self, mix: Callable[[Tensor], Tensor] = lambda x: x):
         super().__init__()

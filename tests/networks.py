@@ -1,4 +1,4 @@
-"""List the networks that every law is tested on: name -> (build, example)."""
+"""List the networks that the tests share, by name, each with an example of its input."""
 
 from collections.abc import Callable
 from itertools import pairwise

@@ -16,7 +16,8 @@ WITH_COMMANDS = [*PAGES, ROOT / "CONTRIBUTING.md"]
 CALLS = sorted({call for page in WITH_COMMANDS for call in calls(page)})
 IN_A_MOMENT = {"run": "print_config with smoke", "sweep": "mnist --list", "results": "--help", "rescore": "--help"}
 EXAMPLES = [page for page in DOCS if any(code.startswith("import torch\n") for code in blocks(page, "python"))]
-LONG, SHARE = 30, 0.05
+LONG, SHARE, LONGEST = 30, 0.05, 40  # words of a sentence
+RESULTS = [ROOT / "results" / "README.md", *sorted((ROOT / "results").glob("*/README.md"))]
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -108,9 +109,10 @@ def test_links_to_results_lead_somewhere():
             assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *RESULTS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_sentences_are_short(page: Path):
     sentences = prose(page)
     lengthy = sorted((sentence for sentence in sentences if words_of(sentence) > LONG), key=words_of, reverse=True)
     listed = "\n".join(f"{words_of(sentence)} words: {sentence}" for sentence in lengthy)
     assert len(lengthy) <= SHARE * len(sentences), f"{len(lengthy)} of {len(sentences)} sentences have more than {LONG} words:\n{listed}"
+    assert all(words_of(sentence) <= LONGEST for sentence in lengthy), listed

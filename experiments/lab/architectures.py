@@ -1,4 +1,4 @@
-"""Say which network and which zoo are meant: what was asked for, with the defaults of the network and the task."""
+"""Complete the choice of a network and its zoo by the defaults of the network and the task."""
 
 from collections.abc import Mapping
 
@@ -7,16 +7,17 @@ from geoflow.training import AUTO
 from geoflow.zoo.networks import NETWORKS, check_reads, options_of
 from geoflow.zoo.recipes import zoo_defaults
 
-STANDARD = "mlp"  # the network where none is asked for
-VELOCITY_OF = {"independent": "transformer", "shared": "identified"}  # origin of a zoo: the field that serves it
-OF_NETWORKS = tuple(dict.fromkeys(option for network in NETWORKS.values() for option in network.options))  # each has some of them
-NETWORK = ("task", "network", *OF_NETWORKS)  # what says which network is made
+STANDARD = "mlp"  # the network if the user chooses none
+VELOCITY_OF = {"independent": "transformer", "shared": "identified"}  # origin of a zoo: the field that suits it
+OF_NETWORKS = tuple(dict.fromkeys(option for network in NETWORKS.values() for option in network.options))  # each network has some
+NETWORK = ("task", "network", *OF_NETWORKS)  # the options that decide which network is made
 
 
 def with_defaults(config: Mapping) -> dict:
-    """Of a configuration what says its network, its zoo, its metric and its velocity, with defaults in place of what was left open.
+    """Return the options that decide network, zoo, metric and velocity. Those that were left open get their defaults.
 
-    Raises ValueError for an unknown network, task or origin, and for what the network does not have or cannot read.
+    Raises ValueError for an unknown network, task or origin, for an option that the network does not have, and for data that it cannot
+    read.
     """
     name = STANDARD if config["network"] is None else str(config["network"])
     task = choose("network", name, NETWORKS).task if config["task"] is None else str(config["task"])
@@ -30,18 +31,18 @@ def with_defaults(config: Mapping) -> dict:
 
 
 def whole_network(name: str, task: str, options: Mapping) -> dict:
-    """The values of NETWORK: the network's own options in full, those of others None."""
+    """Return the values of the options NETWORK. The network's own options are complete, and those of other networks are None."""
     check_reads(name, task)
     return {"task": task, "network": name} | dict.fromkeys(OF_NETWORKS) | options_of(name, options)
 
 
 def network_settings(config: Mapping) -> dict:
-    """What says which network is made, as plain values; an option that the network does not have is None."""
+    """Return the values of the options NETWORK as plain values. An option that the network does not have is None."""
     return {name: list(value) if isinstance(value := config[name], tuple) else value for name in NETWORK}
 
 
 def network_options(config: Mapping) -> dict:
-    """The options that the network of a completed configuration has."""
+    """Return the options that the network of a completed configuration has."""
     return {name: config[name] for name in OF_NETWORKS if config[name] is not None}
 
 

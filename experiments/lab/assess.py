@@ -1,4 +1,4 @@
-"""Say how good and how new the networks of a run are."""
+"""Measure how good and how new the networks of a run are."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -24,24 +24,27 @@ from geoflow.zoo.store import Zoo
 from geoflow.zoo.tasks import Task
 from lab.draw import recalibrated
 
-SMALL = 64  # networks of the ensemble that the literature reports
+SMALL = 64  # networks in an ensemble, the number that the literature reports
 Thetas = Float[Tensor, "nets weights"]
 
 
 class Exam:
-    """The test part of a task, on a device, for networks of one architecture."""
+    """Score networks of one architecture on the test part of a task, on one device."""
 
     def __init__(self, network: nn.Module, spec: NetworkSpec, task: Task, device: str):
         self.network, self.spec, self.device, self.numbers = network, spec, device, task.numbers
         self.x, self.y = task.x_test.to(device), task.y_test.to(device)
 
     def single(self, thetas: Thetas) -> Scores:
-        """The scores of every network."""
+        """Return the scores of every network."""
         return evaluate(self.network, self.spec, thetas.to(self.device), self.x, self.y)
 
     def ensembles(self, name: str, thetas: Thetas) -> dict[str, dict[str, float]]:
-        """The scores of all networks' average probabilities, and where there are more than SMALL, of ensembles of SMALL: the mean of all
-        that can be made without a network in two of them. Under "log_pool" the same of their average log-probabilities."""
+        """Return the scores of the ensemble of all networks, and of ensembles of SMALL networks if there are more than SMALL.
+
+        The networks are divided into ensembles of SMALL, and the scores are means over these ensembles. An ensemble averages
+        probabilities. The scores under "log_pool" are those of averaged log-probabilities.
+        """
         found = {name: self._ensemble(thetas)}
         if len(thetas) > SMALL:
             parts = [self._ensemble(part) for part in thetas.split(SMALL) if len(part) == SMALL]
@@ -49,8 +52,10 @@ class Exam:
         return found
 
     def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float | None]:
-        """How far two networks are from each other in canonical weights, and how often they predict different classes; None of one. Running
-        statistics do not count as weights."""
+        """Return how far two networks are apart in canonical weights, and how often they predict different classes.
+
+        Both are None for a single network. Running statistics do not count as weights.
+        """
         if len(thetas) == 1:
             return {"distance": None, "disagreement": None}
         different = disagreement(self.network, self.spec, thetas.to(self.device), self.x)
@@ -67,18 +72,18 @@ def _means(scores: Scores) -> dict[str, float]:
 
 
 def _mean(parts: list[dict]) -> dict:
-    """The mean of every number of several records of one form."""
+    """Average several records of one form, number by number."""
     return {key: _mean([part[key] for part in parts]) if isinstance(value, dict) else fmean(part[key] for part in parts)
             for key, value in parts[0].items()}  # fmt: skip
 
 
 def score(exam: Exam, thetas: Thetas) -> dict:
-    """What metrics.json says of generated networks alone."""
+    """Return what metrics.json says of generated networks alone."""
     return {"generated": summary(exam.single(thetas)), "baselines": {}, "ensemble": exam.ensembles("generated", thetas)}
 
 
 def spread_and_scores(exam: Exam, flow: Flow, thetas: Thetas) -> dict:
-    """What can be said of generated networks without their zoo: how good they are, and how different from each other."""
+    """Score generated networks without their zoo: how good they are, and how different from each other."""
     made = exam.diversity(flow.canonical(thetas), thetas)
     return {"generated": summary(exam.single(thetas)), "ensemble": exam.ensembles("generated", thetas), "diversity": {"generated": made}}
 
@@ -93,12 +98,16 @@ def assess(
     generator: torch.Generator,
     seen: Shaped[Tensor, "examples ..."] | None,
 ) -> tuple[dict, Mapping[str, Figure]]:
-    """Generated networks beside the zoo that the flow was fitted to and beside the baselines: what metrics.json says, and the figures.
+    """Score generated networks, the zoo that the flow was fitted to, and the baselines. Return what metrics.json says, and the figures.
 
-    Baselines are made in the flow's own canonical form: aligned to its reference, and balanced where its recipe balances. Their running
-    statistics are measured anew on the training inputs `seen`, as those of the generated networks were (None: they were not); the zoo's
-    networks keep theirs. How new networks are is measured by the ruler of the zoo, the same for every flow.
-    `paths` [times, nets, size] are the points of the sampler on its way; without them there is no figure of the weights.
+    Baselines are made in the flow's own canonical form. They are aligned to its reference, and balanced if its recipe balances.
+
+    The running statistics of the baselines are measured anew on the training inputs `seen`, as those of the generated networks were. If
+    `seen` is None, neither were. The networks of the zoo always keep theirs.
+
+    The ruler of the zoo measures how new networks are. It is the same for every flow.
+
+    `paths` [times, nets, size] holds the points that the sampler passed through. Without it there is no figure of the weights.
     """
     train, new = (flow.canonical(networks) for networks in (fitted.networks, thetas))
     made = {name: baseline(name, flow, train, len(thetas), generator) for name in BASELINES}
@@ -129,8 +138,12 @@ def assess(
 
 
 def _how_new(exam: Exam, fitted: Zoo, several: Mapping[str, Thetas]) -> tuple[dict, dict[str, dict], dict[str, Tensor]]:
-    """By the ruler of a zoo: what metrics.json says of the generated networks; of the other kinds the novelty ratio, and how far two are
-    from each other in units of two of the zoo (None of one); and the distances to the nearest run."""
+    """Measure by the ruler of the zoo how new networks are. Return three things:
+
+    - what metrics.json says of the generated networks,
+    - the novelty ratio and the spread of each baseline, where the spread of a single network is None,
+    - the distances to the nearest run.
+    """
     spec, run_of = exam.spec, fitted.run_of
     frame = UNTURNED if exam.numbers is None else metric_frame(graph_of(spec), exam.numbers)
     ruler = fit_ruler(spec, fitted.networks, frame)
@@ -150,7 +163,7 @@ def _how_new(exam: Exam, fitted: Zoo, several: Mapping[str, Thetas]) -> tuple[di
 
 
 def _in_the_order_of_their_end(flow: Flow, paths: Float[Tensor, "times nets size"]) -> Float[Tensor, "times nets weights"]:
-    """The weights on each path, their units all the way in the order that makes its last network canonical."""
+    """Return the weights on each path. One order of the units holds all the way: the one that makes the last network canonical."""
     thetas, chart = flow.chart.theta(paths), flow.chart
     ends, reference = (chart.frame.turn(chart.graph, one) for one in (thetas[-1], flow.reference))
     return apply_symmetry(flow.spec, thetas, align(flow.spec, ends, reference)[1])

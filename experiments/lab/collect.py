@@ -21,7 +21,7 @@ from lab.options import zoo_settings
 
 @dataclass(frozen=True)
 class Collected:
-    """What a run begins with; of the zoo's runs `fitted` are what the flow sees, `heldout` the others."""
+    """Hold what a run begins with. The flow sees the runs in `fitted`, and not those in `heldout`."""
 
     task: Task
     network: nn.Module
@@ -31,7 +31,7 @@ class Collected:
 
 
 def collect(config: Mapping, device: str) -> Collected:
-    """The data, the network and the zoo of a completed configuration; a zoo that is not in the cache is trained."""
+    """Return the data, the network and the zoo of a completed configuration. A zoo that is not in the cache is trained."""
     task = task_for(config["task"], config["seed"], config["part"], config["network"])
     if config["zoo"]["batch"] > len(task.x_train):
         raise ValueError(f"zoo.batch={config['zoo']['batch']} is more than the {len(task.x_train)} training examples of {task.name}.")
@@ -44,17 +44,17 @@ def collect(config: Mapping, device: str) -> Collected:
 
 
 def at_terminal() -> bool:
-    """Whether someone sees progress bars; in a file they are thousands of lines."""
+    """Return whether progress bars go to a terminal. In a file they would fill thousands of lines."""
     return sys.stderr.isatty()
 
 
 def cache_of(config: Mapping) -> Path:
-    """The folder of zoos and of trainings under way."""
+    """Return the folder that holds zoos and unfinished trainings."""
     return ROOT / Path(config["cache"]).expanduser()
 
 
 def task_for(name: str, seed: int, part: str, network: str) -> Task:
-    """The data in the form that the network reads, split by the seed; its test part is what the networks are scored on."""
+    """Return the data in the form that the network reads, split by the seed. Networks are scored on the test part."""
     task = load_task(name, seed, form=NETWORKS[network].form)
     return validation_task(task, seed=seed) if part == "validation" else task
 

@@ -1,4 +1,4 @@
-"""Draw networks from a flow, just trained or saved, for the task that it was fitted to."""
+"""Draw networks from a flow that was just trained, or saved earlier."""
 
 from collections.abc import Mapping
 
@@ -19,13 +19,15 @@ from lab.collect import at_terminal, network_for, task_for
 from lab.folder import flow_file
 from lab.options import SAMPLING, device_of
 
-GUIDING_EXAMPLES = 256  # training examples that guidance takes the loss on, the same ones at every step
+GUIDING_EXAMPLES = 256  # training examples for the loss of guidance, the same ones at every step
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 
 
 def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Task | None, config: Mapping) -> tuple[Tensor, Tensor]:
-    """New networks [count, weights], and the points [times, nets, size] of some of them on their way. Guidance needs task and
-    network; without them running statistics stay as the flow drew them."""
+    """Return new networks [count, weights], and the points [times, nets, size] that some of them passed through.
+
+    Guidance needs the network and the task. Without a task, running statistics stay as the flow drew them.
+    """
     generator, guidance, points = randomness(config["seed"], "sample"), no_guidance, []
     if config["guidance"]:
         some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "guidance"))[:GUIDING_EXAMPLES]
@@ -43,12 +45,12 @@ def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Tas
 
 
 def recalibrates(spec: NetworkSpec, config: Mapping) -> bool:
-    """Whether networks have running statistics, and these are to be measured anew."""
+    """Return whether the networks have running statistics that are to be measured anew."""
     return config["recalibrate"] == "auto" and len(statistics_of(spec)) > 0
 
 
 def measuring_examples(spec: NetworkSpec, task: Task, config: Mapping, seed: int) -> Shaped[Tensor, "examples ..."] | None:
-    """The training inputs that running statistics are measured on, chosen by the seed of the flow; None where none are measured."""
+    """Return the training inputs to measure running statistics on, chosen by the flow's seed. Return None if none are to be measured."""
     if not recalibrates(spec, config):
         return None
     some = torch.randperm(len(task.x_train), generator=randomness(seed, "recalibrate"))[:MEASURING_EXAMPLES]
@@ -56,19 +58,25 @@ def measuring_examples(spec: NetworkSpec, task: Task, config: Mapping, seed: int
 
 
 def recalibrated(spec: NetworkSpec, seen: Tensor | None) -> dict[str, int | None]:
-    """For the record: on how many examples running statistics were measured anew; 0 where they were not, None where there are none."""
+    """Return for the record on how many examples running statistics were measured anew.
+
+    The number is 0 if they were not measured anew, and None if the networks have none.
+    """
     if not len(statistics_of(spec)):
         return {"recalibrated": None}
     return {"recalibrated": 0 if seen is None else len(seen)}
 
 
 def load_flow(config: Mapping) -> Flow:
-    """The saved flow of the checkpoint, on the device that is asked for."""
+    """Load the saved flow of the checkpoint onto the chosen device."""
     return Flow.load(flow_file(config["checkpoint"]), device_of(config["device"]))
 
 
 def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
-    """A saved flow, and what it is to make: a network, its table, and the task with the test part that the flow never saw."""
+    """Load a saved flow. Return it with the network that it is to make, the network's table, and the task.
+
+    The flow never saw the test part of the task.
+    """
     flow = load_flow(config)
     task = task_for(config["task"], flow.config["seed"], flow.config["part"], config["network"])
     network = network_for(task, config)

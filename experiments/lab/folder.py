@@ -1,4 +1,4 @@
-"""Keep what a run made: its folder, written so that a crash leaves no half file."""
+"""Read and write run folders, so that a crash leaves no half-written file."""
 
 import json
 import shutil
@@ -18,35 +18,38 @@ from geoflow.files import read_tensors, under, whole, write_tensors
 from geoflow.spec import NetworkSpec
 from geoflow.zoo.store import ADDED
 
-with warnings.catch_warnings():  # sacred imports pkg_resources, which complains of its age at every start
+with warnings.catch_warnings():  # sacred imports pkg_resources, which warns at every start that it is deprecated
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")
     from sacred.observers import FileStorageObserver
     from sacred.utils import SacredError
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = "geoflow-samples-1"
-OF_SACRED = {"config.json", "run.json", "info.json", "cout.txt"}  # what Sacred writes of every run
-# how runs were made that are older than these options
+OF_SACRED = {"config.json", "run.json", "info.json", "cout.txt"}  # the files that Sacred writes for every run
+# the values that these options had in runs that do not record them
 OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None, "start": 0.0, "recalibrate": "auto"}
 
 
 class RunFolder(FileStorageObserver):
-    """Sacred's observer, repaired: metrics.json is the run's own, and a mistake of the user leaves no folder without results."""
+    """Write run folders as Sacred's observer does, with two repairs.
+
+    The run writes metrics.json itself. A mistake of the user leaves no folder without results.
+    """
 
     def failed_event(self, fail_time, fail_trace):
-        """Sacred keeps the folder of every failed run. It says nothing new where the user was told what to set right."""
+        """Remove the folder if the user made a mistake and nothing was made. The message already says what Sacred would keep."""
         super().failed_event(fail_time, fail_trace)
         nothing_made = {path.name for path in Path(self.dir).iterdir()} <= OF_SACRED
         if isinstance(sys.exc_info()[1], SacredError) and nothing_made:
             shutil.rmtree(self.dir)
 
     def log_metrics(self, metrics_by_name, info):
-        """Sacred would write a metrics.json of its own at every heartbeat, over ours; this experiment logs none of its metrics."""
+        """Write nothing: Sacred would replace the metrics.json of the run at every heartbeat. No metrics are logged through Sacred."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Networks as they were drawn: weight vectors, the table they are packed by, and the flow's configuration and the sampler's."""
+    """Hold drawn networks: their weight vectors, the table that packs them, and the configuration of the flow and the sampler."""
 
     thetas: Float[Tensor, "nets weights"]
     spec: NetworkSpec
@@ -54,7 +57,7 @@ class Samples:
 
 
 def probe(folder: str | Path, cure: str) -> None:
-    """Raise OSError, ending in the cure, if a file cannot be made in the folder."""
+    """Raise OSError if no file can be made in the folder. The message ends with `cure`."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -68,7 +71,10 @@ def read_json(path: Path) -> dict:
 
 
 def commit() -> str:
-    """What the checkout is at; with a + where files have changed since, besides those that `make results` writes. Empty outside git."""
+    """Return the commit of the checkout, with a + if files have changed since. The text is empty outside git.
+
+    The files that `make results` writes do not count as changed.
+    """
     if shutil.which("git") is None:
         return ""
     changed = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!README.md")
@@ -77,7 +83,7 @@ def commit() -> str:
 
 
 def check_library(imported: str) -> None:
-    """Raise OSError where geoflow is imported from elsewhere: the record of a run would name a commit that did not make it."""
+    """Raise OSError if geoflow is imported from another folder. The record of a run would then name the wrong commit."""
     if (place := Path(imported).resolve().parents[1]) != ROOT:
         raise OSError(
             f"geoflow is imported from {place}, not from {ROOT}, whose commit a run records. Set PYTHONPATH={ROOT}, or install it."
@@ -89,14 +95,8 @@ def write_json(path: Path, content: Mapping) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def setting(config: Mapping, option: str):
-    """The value of an option, which may stand in a group, as zoo.origin."""
-    group, _, name = option.rpartition(".")
-    return config[group][name] if group else config[name]
-
-
 def today(config: Mapping) -> dict:
-    """The configuration of a run, a flow or its samples in today's words, with options that it is older than."""
+    """Return the configuration of a run, a flow or samples in today's words, with the options that it did not have yet."""
     config = flows.today(config)
     if "task" in config:  # experiments/run.py made it
         config = OLDER | config
@@ -104,7 +104,7 @@ def today(config: Mapping) -> dict:
 
 
 def save_samples(path: Path, samples: Samples) -> None:
-    """Write samples as one safetensors file: `thetas`, and spec and configuration as JSON in its metadata."""
+    """Write samples as one safetensors file. Spec and configuration are JSON in its metadata."""
     tensors = {"thetas": samples.thetas.contiguous()} | {f"rest.{name}": value for name, value in samples.spec.rest.items()}
     metadata = {"format": SAMPLES, "spec": samples.spec.to_json(), "config": json.dumps(dict(samples.config))}
     write_tensors(path, tensors, metadata)
@@ -121,25 +121,25 @@ def read_samples(path: Path) -> Samples:
 
 
 def flow_file(checkpoint: str) -> Path:
-    """The flow of a checkpoint: a file, or a run folder that holds one."""
+    """Return the path of the flow file. A checkpoint is that file, or a run folder that holds it."""
     path = Path(checkpoint).expanduser()
     return path / "flow.safetensors" if path.is_dir() else path
 
 
 def samples_file(checkpoint: str) -> Path:
-    """Where the samples of a run folder lie, if it holds any."""
+    """Return the path of the samples in a run folder, whether it holds any or not."""
     return Path(checkpoint).expanduser() / "samples.safetensors"
 
 
 def sampled_with(checkpoint: str, names: Iterable[str]) -> dict:
-    """Those of the named settings that the run folder around a checkpoint has in its config.json."""
+    """Return those of the named settings that config.json records in the run folder of a checkpoint."""
     path = flow_file(checkpoint).parent / "config.json"
     config = read_json(path) if path.exists() else {}
     return {name: config[name] for name in names if config.get(name) is not None}
 
 
 def config_of(checkpoint: str) -> Mapping:
-    """The configuration of the run around a checkpoint. Raises FileNotFoundError where there is only a flow."""
+    """Return the configuration of the run of a checkpoint. Raises FileNotFoundError if there is only a flow."""
     path = flow_file(checkpoint).parent / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: this command needs the run folder of the flow, which says how its zoo was trained.")
@@ -147,10 +147,12 @@ def config_of(checkpoint: str) -> Mapping:
 
 
 def described(checkpoint: str) -> Mapping:
-    """What the flow of a checkpoint was made with; where only samples are left, what their flow was made with."""
+    """Return the configuration of the flow of a checkpoint. If only samples are left, return the one that they record."""
     flow, samples = flow_file(checkpoint), samples_file(checkpoint)
     if samples.parent.is_dir() and not (flow.exists() or samples.exists()):
-        raise FileNotFoundError(f"The folder {checkpoint} holds neither a flow nor samples. A run writes both, sample the latter.")
+        raise FileNotFoundError(
+            f"The folder {checkpoint} holds neither a flow nor samples. The main job writes both, and the command sample writes samples."
+        )
     if not flow.exists() and samples.exists():
         return read_samples(samples).config
     return today(flows.Flow.load(flow).config)

@@ -1,4 +1,4 @@
-"""Check what the user asked for, and complete what was left open, before anything is computed."""
+"""Check the options of a run, and complete those that were left open, before anything is computed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,14 +20,14 @@ from lab.folder import described, sampled_with, samples_file
 
 DEVICES = ("auto", "cpu", "cuda")
 FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages")  # the commands on a saved flow
-# how a flow was fitted and what it must not see; recorded in its file, and fixed for the further commands
+# how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
     "ema", "part",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recalibrate", "seed")
-BATCH = 32  # networks in a training step of the flow, where the zoo has as many
+BATCH = 32  # networks in a training step of the flow, if the zoo has as many
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 RECALIBRATE = ("auto", "never")
@@ -81,33 +81,36 @@ ZOO_NUMBERS: dict[str, Number] = {
     "examples": COUNT,
     "seed": SEED,
 }
-LEFT_OPEN = ("runs", "snapshots", "batch", *OF_NETWORKS, "zoo.common", "zoo.examples")  # may be None when they are checked
+LEFT_OPEN = ("runs", "snapshots", "batch", *OF_NETWORKS, "zoo.common", "zoo.examples")  # options that may be None when they are checked
 
 
 class InputError(SacredError):
-    """Something that the user can set right: shown as one line, without a traceback (see it with --debug)."""
+    """Report a mistake that the user can correct, in one line. Only --debug shows the traceback."""
 
     def __init__(self, message: str):
         super().__init__(message, print_traceback=False)
 
 
 class Interrupted(SacredInterrupt, InputError):
-    """Ctrl-C: the run is marked INTERRUPTED."""
+    """Report that the user pressed Ctrl-C. Sacred then marks the run INTERRUPTED."""
 
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Show the library's complaints about its input, about files and about diverging losses as one line."""
+    """Show errors of the library about input, files and diverging losses in one line."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted("Stopped. The same command goes on from the last checkpoint, if there was one (every=... steps).") from error
+        raise Interrupted(
+            "Stopped. The same command goes on from the last checkpoint, if there was one. "
+            "The option every is the number of iterations between checkpoints."
+        ) from error
     except (ValueError, OSError, FloatingPointError) as error:
         raise InputError(str(error)) from error
 
 
 def check_keys(updates: Iterable[str], known: Mapping) -> None:
-    """Raise InputError for a key of `key=value` that no option has, naming those that come close."""
+    """Raise InputError if the key of a `key=value` is no option. The message names options with a similar name."""
     keys = {*known, *(f"{group}.{key}" for group, values in known.items() if isinstance(values, Mapping) for key in values)}
     for key in (update.partition("=")[0] for update in updates if "=" in update):
         if key not in keys:
@@ -116,10 +119,10 @@ def check_keys(updates: Iterable[str], known: Mapping) -> None:
 
 
 def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
-    """The values to put in place of each None, so that config.json records all of them.
+    """Return the values that take the place of each None, so that config.json records all options.
 
-    For the main job they are the task's defaults; for a further command what its checkpoint was made for, and drawn with.
-    Raises ValueError or InputError for a wrong value, naming the right ones.
+    For the main job they are the task's defaults. For a command on a saved flow they are what the flow was fitted for, and how its networks
+    were drawn. Raises ValueError or InputError for a wrong value. The message names the right ones.
     """
     for name in ("checkpoint", "cache"):
         if not isinstance(config[name], str) and not (name == "checkpoint" and config[name] is None):
@@ -132,11 +135,11 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
     further = command in FURTHER
     own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
-    inherited = [name for name in SAMPLER if not (name == "start" and command == "transfer")]  # nobody aligned another network's units
+    inherited = [name for name in SAMPLER if not (name == "start" and command == "transfer")]  # a start leads to the flow's own units
     sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     if command == "sharpen" and not own["sharpness"]:
-        raise InputError("sharpen goes up from 0 to the sharpness that is asked for: sharpness=2, for example.")
+        raise InputError("sharpen goes up from 0 to the sharpness that you give, such as sharpness=2.")
     _check({**config, **own})
     if not further and config["batch"] is None:
         own |= {"batch": min(BATCH, _seen_runs({**config, **own}) * own["snapshots"])}
@@ -146,7 +149,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
 
 
 def device_of(name: str) -> str:
-    """Where to compute: "cpu" or "cuda"."""
+    """Return where to compute: "cpu" or "cuda"."""
     gpu = torch.cuda.is_available()
     if name == "cuda" and not gpu:
         raise InputError("device=cuda is asked for, but torch finds no GPU here. Choose device=auto or device=cpu.")
@@ -154,18 +157,18 @@ def device_of(name: str) -> str:
 
 
 def device_name(device: str) -> str:
-    """What a record of a run calls it: the GPU by its own name."""
+    """Return the name of the device for the record of a run. A GPU has its own name there."""
     return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 def zoo_settings(config: Mapping) -> dict:
-    """The arguments of `train_zoo`, but for the seed, that a completed configuration holds."""
+    """Return the arguments of `train_zoo` that a completed configuration holds, except the seed."""
     recipe = {name: value for name, value in config["zoo"].items() if name != "seed"}
     return {"runs": config["runs"], "snapshots": config["snapshots"], **recipe}
 
 
 def flow_settings(config: Mapping) -> dict:
-    """The configuration that `prepare` takes, with what a saved flow must know of its network and its data."""
+    """Return the configuration that `prepare` takes, and what a saved flow must know of its network and its data."""
     sizes = {name: size for name, size in config["sizes"].items() if size is not None}
     return {name: config[name] for name in (*FITTED, "seed")} | network_settings(config) | {"sizes": sizes}
 
@@ -195,7 +198,7 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
 
 
 def _as_typed(name: str, value) -> str:
-    """An option as it is given: of a group what is not left open."""
+    """Return an option as the user types it. A group becomes those of its options that are not None."""
     group = value if isinstance(value, Mapping) else None
     return f"{name}={value}" if group is None else " ".join(f"{name}.{key}={one}" for key, one in group.items() if one is not None)
 
@@ -236,7 +239,7 @@ def _check_zoo(config: Mapping) -> None:
     kept = _seen_runs(config)
     if kept < 2 or kept * snapshots < 3:
         raise InputError(
-            f"runs={runs} with heldout={config['heldout']} leave {kept} to fit the flow on, too few to compare. Train more runs."
+            f"runs={runs} with heldout={config['heldout']} leave {kept} to fit the flow on. That is too few to compare: train more runs."
         )
     if config["batch"] is not None and kept * snapshots < config["batch"]:
         raise InputError(
@@ -246,7 +249,7 @@ def _check_zoo(config: Mapping) -> None:
 
 
 def _seen_runs(config: Mapping) -> int:
-    """How many runs of the zoo the flow is fitted to."""
+    """Return how many runs of the zoo the flow is fitted to."""
     return config["runs"] - max(1, round(config["heldout"] * config["runs"]))
 
 

@@ -11,25 +11,28 @@ from pages.kept import beside
 from pages.studies import STUDIES
 from pages.tables import BASELINES, NAMES, best, by_label
 
-MAIN = "scoreboard"  # the figure that stands for a study
-SIZES = 3  # zoos of so many sizes are drawn over their size
+MAIN = "scoreboard"  # the main figure of a study
+SIZES = 3  # least number of zoo sizes for a figure over the size
 
 
 def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
-    """By name: the scoreboard of the first row, all rows beside each other, and what was measured over sizes, steps and sharpness."""
+    """Return the figures of a study by name.
+
+    They show the scoreboard of the first row, all rows beside each other, and what was measured over sizes, steps and sharpness.
+    """
     rows = by_label(frame)
     first = next(iter(rows))
     title = STUDIES[study].title
     shown = {"scoreboard": plot_board(board(rows[first]), f"{title}: {first}" if len(rows) > 1 else title)}
-    task = frame["config.task"].mode()[0]  # accuracies of another would stretch the axes
+    task = frame["config.task"].mode()[0]  # the accuracies of another task would stretch the axes
     of_one = {label: _kinds(runs) for label, runs in rows.items() if runs["config.task"].iloc[0] == task}
     if len(of_one) > 1:
         shown["rows"] = plot_rows(of_one, f"{title}: {task}" if len(of_one) < len(rows) else title)
     if lines := by_size(frame):
         shown["sizes"] = plot_sizes(lines, f"{title}: over the size of the zoo")
-    for label, seed, found in beside(study, "curve"):
-        steps = {int(number): one for number, one in found["steps"].items()}
-        shown["curve"] = plot_curve(steps, f"{title}: {label}, seed {seed}, over the steps of the solver")
+    for number, (label, seed, found) in enumerate(beside(study, "curve")):
+        steps = {int(steps): one for steps, one in found["steps"].items()}
+        shown[f"curve{number or ''}"] = plot_curve(steps, f"{title}: {label}, seed {seed}, over the steps of the solver")
     if sharper := {label: (seed, found) for label, seed, found in beside(study, "sharpness")}:
         drawn = {label: _by_distance(frame.loc[label, seed], found) for label, (seed, found) in sharper.items()}
         label, (seed, _) = next(iter(sharper.items()))
@@ -38,7 +41,7 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
 
 
 def board(runs: pd.DataFrame) -> dict[str, Mapping]:
-    """Mean scores and novelty of zoo, generated networks and baselines."""
+    """Return the mean scores and the novelty of the zoo, the generated networks and the baselines."""
     mean = runs.mean(numeric_only=True)
     kinds = {"zoo": ("zoo", None), "generated": ("generated", "novelty.ratio")}
     for name in BASELINES:
@@ -51,12 +54,15 @@ def board(runs: pd.DataFrame) -> dict[str, Mapping]:
 
 
 def by_size(frame: pd.DataFrame) -> dict[str, list[tuple[int, Mapping, Mapping, Mapping]]]:
-    """For each training that zoos of several sizes had: runs in the zoo, novelty, scores of the generated networks and of the zoo."""
+    """Return a line of points for each training that was done with zoos of several sizes.
+
+    A point is the number of runs in the zoo, the novelty, the scores of the generated networks, and those of the zoo.
+    """
     lines = {}
-    for (network, *_, iterations, batch, seed), runs in frame.groupby(
-        ["config.network", "config.snapshots", "config.iterations", "config.batch", "config.seed"]
-    ):
-        runs = runs.drop_duplicates("config.runs").sort_values("config.runs")
+    options = [column for column in frame if column.startswith("config.") and column != "config.runs"]
+    for _, runs in frame.groupby(frame[options].map(str).agg(" ".join, axis=1), sort=False):
+        runs = runs.sort_values("config.runs")
+        network, iterations, batch, seed = runs[["config.network", "config.iterations", "config.batch", "config.seed"]].iloc[0]
         if len(runs) >= SIZES:
             lines[f"{network}, {iterations:,} steps of {batch}, seed {seed}"] = [
                 (
@@ -69,18 +75,18 @@ def by_size(frame: pd.DataFrame) -> dict[str, list[tuple[int, Mapping, Mapping, 
 
 
 def summary(run: pd.Series, kind: str) -> dict[str, dict[str, float]]:
-    """The scores of a kind of networks, as `geoflow.evaluation.metrics.summary` gives them."""
+    """Return the scores of a kind of networks, in the form of `geoflow.evaluation.metrics.summary`."""
     return {score: {part: run[f"{kind}.{score}.{part}"] for part in ("mean", "std")} for score in ("accuracy", "nll")}
 
 
 def _kinds(runs: pd.DataFrame) -> dict[str, Mapping]:
-    """What a row of the figure shows: zoo, generated networks, and the baseline with the lowest NLL."""
+    """Return what a row of the figure shows: the zoo, the generated networks, and the baseline with the lowest NLL."""
     shown = board(runs)
     top = best(runs)
     return {"zoo": shown["zoo"], "generated": shown["generated"], "best baseline": shown[NAMES.get(top, top)]}
 
 
 def _by_distance(run: pd.Series, found: Mapping) -> list[tuple[float, Mapping]]:
-    """For each sharpness the distance of two networks, in units of two of the zoo, and the scores."""
+    """Return for each sharpness the distance of two networks, divided by that of two of the zoo, and the scores."""
     zoo = run["diversity.zoo.distance"]
     return [(one["diversity"]["generated"]["distance"] / zoo, one["generated"]) for one in found["sharpness"].values()]

@@ -1,4 +1,4 @@
-"""Read the runs that results/ keeps: one row of a table for each run, with everything that was measured."""
+"""Read the runs that results/ keeps into a table, with one row for each run."""
 
 import json
 import re
@@ -15,18 +15,21 @@ from sacred.arg_parser import get_config_updates
 from pages.studies import STUDIES, Arguments
 
 RESULTS = ROOT / "results"
-FREE = ("cache", "device", "every", "checkpoint")  # options that change nothing in a result
-ENSEMBLES = 64  # networks of the ensembles that pages speak of
+FREE = ("cache", "device", "every", "checkpoint")  # options that do not change a result
+ENSEMBLES = 64  # number of networks in the ensembles that pages show
 
 
 def folder_of(study: str, label: str, seed: int) -> Path:
-    """Where a run of a study is kept."""
+    """Return the folder that keeps a run of a study."""
     words = re.findall(r"[\w.=]+", label.replace(",", "").lower())
     return RESULTS / study / f"{'-'.join(words)}-{seed}"
 
 
 def read(study: str) -> pd.DataFrame:
-    """The kept runs of a study by label and seed, in the study's order; the columns are named as in its files: generated.nll.mean."""
+    """Return the kept runs of a study as a table by label and seed, in the order of the study.
+
+    The columns are named as in the files of a run, such as generated.nll.mean.
+    """
     folders = {(label, seed): folder_of(study, label, seed) for label, seed, _ in STUDIES[study].runs()}
     found = {place: _record(folder) for place, folder in folders.items() if (folder / "metrics.json").exists()}
     frame = pd.json_normalize(list(found.values()))
@@ -46,26 +49,29 @@ def _record(folder: Path) -> dict:
 
 
 def beside(study: str, kind: str) -> Iterator[tuple[str, int, Mapping]]:
-    """Label, seed and content of what a further command found of the kept flows: curve, sharpness or transfer-*."""
+    """Yield label, seed and content of each file in which a command kept what it found of a saved flow.
+
+    `kind` names the files: curve, sharpness or transfer-*.
+    """
     for label, seed, _ in STUDIES[study].runs():
         for path in sorted(folder_of(study, label, seed).glob(f"{kind}.json")):
             yield label, seed, read_json(path)
 
 
 def resolved(arguments: Arguments) -> Mapping:
-    """The whole configuration of `run.py with` these arguments, checked like that of a real run."""
+    """Return the complete configuration of `run.py with` these arguments, checked like that of a real run."""
     updates, named = get_config_updates(arguments)
     with redirect_stdout(StringIO()):
         return ex.run("print_config", config_updates=updates, named_configs=named, options={"--loglevel": "ERROR"}).config
 
 
 def of_the_result(config: Mapping) -> dict:
-    """The options that decide a result, as JSON has them."""
+    """Return the options that decide a result, as they are after a pass through JSON."""
     return json.loads(json.dumps({name: value for name, value in config.items() if name not in FREE}))
 
 
 def place_of(study: str, config: Mapping) -> tuple[str, int] | None:
-    """Label and seed of the study's run that has this configuration."""
+    """Return the label and the seed of the run that has this configuration in the study, or None."""
     wanted = of_the_result(config)
     same = ((label, seed) for label, seed, arguments in STUDIES[study].runs() if of_the_result(resolved(arguments)) == wanted)
     return next(same, None)

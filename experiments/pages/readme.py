@@ -1,4 +1,4 @@
-"""Make the table and the picture that the README shows of the kept runs."""
+"""Make the table and the picture of the README from the kept runs."""
 
 from collections.abc import Mapping
 
@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 
 from geoflow.evaluation.boards import plot_board
 from pages.figures import board
-from pages.tables import MEANS, NAMES, best, by_label, novelty, scores, three
+from pages.tables import NAMES, best, by_label, mean_of, novelty, scores, three
 
-# what a line is called: the study and the row that it shows
+# title of a line: the study and the row that it shows
 ROWS = {
     "digits, 64-10-10": ("main_job", "digits, geometric"),
     "MNIST, 784-10-10": ("mnist", "1,024 runs, 6,000 steps of 64"),
@@ -26,24 +26,27 @@ BEGIN, END = "<!-- This table is written by `make results`. -->\n", "<!-- The en
 
 
 def shown(kept: Mapping[str, pd.DataFrame]) -> dict:
-    """What templates/readme.md.j2 takes: a table with a line for each network whose runs are kept, and MNIST beside its mean network."""
+    """Return what templates/readme.md.j2 takes.
+
+    This is a table with a line for each network, MNIST beside its means, and the rows in which a baseline has a lower NLL.
+    """
     rows = _rows(kept)
-    found = {"table": pd.DataFrame(_line(title, runs) for title, runs in rows.items()), "means": None}
-    if (mnist := rows.get(MEAN_OF)) is not None:
-        mean = best(mnist, MEANS)
-        gain = mnist["generated.accuracy.mean"].mean() - mnist[f"baselines.{mean}.accuracy.mean"].mean()
-        found |= {"means": scores(mnist, mean), "generated": scores(mnist, "generated"), "gain": three(gain)}
-    return found
+    behind = [title for title, runs in rows.items() if mean_of(runs, best(runs), "nll") < mean_of(runs, "generated", "nll")]
+    mnist = rows.get(MEAN_OF)
+    means = {} if mnist is None else {kind: scores(mnist, kind) for kind in ("generated", "mean_network", "rescaled_mean")}
+    if mnist is not None:
+        means["gain"] = three(mean_of(mnist, "generated", "accuracy") - mean_of(mnist, "mean_network", "accuracy"))
+    return {"table": pd.DataFrame(_line(title, runs) for title, runs in rows.items()), "mnist": means, "behind": behind}
 
 
 def picture(kept: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Generated networks beside zoo and baselines, on a task where baselines fail."""
+    """Draw generated networks beside the zoo and the baselines, on a task where the baselines are worse."""
     runs = _rows(kept).get(PICTURE)
     return {} if runs is None else {"scoreboard": plot_board(board(runs), "Single networks 64-10-10 for the digits, on the test part")}
 
 
 def inserted(text: str, made: str) -> str:
-    """A text in which this stands between the two marks."""
+    """Return the text with `made` between the two marks. Raises ValueError if a mark is missing."""
     if BEGIN not in text or END not in text:
         raise ValueError(f"The README has lost the marks of its table, {BEGIN!r} and {END!r}.")
     before, rest = text.split(BEGIN)
@@ -52,7 +55,7 @@ def inserted(text: str, made: str) -> str:
 
 
 def _rows(kept: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The runs of each line."""
+    """Return the runs of each line."""
     found = {title: by_label(kept[study]).get(label) for title, (study, label) in ROWS.items() if study in kept}
     return {title: runs for title, runs in found.items() if runs is not None}
 
@@ -65,5 +68,5 @@ def _line(title: str, runs: pd.DataFrame) -> dict[str, str]:
         "generated": scores(runs, "generated"),
         "best baseline (its novelty)": f"{NAMES.get(top, top)} {scores(runs, top)} ({novelty(runs, top)})",
         "novelty": novelty(runs),
-        "time": f"{runs['minutes.train'].mean():.0f} min",
+        "time (seeds)": f"{runs['minutes.train'].mean():.0f} min ({len(runs)})",
     }

@@ -1,40 +1,42 @@
-"""Say what each study in results/ asks, which runs answer it, and what the answer is."""
+"""List the studies of results/, with the question of each and the runs that answer it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-Arguments = tuple[str, ...]  # what stands behind `run.py with`
+Arguments = tuple[str, ...]  # what follows `run.py with`
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in nothing but their seed. The trained flow of the first seed is kept where `flow` is set."""
+    """Describe runs that differ only in their seed. If `flow` is set, the trained flow of the first seed is kept."""
 
     arguments: Arguments
     seeds: tuple[int, ...] = (0,)
     flow: bool = False
 
     def runs(self) -> Iterator[tuple[int, Arguments]]:
-        """The seeds, each with all arguments of its run."""
+        """Yield each seed with all arguments of its run."""
         for seed in self.seeds:
             yield seed, (*self.arguments, f"seed={seed}")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A title, a question, the rows of its table by their labels, and the name of the file in templates/ that holds its answer.
+    """Describe a study by its title, its question, and the rows of its table by their labels.
 
-    The answer is shown as soon as a run of every row in `about` is kept.
+    `answer` names the file in templates/ that holds the answer. By default it has the name of the study. The answer is shown as soon as a
+    run of every row in `about` is kept.
     """
 
     title: str
     question: str
     rows: Mapping[str, Row]
     about: tuple[str, ...] = ()
+    answer: str = ""
 
     def runs(self) -> Iterator[tuple[str, int, Arguments]]:
-        """Label, seed and arguments of all runs, in the order in which they are made."""
+        """Yield label, seed and arguments of all runs, in the order in which they are made."""
         for label, row in self.rows.items():
             for seed, arguments in row.runs():
                 yield label, seed, arguments
@@ -70,9 +72,9 @@ ABLATIONS: dict[str, Arguments] = {
     "runs=4096": ("runs=4096",),
     "runs=32 batch=24 iterations=8000": ("runs=32", "batch=24", "iterations=8000"),
 }
-CORE = ("runs=1024", "iterations=6000", "batch=64")  # half an hour of one CPU core
-SHORT = ("mnist", "runs=1024", "iterations=1200", "batch=64", "sharpness=0.0", "zoo.seed=0")  # seven minutes
-SEEDED = {(flow, "independent") for flow in FLOWS[:3]} | {("geometric", "equivariant_ot")}  # with three seeds each
+CORE = ("runs=1024", "iterations=6000", "batch=64")  # takes half an hour on one CPU core
+SHORT = ("mnist", "runs=1024", "iterations=1200", "batch=64", "sharpness=0.0", "zoo.seed=0")  # takes seven minutes
+SEEDED = {(flow, "independent") for flow in FLOWS[:3]} | {("geometric", "equivariant_ot")}  # these have three seeds each
 ZOOS: dict[str, Arguments] = {
     **{f"{runs:,} runs": (f"runs={runs}",) for runs in (64, 256, 1024, 4096)},
     "50 runs, 16 snapshots of each": ("runs=50", "snapshots=16", "zoo.epochs=20", "zoo.schedule=constant", "zoo.lr=5e-3"),
@@ -126,7 +128,7 @@ STUDIES: dict[str, Study] = {
     ),
     "batch_norm": Study(
         "Digits, 64-10-10 with batch norm",
-        "Are networks with batch norm generated as well as those without?",
+        "Are networks with batch norm generated well?",
         {"BatchNorm1d behind the hidden layer": Row(("digits", "norm=batch"), THREE)},
         about=("BatchNorm1d behind the hidden layer",),
     ),
@@ -147,18 +149,21 @@ STUDIES: dict[str, Study] = {
         "Are ResNets with batch norm generated well where all runs begin with one network?",
         {"400 steps of 16": Row(("resnet14", "zoo.seed=0"), THREE, flow=True)},
         about=("400 steps of 16",),
+        answer="one_start",
     ),
     "vit": Study(
         "MNIST at 14x14 pixels, a vision transformer from one common start",
         "Are vision transformers generated well where all runs begin with one network?",
         {"400 steps of 16": Row(("vit14", "zoo.seed=0"), THREE, flow=True)},
         about=("400 steps of 16",),
+        answer="one_start",
     ),
     "bert": Study(
         "Sentiment of film reviews, a BERT from one common start",
         "Are language models generated well where all runs begin with one network?",
         {"400 steps of 16": Row(("bert", "zoo.seed=0"), THREE)},
         about=("400 steps of 16",),
+        answer="one_start",
     ),
     "independent": Study(
         "Digits as images, a ResNet and a vision transformer from independent starts",
@@ -188,7 +193,7 @@ STUDIES: dict[str, Study] = {
             for flow in FLOWS
             for coupling in COUPLINGS
         },
-        about=("geometric, independent", "geometric, equivariant_ot", "euclidean, independent", "normalized, independent"),
+        about=tuple(f"{flow}, {coupling}" for flow in FLOWS[:3] for coupling in ("independent", "equivariant_ot")),
     ),
     "ablations": Study(
         "Which settings matter",

@@ -1,38 +1,45 @@
-"""Turn the kept runs of a study into the tables that its page shows, with the mean over seeds in each cell."""
+"""Turn the kept runs of a study into the tables of its page. Each cell is a mean over seeds."""
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+TIE = 5e-4  # nats by which two baselines may differ by chance
 MEANS = ("mean_network", "rescaled_mean")
 BASELINES = (*MEANS, "interpolation", "gaussian", "pca_gaussian", "noised")  # without retrieval, which copies by design
 NAMES = {"mean_network": "mean", "rescaled_mean": "rescaled mean", "pca_gaussian": "Gaussian on components", "gaussian": "Gaussian"}
 
 
 def by_label(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The runs of each label, in the order of the table."""
+    """Return the runs of each label, in the order of the table."""
     return {label: runs for label, runs in frame.groupby(level="label", sort=False)}
 
 
 def three(value: float) -> str:
-    """A number below 10 with three digits, without the 0 before the point."""
+    """Write a number with three decimals and without the 0 before the point. A missing number is a dash."""
     return "-" if pd.isna(value) else f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
-def scores(runs: pd.DataFrame, kind: str) -> str:
-    """Accuracy / NLL of a kind of networks: zoo, generated or a baseline."""
+def mean_of(runs: pd.DataFrame, kind: str, score: str) -> float:
+    """Return the mean accuracy, NLL or ECE over runs of a kind of networks: zoo, generated or a baseline."""
     kind = kind if kind in ("zoo", "generated") else f"baselines.{kind}"
-    return " / ".join(three(runs[f"{kind}.{score}.mean"].mean()) for score in ("accuracy", "nll"))
+    return runs[f"{kind}.{score}.mean"].mean(skipna=False)
+
+
+def scores(runs: pd.DataFrame, kind: str) -> str:
+    """Return accuracy / NLL of a kind of networks."""
+    return " / ".join(three(mean_of(runs, kind, score)) for score in ("accuracy", "nll"))
 
 
 def best(runs: pd.DataFrame, names: Sequence[str] = BASELINES) -> str:
-    """The baseline with the lowest NLL, among those that all runs measured."""
-    losses = {name: runs[column].mean(skipna=False) for name in names if (column := f"baselines.{name}.nll.mean") in runs}
-    return pd.Series(losses).idxmin()
+    """Return the baseline with the lowest NLL among those that all runs measured. Among several within TIE it is the first."""
+    known = [name for name in names if f"baselines.{name}.nll.mean" in runs]
+    losses = pd.Series({name: mean_of(runs, name, "nll") for name in known}).dropna()
+    return losses.index[losses <= losses.min() + TIE][0]
 
 
 def quality(frame: pd.DataFrame) -> pd.DataFrame:
-    """What a page says of each label; scores are accuracy / NLL."""
+    """Return the main table of a page, with a line for each label. Scores are accuracy / NLL."""
     lines = []
     for label, runs in by_label(frame).items():
         top = best(runs)
@@ -42,7 +49,7 @@ def quality(frame: pd.DataFrame) -> pd.DataFrame:
                 "seeds": _seeds(runs),
                 "zoo": scores(runs, "zoo"),
                 "generated": scores(runs, "generated"),
-                "mean network": scores(runs, best(runs, MEANS)),
+                "better mean": scores(runs, best(runs, MEANS)),
                 "best baseline (novelty)": f"{NAMES.get(top, top)} {scores(runs, top)} ({novelty(runs, top)})",
                 "novelty, copies": f"{novelty(runs)}, {three(runs['novelty.copies'].mean())}",
                 "minutes": f"{runs['minutes.train'].mean():.0f}",
@@ -56,8 +63,8 @@ def novelty(runs: pd.DataFrame, baseline: str | None = None) -> str:
     return f"{runs[column].mean():.2f}".removeprefix("0")
 
 
-def sharpness(label: str, found: Mapping, runs: pd.DataFrame) -> pd.DataFrame:
-    """What the networks of one flow gain by sharpness, and how alike they become."""
+def by_sharpness(found: Mapping, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of what the networks of one flow gain by sharpness, and how alike they become."""
     zoo = runs.iloc[0]["diversity.zoo.distance"]
     return pd.DataFrame(
         {
@@ -71,7 +78,7 @@ def sharpness(label: str, found: Mapping, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
-    """What a flow makes of networks that it never saw: other widths, or another task."""
+    """Return a table of the networks that a flow made with other widths, or for another task."""
     return pd.DataFrame(
         {
             "task": one["task"],
@@ -85,7 +92,7 @@ def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
 
 
 def machine(frame: pd.DataFrame) -> str:
-    """What computed the runs, and the commits that made them."""
+    """Say which devices computed the runs, and which commits made them."""
     on = ", ".join(sorted({f"{threads:.0f} thread{'s' * (threads > 1)} of {cpu}" if device == "cpu" else device
                            for device, threads, cpu in _columns(frame, "ran.device", "ran.threads", "ran.cpu")}))  # fmt: skip
     return f"{on}; commits {', '.join(sorted({commit[:7] for (commit,) in _columns(frame, 'ran.commit')}))}"
