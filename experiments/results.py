@@ -1,7 +1,7 @@
 """Keep finished runs in results/, and rebuild its pages and the README's table from them.
 
 python experiments/results.py main_job runs/1 runs/2    keeps these runs in results/main_job, and rebuilds all pages
-python experiments/results.py mnist runs/6              keeps what `curve`, `sharpen` or `transfer` found, beside the run of its flow
+python experiments/results.py mnist runs/6              keeps what curve, sharpen, stages or transfer found, beside the run of its flow
 python experiments/results.py                           rebuilds all pages
 """
 
@@ -18,7 +18,9 @@ from pages.write import rebuild
 
 LOCK = FileLock(ROOT / ".results.lock")  # one process at a time keeps a run
 # command: the file of its run that a page needs
-FOUND = {"main": "metrics.json", "curve": "curve.json", "sharpen": "sharpness.json", "transfer": "metrics.json"}
+FOUND = {
+    "main": "metrics.json", "curve": "curve.json", "sharpen": "sharpness.json", "stages": "stages.json", "transfer": "metrics.json",
+}  # fmt: skip
 
 
 def keep(study: str, run: Path) -> Path:
@@ -67,9 +69,10 @@ def keep_beside(study: str, run: Path, command: str) -> Path:
 def where_it_ran(run: Path) -> dict:
     """Return the machine, device, commit and start time of a run."""
     record = read_json(run / "run.json")
-    host, info = record["host"], read_json(run / "info.json")
+    host, info = record["host"], read_json(run / "info.json") if (run / "info.json").exists() else {}
+    commits = [source["commit"] for source in record["experiment"]["repositories"]]  # of commands that write no info.json
     ran = {"cpu": host.get("cpu"), "gpus": host.get("gpus"), "python": host["python_version"], "os": host["os"]}
-    return ran | info | {"started": record["start_time"]}
+    return {"commit": "".join(commits[:1])} | ran | info | {"started": record["start_time"]}
 
 
 def _place(study: str, run: Path, config: Mapping) -> tuple[str, int]:

@@ -44,7 +44,8 @@ def a_run(folder, command="main", **content):
     folder.mkdir(exist_ok=True)
     host = {"cpu": "one", "gpus": None, "os": ["", ""], "python_version": "3"}
     info = {"device": "cpu", "threads": 1, "commit": "abcdefghij"}
-    for name, part in {"run": {"host": host, "start_time": "", "command": command}, "info": info, **content}.items():
+    record = {"host": host, "start_time": "", "command": command, "experiment": {"repositories": [{"commit": "abcdefghij"}]}}
+    for name, part in {"run": record, **({"info": info} if command == "main" else {}), **content}.items():
         (folder / f"{name}.json").write_text(json.dumps(part))
     return folder
 
@@ -136,6 +137,7 @@ def test_the_best_baseline_is_the_one_with_the_lowest_nll():
 
 def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     from pages.kept import folder_of
+    from pages.tables import three
     from pages.write import rebuild
 
     import results
@@ -148,6 +150,9 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     results.keep("main_job", a_run(tmp_path / "curve", "curve", curve=curve, config=checkpoint))
     one = {"generated": new["generated"], "training": new["zoo"], "diversity": {"generated": new["diversity"]["generated"]}}
     results.keep("main_job", a_run(tmp_path / "sharper", "sharpen", sharpness={"sharpness": {"0.5": one, "1": one}}, config=checkpoint))
+    layers = {"0": {"0": new["zoo"], "": new["generated"]}}
+    stages = {"zoo": new["zoo"], "whole": {"0": new["generated"], "0.5": new["zoo"]}, "layers": layers}
+    results.keep("main_job", a_run(tmp_path / "stages", "stages", stages=stages, config=checkpoint))
     how = {"task": "digits", "hidden": [32], "count": 8, "solver": "euler", "steps": 32, "start": 0.0, "sharpness": 0.1, "guidance": 0.0}
     wider = {name: new[name] for name in ("generated", "ensemble", "task")} | {"parameters": 2410}
     results.keep("main_job", a_run(tmp_path / "wider", "transfer", metrics=wider, config=how | checkpoint | {"seed": 0}))
@@ -158,6 +163,8 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     page = (elsewhere / "main_job" / "README.md").read_text()
     assert f"| {DIGITS} | 0, 1 | " in page and "13 of its runs are not made yet" in page
     assert f"## Quality by sharpness: {DIGITS}, seed 0" in page and "| 0.5 | ." in page
+    worst, other = (" / ".join(three(new[kind][score]["mean"]) for score in ("accuracy", "nll")) for kind in ("generated", "zoo"))
+    assert f"| t = 0 | {worst} | the rest {worst}, 0 {other} |" in page and f"| t = 0.5 | {other} |  |" in page
     assert "| digits | 32 | 2,410 | 8 | ." in page and "commits abcdefg." in page
     assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff"}
     assert "Not all runs are made yet" in (elsewhere / "README.md").read_text()
@@ -180,7 +187,7 @@ def test_a_run_that_the_study_does_not_have_is_refused(tmp_path, elsewhere, chan
 def test_a_run_of_another_command_is_refused(tmp_path, elsewhere):
     import results
 
-    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, transfer"):
+    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer"):
         results.keep("mnist", a_run(tmp_path / "run", "evaluate", metrics={}, config={"task": "mnist"}))
     with pytest.raises(SystemExit, match="holds no finished run"):
         results.keep("mnist", tmp_path / "nothing")

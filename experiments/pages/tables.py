@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+LOST = 3  # layers that are named for a time
 TIE = 5e-4  # nats by which two baselines may differ by chance
 MEANS = ("mean_network", "rescaled_mean")
 BASELINES = (*MEANS, "interpolation", "gaussian", "pca_gaussian", "noised")  # without retrieval, which copies by design
@@ -69,12 +70,27 @@ def by_sharpness(found: Mapping, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "sharpness": sharpness,
-            "accuracy / NLL": f"{three(one['generated']['accuracy']['mean'])} / {three(one['generated']['nll']['mean'])}",
+            "accuracy / NLL": _pair(one["generated"]),
             "NLL on training data": three(one["training"]["nll"]["mean"]),
             "distance of two, zoo: 1": three(one["diversity"]["generated"]["distance"] / zoo),
         }
         for sharpness, one in found["sharpness"].items()
     )
+
+
+def by_time(found: Mapping) -> pd.DataFrame:
+    """Return a table of networks of the zoo that a flow made anew from times on their paths, and of the LOST layers that cost most."""
+    lines = [{"made anew from": "the networks themselves", "accuracy / NLL": _pair(found["zoo"]), "layers that cost most alone": ""}]
+    for time, one in found["whole"].items():
+        alone = found["layers"].get(time, {})
+        worst = sorted(alone, key=lambda layer: alone[layer]["accuracy"]["mean"])[:LOST]
+        named = ", ".join(f"{layer or 'the rest'} {_pair(alone[layer])}" for layer in worst)
+        lines.append({"made anew from": f"t = {time}", "accuracy / NLL": _pair(one), "layers that cost most alone": named})
+    return pd.DataFrame(lines)
+
+
+def _pair(summary: Mapping) -> str:
+    return " / ".join(three(summary[score]["mean"]) for score in ("accuracy", "nll"))
 
 
 def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
@@ -85,7 +101,7 @@ def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
             "hidden": "-".join(map(str, one["hidden"])),
             "parameters": f"{one['parameters']:,}",
             "networks": one["count"],
-            "accuracy / NLL": f"{three(one['generated']['accuracy']['mean'])} / {three(one['generated']['nll']['mean'])}",
+            "accuracy / NLL": _pair(one["generated"]),
         }
         for one in sorted(found, key=lambda one: (one["task"] != "mnist", one["parameters"]))
     )
