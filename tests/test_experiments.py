@@ -798,3 +798,11 @@ def test_named_configurations_take_the_defaults_of_their_task(name, task, networ
     zoo = {"runs": config["runs"], "snapshots": config["snapshots"], **config["zoo"]}
     assert zoo == zoo_defaults(network, task) | {"seed": 0} | ({"runs": 1000} if name == "mnist32" else {})
     assert all(math.isfinite(value) for value in (config["lr"], config["ema"]))
+
+
+@pytest.mark.parametrize("words", ["digits seed=1", "flow=euclidean"])
+def test_a_forgotten_with_is_named(words, tmp_path):
+    from run import ex
+
+    with pytest.raises(SystemExit, match=f"Options follow the word `with`: experiments/run.py with {words}"):
+        ex.run_commandline(["run.py", *words.split()])

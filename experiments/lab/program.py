@@ -35,6 +35,8 @@ class Program(Experiment):
         program, *words = ensure_wellformed_argv(argv)
         if HELP & {*words}:
             words = ["help", *[word for word in words if word in self.commands][:1]]
+        if words and (words[0] in self.named_configs or ("=" in words[0].lstrip("-") and not words[0].startswith("-"))):
+            raise SystemExit(f"Options follow the word `with`: {PROGRAM} with {' '.join(words)}")
         with colorama_text():
             return super().run_commandline([program, *words])
 
