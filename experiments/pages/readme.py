@@ -1,6 +1,6 @@
 """Make the table and the picture of the README from the kept runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -36,7 +36,13 @@ def shown(kept: Mapping[str, pd.DataFrame]) -> dict:
     means = {} if mnist is None else {kind: scores(mnist, kind) for kind in ("generated", "mean_network", "rescaled_mean")}
     if mnist is not None:
         means["gain"] = three(mean_of(mnist, "generated", "accuracy") - mean_of(mnist, "mean_network", "accuracy"))
-    return {"table": pd.DataFrame(_line(title, runs) for title, runs in rows.items()), "mnist": means, "behind": behind}
+    near = _range(novelty(rows[title], best(rows[title])) for title in behind)
+    return {"table": pd.DataFrame(_line(title, runs) for title, runs in rows.items()), "mnist": means, "behind": behind, "near": near}
+
+
+def _range(novelties: Iterable[str]) -> str:
+    found = sorted(novelties)
+    return f"{found[0]} to {found[-1]}" if found else ""
 
 
 def picture(kept: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
