@@ -261,8 +261,8 @@ def scores(accuracy: float, nll: float) -> dict:
     ("task", "zoo", "generated", "mean", "words"),
     [
         ("digits", (0.9, 0.3), (0.5, 1.0), (0.8, 0.5), "Try more iterations or a larger zoo (runs=...), and the command stages"),
-        ("digits", (0.9, 0.3), (0.88, 0.305), (0.89, 0.302), "so are networks of the zoo"),  # as good as the zoo
-        ("digits", (0.9, 0.3), (0.85, 0.4), (0.95, 0.2), "so are networks of the zoo"),
+        ("digits", (0.9, 0.3), (0.88, 0.305), (0.89, 0.302), "but these are near the zoo"),
+        ("digits", (0.9, 0.3), (0.85, 0.4), (0.95, 0.2), "of networks of the zoo too"),
         ("digits", (0.9, 0.3), (0.85, 0.4), (0.8, 0.5), None),
         ("digits", (0.9, 0.3), (0.85, 0.4), (0.8, 0.35), None),  # worse in NLL alone
         ("breast_cancer", (0.9, 0.3), (0.85, 0.4), (0.95, 0.2), "`with digits` shows a task where baselines fail"),

@@ -21,7 +21,7 @@ from geoflow import population
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec, Wire
 from geoflow.zoo import idx, lookup, store, tasks, train
-from geoflow.zoo.halfway import Halfway
+from geoflow.zoo.halfway import Halfway, digest_of
 from geoflow.zoo.networks import NETWORKS, build_network, check_reads, mlp, together
 from geoflow.zoo.networks.mlp import ACTIVATIONS
 from geoflow.zoo.networks.transformers import Bert, PostNormBlock, PreNormBlock
@@ -762,7 +762,7 @@ def test_later_settings_leave_the_names_of_older_zoos(iris, tmp_path, monkeypatc
     later = load_zoo(tmp_path, **iris | {"settings": SETTINGS | {"origin": "independent", "common": None, "examples": None}}, seed=0)
     assert later.start is None and not {"origin", "common", "examples"} & set(later.configuration["settings"])
     (path,) = tmp_path.glob("*.safetensors")
-    older = {"format": 3, "task": "iris", "data": store._digest_of(iris["task"]), "network": repr(iris_mlp()), "seed": 0}
+    older = {"format": 3, "task": "iris", "data": digest_of(iris["task"].x_train, iris["task"].y_train), "network": repr(iris_mlp()), "seed": 0}
     assert path.stem == f"zoo-iris-{digest(older | {'settings': {k: v for k, v in SETTINGS.items() if k != 'runs'}})[:16]}"
 
 
