@@ -762,7 +762,8 @@ def test_later_settings_leave_the_names_of_older_zoos(iris, tmp_path, monkeypatc
     later = load_zoo(tmp_path, **iris | {"settings": SETTINGS | {"origin": "independent", "common": None, "examples": None}}, seed=0)
     assert later.start is None and not {"origin", "common", "examples"} & set(later.configuration["settings"])
     (path,) = tmp_path.glob("*.safetensors")
-    older = {"format": 3, "task": "iris", "data": digest_of(iris["task"].x_train, iris["task"].y_train), "network": repr(iris_mlp()), "seed": 0}
+    data = digest_of(iris["task"].x_train, iris["task"].y_train)
+    older = {"format": 3, "task": "iris", "data": data, "network": repr(iris_mlp()), "seed": 0}
     assert path.stem == f"zoo-iris-{digest(older | {'settings': {k: v for k, v in SETTINGS.items() if k != 'runs'}})[:16]}"
 
 

@@ -23,8 +23,8 @@ def advice(metrics: Mapping, config: Mapping, named: Collection[str]) -> list[st
             "`with digits` shows a task where baselines fail."
         ]
     if _behind(generated, mean):
-        of_whom = "of networks of the zoo too" if _behind(zoo, mean) else "but these are near the zoo"
-        return [f"The mean network is ahead of the generated networks, {of_whom}. A flow imitates its zoo: compare them with the zoo."]
+        of_whom = "and of networks of the zoo too" if _behind(zoo, mean) else "but these are near the zoo"
+        return [f"The mean network is ahead of the generated networks {of_whom}. A flow imitates its zoo: compare them with the zoo."]
     return []
 
 
