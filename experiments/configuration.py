@@ -197,6 +197,6 @@ def checked(config, command_name, logger):
             print(f"batch={fits}, not {BATCH}, because the zoo gives the flow {fits} networks.")
         if command_name in ("main", *FURTHER):
             check_library(geoflow.__file__)
-            probe(ex.observers[0].basedir, "Choose another folder for the runs: python experiments/run.py -F /a/folder with ...")
+            probe(ex.observers[0].basedir, "Choose another folder for the runs: .venv/bin/python experiments/run.py -F /a/folder with ...")
             probe(cache_of(config), "Choose another: cache=/a/folder.")
     return completed

@@ -1,6 +1,6 @@
 """Score finished runs of the main job again, with the scores and baselines of today.
 
-python experiments/rescore.py runs/3 runs/4     writes their metrics.json, report.md and figures anew; their networks and times stay
+.venv/bin/python experiments/rescore.py runs/3 runs/4     writes their metrics.json, report.md and figures anew; networks and times stay
 
 Figures that show the paths of the sampling stay as they are.
 """

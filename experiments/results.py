@@ -1,8 +1,8 @@
 """Keep finished runs in results/, and rebuild its pages and the README's table from them.
 
-python experiments/results.py main_job runs/1 runs/2    keeps these runs in results/main_job, and rebuilds all pages
-python experiments/results.py mnist runs/6              keeps what curve, sharpen, stages or transfer found, beside the run of its flow
-python experiments/results.py                           rebuilds all pages
+.venv/bin/python experiments/results.py main_job runs/1 runs/2    keeps these runs in results/main_job, and rebuilds all pages
+.venv/bin/python experiments/results.py mnist runs/6              keeps what curve, sharpen, stages or transfer found of its flow
+.venv/bin/python experiments/results.py                           rebuilds all pages
 """
 
 import argparse

@@ -1,13 +1,13 @@
 """Train a zoo, fit a flow to it, make new networks, and say how good and how new they are.
 
-python experiments/run.py with flow=geometric
-python experiments/run.py with digits seed=1
-python experiments/run.py sample with checkpoint=runs/3 count=16
-python experiments/run.py evaluate with checkpoint=runs/3
-python experiments/run.py transfer with checkpoint=runs/3 'hidden=[32]'
-python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
-python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
-python experiments/run.py stages with checkpoint=runs/3 count=64
+.venv/bin/python experiments/run.py with flow=geometric
+.venv/bin/python experiments/run.py with digits seed=1
+.venv/bin/python experiments/run.py sample with checkpoint=runs/3 count=16
+.venv/bin/python experiments/run.py evaluate with checkpoint=runs/3
+.venv/bin/python experiments/run.py transfer with checkpoint=runs/3 'hidden=[32]'
+.venv/bin/python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
+.venv/bin/python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
+.venv/bin/python experiments/run.py stages with checkpoint=runs/3 count=64
 """
 
 from collections.abc import Iterator, Mapping

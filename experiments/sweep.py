@@ -1,9 +1,9 @@
 """Make the runs of a study, and keep them in results/.
 
-python experiments/sweep.py couplings               makes the runs that are missing in runs/couplings, one after the other
-python experiments/sweep.py couplings 2 3           makes runs 2 and 3 only, so that several processes can share the work
-python experiments/sweep.py couplings --workers 4   makes four runs at a time, on a GPU or on many cores
-python experiments/sweep.py couplings --list        lists the commands and their numbers
+.venv/bin/python experiments/sweep.py couplings               makes the runs that are missing in runs/couplings, one after the other
+.venv/bin/python experiments/sweep.py couplings 2 3           makes runs 2 and 3 only, so that several processes can share the work
+.venv/bin/python experiments/sweep.py couplings --workers 4   makes four runs at a time, on a GPU or on many cores
+.venv/bin/python experiments/sweep.py couplings --list        lists the commands and their numbers
 
 The same command goes on after a stop.
 """

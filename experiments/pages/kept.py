@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def beside(study: str, kind: str) -> Iterator[tuple[str, int, Mapping]]:
             yield label, seed, read_json(path)
 
 
+@cache
 def resolved(arguments: Arguments) -> Mapping:
     """Return the complete configuration of `run.py with` these arguments, checked like that of a real run."""
     updates, named = get_config_updates(arguments)

@@ -80,6 +80,18 @@ ZOOS: dict[str, Arguments] = {
     "50 runs, 16 snapshots of each": ("runs=50", "snapshots=16", "zoo.epochs=20", "zoo.schedule=constant", "zoo.lr=5e-3"),
 }
 
+
+def _from_one_start(title: str, networks: str, configuration: str, flow: bool) -> Study:
+    label = "400 steps of 16"
+    return Study(
+        f"{title} from one common start",
+        f"Are {networks} generated well where all runs begin with one network?",
+        {label: Row((configuration, "zoo.seed=0"), THREE, flow)},
+        about=(label,),
+        answer="one_start",
+    )
+
+
 STUDIES: dict[str, Study] = {
     "main_job": Study(
         "Digits and breast cancer",
@@ -144,27 +156,9 @@ STUDIES: dict[str, Study] = {
         {"4,000 steps of 64": Row(("cnn14", "zoo.seed=0"), THREE)},
         about=("4,000 steps of 64",),
     ),
-    "resnet": Study(
-        "MNIST at 14x14 pixels, a ResNet from one common start",
-        "Are ResNets with batch norm generated well where all runs begin with one network?",
-        {"400 steps of 16": Row(("resnet14", "zoo.seed=0"), THREE, flow=True)},
-        about=("400 steps of 16",),
-        answer="one_start",
-    ),
-    "vit": Study(
-        "MNIST at 14x14 pixels, a vision transformer from one common start",
-        "Are vision transformers generated well where all runs begin with one network?",
-        {"400 steps of 16": Row(("vit14", "zoo.seed=0"), THREE, flow=True)},
-        about=("400 steps of 16",),
-        answer="one_start",
-    ),
-    "bert": Study(
-        "Sentiment of film reviews, a BERT from one common start",
-        "Are language models generated well where all runs begin with one network?",
-        {"400 steps of 16": Row(("bert", "zoo.seed=0"), THREE)},
-        about=("400 steps of 16",),
-        answer="one_start",
-    ),
+    "resnet": _from_one_start("MNIST at 14x14 pixels, a ResNet", "ResNets with batch norm", "resnet14", flow=True),
+    "vit": _from_one_start("MNIST at 14x14 pixels, a vision transformer", "vision transformers", "vit14", flow=True),
+    "bert": _from_one_start("Sentiment of film reviews, a BERT", "language models", "bert", flow=False),
     "independent": Study(
         "Digits as images, a ResNet and a vision transformer from independent starts",
         "How far do flows come on deep networks whose runs have nothing in common?",
