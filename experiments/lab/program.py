@@ -54,7 +54,9 @@ class Program(Experiment):
         return super()._handle_help(args, usage)
 
     def _help(self) -> str:
-        ours_first = sorted(self.commands.items(), key=lambda named: named[1].__module__.startswith("sacred."))
+        # ours first, in the order of the examples
+        place = {name: (does.__module__.startswith("sacred."), self.doc.find(f"{PROGRAM} {name} ")) for name, does in self.commands.items()}
+        ours_first = sorted(self.commands.items(), key=lambda named: place[named[0]])
         commands = {name: _first_line(command) for name, command in ours_first}
         commands[self.default_command] += " This is what runs without a COMMAND."
         parts = [USAGE, self.doc.strip(), _table("Commands", commands.items())]

@@ -1,0 +1,1 @@
+"""Do what the commands of run.py promise. Each file holds one use of a flow."""

@@ -1,0 +1,34 @@
+"""Write what a command found into the folder of its run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+from lab.folder import RunFolder, Samples, write_json
+from lab.options import InputError
+from sacred.run import Run
+
+from geoflow.evaluation.report import metrics_table
+
+
+def report(metrics: dict, samples: Samples, folder: Path) -> None:
+    """Write and show the scores of generated networks alone."""
+    metrics |= {name: samples.config[name] for name in ("flow", "task", "seed")} | {"parameters": samples.spec.weights}
+    write_json(folder / "metrics.json", metrics)
+    print(metrics_table(metrics), f"Written to {folder}", sep="\n\n")
+
+
+def folder_of(run: Run) -> Path:
+    """The folder of this run. Raises InputError where Sacred was told to keep none."""
+    folders = [observer.dir for observer in run.observers if isinstance(observer, RunFolder)]
+    if not folders:
+        raise InputError("This command writes a run folder: leave out --unobserved.")
+    return Path(folders[0])
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = perf_counter()
+    yield
+    seconds[phase] = perf_counter() - start
