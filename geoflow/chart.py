@@ -1,6 +1,7 @@
 """Choose coordinates: map canonical weight vectors to points of a manifold."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import pi, sqrt
 
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from geoflow.canonical.scaling import dead_units, incoming, sphere_rows
-from geoflow.frame import UNTURNED, Frame, fit_moments, principal_frame
+from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
@@ -52,9 +53,9 @@ class Chart:
 
     `recipe` says which coordinates lie on spheres. All others are flat. They are standardised by their role, which is the kind of their
     tensor and of the layers that it joins. `statistics` holds the mean and standard deviation of each role. Weights are multiplied by root
-    fan-in before, so that the statistics also serve other widths. Variances of batch norm are replaced by their logarithms. Before all
-    this, `frame` turns the weights on an input to its axes. In these axes weight vectors are canonical, and rows have norm 1. size is the
-    number of weights and polar log-norms.
+    fan-in before, so that the statistics also serve other widths. `powers` holds, for roles of weights, the power of the fan-in that is
+    needed besides the root. Variances of batch norm are replaced by their logarithms. Before all this, `frame` turns the weights on an
+    input to its axes. In these axes weight vectors are canonical, and rows have norm 1. size is the number of weights and polar log-norms.
 
     `own` [2, size] is the mean and standard deviation of every single coordinate over the zoo, in units of the noise. It is kept for fields
     that tell units by their place. For other fields it is None, and the frame gives moments along the axes of the inputs only.
@@ -62,6 +63,7 @@ class Chart:
     >>> import torch, geoflow
     >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
     >>> zoo = torch.tensor([[1.0, 5.0], [3.0, 7.0]])
+    >>> from geoflow.charting import fit_chart
     >>> chart = fit_chart(spec, FLOWS["euclidean"], zoo)
     >>> chart.theta(chart.point(zoo))
     tensor([[1., 5.],
@@ -73,6 +75,7 @@ class Chart:
     statistics: Statistics
     frame: Frame = UNTURNED
     own: Float[Tensor, "2 _size"] | None = None
+    powers: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def outputs(self) -> tuple[Int[Tensor, " entries"], ...]:
@@ -159,14 +162,14 @@ class Chart:
                 f"Network {network} has a dead unit at {site!r}: its incoming weights are all zero and have no direction (dead units in "
                 f"all: {len(dead)}). Remove such networks, or choose flow=normalized or flow=euclidean."
             )
-        raw = self._raw(theta)
+        raw = self.raw(theta)
         if not (finite := raw.isfinite().reshape(-1, raw.shape[-1]).all(1)).all():
             first = finite.tolist().index(False)
             raise ValueError(
                 f"Network {first} has no coordinates: a running variance is negative, or (geometric_polar) its output layer is all zero. "
                 "Remove this network."
             )
-        return self._standardised(raw)
+        return self.standardised(raw)
 
     def theta(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch weights"]:
         """Return the weight vectors of points. In flat space, rows that should have norm 1 are rescaled to it."""
@@ -197,7 +200,7 @@ class Chart:
             weights = weights.index_copy(-1, index.flatten().to(weights.device), rows.flatten(-2))
         return weights
 
-    def _raw(self, theta: Tensor) -> Tensor:
+    def raw(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch size"]:
         """Return coordinates before they are standardised: directions, log-norms, log-variances, and weights times root fan-in."""
         norms = []
         for index in self.outputs:
@@ -206,7 +209,8 @@ class Chart:
             norms.append(norm.log())
         return torch.cat([log_variances(theta, self._variances), *norms], -1) * self._root_fan.to(theta)
 
-    def _standardised(self, raw: Tensor) -> Tensor:
+    def standardised(self, raw: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
+        """Return points: flat coordinates minus the mean of their role, divided by its standard deviation."""
         return torch.where(self.flat.to(raw.device), (raw - self._mean.to(raw)) / self._divisor.to(raw), raw)
 
     @cached_property
@@ -215,10 +219,11 @@ class Chart:
 
     @cached_property
     def _root_fan(self) -> Tensor:
-        """The root of the entries per row for weights in flat coordinates, 1 elsewhere."""
+        """The root of the entries per row, times their power of the role, for weights in flat coordinates. It is 1 elsewhere."""
         fan = torch.ones(self.graph.size)
         for block in self.graph.blocks:
-            fan[block.index] = sqrt(block.index[0].numel())
+            entries = block.index[0].numel()
+            fan[block.index] = sqrt(entries) * entries ** self.powers.get(block.key, 0.0)
         return torch.where(self.flat, fan, 1.0)
 
     @cached_property
@@ -262,22 +267,3 @@ class Chart:
         for role, index in self.roles.items():
             values[index] = self.statistics[role][which]
         return values
-
-
-def fit_chart(spec: NetworkSpec, recipe: Recipe, thetas: Float[Tensor, "nets weights"], base: Frame = UNTURNED) -> Chart:
-    """Fit a chart to a zoo that is canonical in the frame `base`.
-
-    The statistics are the zoo's, and the axes of the inputs are its principal axes.
-    """
-    chart, x = _standardised_by(spec, recipe, thetas, base)
-    chart, x = _standardised_by(spec, recipe, thetas, principal_frame(chart.graph, x, base))
-    return replace(chart, frame=replace(chart.frame, moments=fit_moments(chart.graph, x)))
-
-
-def _standardised_by(spec: NetworkSpec, recipe: Recipe, thetas: Tensor, frame: Frame) -> tuple[Chart, Float[Tensor, "nets size"]]:
-    """Return the chart in a frame without moments, and the zoo's coordinates in units of the noise."""
-    blank = Chart(spec, recipe, {}, frame)
-    raw = blank._raw(frame.turn(blank.graph, thetas))
-    statistics = {role: (raw[:, index].mean().item(), raw[:, index].std().item()) for role, index in blank.roles.items()}
-    chart = replace(blank, statistics=statistics)
-    return chart, chart._standardised(raw) * chart.scale.to(raw)

@@ -2,6 +2,8 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from geoflow.chart import Chart
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
 from geoflow.muon import Muon
@@ -31,7 +34,7 @@ class Progress:
     """
 
     def __init__(self, flow: Flow):
-        self.flow = Flow(flow.chart, deepcopy(flow.field), flow.reference, flow.config)
+        self.flow = replace(flow, field=deepcopy(flow.field), losses=[])
         self.ema = deepcopy(flow.field)
         self.parameters = in_order(self.flow.field)
         self.weights, self.average = in_one(self.flow.field), in_one(self.ema)
@@ -40,7 +43,7 @@ class Progress:
         decay = flow.config["weight_decay"]
         self.muon = Muon(stacks, decay)
         self.adamw = torch.optim.AdamW([self.rest], weight_decay=decay, fused=True, capturable=self.rest.is_cuda)
-        self.descend = Recorded(self._descend)
+        self.descend = [Recorded(partial(self._descend, chart)) for chart in flow.charts]
         self.generator = randomness(flow.config["seed"], "training")
 
     @property
@@ -48,25 +51,27 @@ class Progress:
         """The number of steps done."""
         return len(self.flow.losses)
 
-    def step(self, x_0: Float[Tensor, "nets size"], x_1: Float[Tensor, "nets size"], t: Float[Tensor, " nets"], lr: float) -> float:
-        """Do one step on the loss from x_0 to x_1 at times t. Return the loss before the step.
+    def step(
+        self, x_0: Float[Tensor, "nets size"], x_1: Float[Tensor, "nets size"], t: Float[Tensor, " nets"], lr: float, which: int = 0
+    ) -> float:
+        """Do one step on the loss from x_0 to x_1 at times t. Return the loss before the step. `which` of the flow's charts they lie on.
 
         Raises FloatingPointError if the loss is not finite.
         """
         done = self.iteration + 1
         decay = min(self.flow.config["ema"], (done + 1) / (done + EMA_WARMUP))
-        loss = self.descend(x_0, x_1, t, self.weights.new_tensor([lr, 1 - decay])).item()
+        loss = self.descend[which](x_0, x_1, t, self.weights.new_tensor([lr, 1 - decay])).item()
         if not loss < float("inf"):
             raise FloatingPointError(f"The loss of the flow is {loss} at iteration {self.iteration}. Lower lr.")
         self.flow.losses.append(loss)
         return loss
 
-    def _descend(self, x_0: Tensor, x_1: Tensor, t: Tensor, rates: Float[Tensor, "2"]) -> Float[Tensor, ""]:
+    def _descend(self, chart: Chart, x_0: Tensor, x_1: Tensor, t: Tensor, rates: Float[Tensor, "2"]) -> Float[Tensor, ""]:
         """Do the part of a step that runs on the GPU.
 
         `rates` are the learning rate and the weight of the new parameters in the moving average.
         """
-        loss = self.flow.matching_loss(*geodesic(self.flow.chart.manifold, x_0, x_1, t), t)
+        loss = self.flow.matching_loss(*geodesic(chart.manifold, x_0, x_1, t), t, chart)
         gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         torch.cat([gradient.flatten() for gradient in gradients], out=self.weights.grad)
         with torch.no_grad():
@@ -80,7 +85,7 @@ class Progress:
 
     def averaged(self) -> Flow:
         """Return the flow with the averaged weights."""
-        return Flow(self.flow.chart, deepcopy(self.ema), self.flow.reference, self.flow.config, self.flow.losses)
+        return replace(self.flow, field=deepcopy(self.ema))
 
     def _asked(self) -> str:
         """Return the configuration as text, without the reason for the choice of the field."""

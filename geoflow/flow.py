@@ -1,8 +1,7 @@
 """Define a flow: coordinates, a field on them, and how the field's output becomes a velocity."""
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,115 +18,22 @@ from geoflow.frame import Frame, of_every_input
 from geoflow.graph import graph_of, leading, plain_inputs
 from geoflow.randomness import randomness, seed_global
 from geoflow.spec import NetworkSpec
+from geoflow.targets import PREDICTIONS, WEIGHTINGS, gaussian
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-8"  # increased with every change of what is saved
+FORMAT = "geoflow-9"  # increased with every change of what is saved
 WITHOUT_WIRES = ("geoflow-5", "geoflow-6", "geoflow-7")  # in these formats fields had no messages along wires
 BY_ROLE = ("geoflow-5", "geoflow-6")  # these formats named moments by the role of the weights alone
-READABLE = (*WITHOUT_WIRES, FORMAT)
+READABLE = (*WITHOUT_WIRES, "geoflow-8", FORMAT)
 BEFORE = {"align": True, "weighting": "balanced"}  # options that older flows lack, with the values that they had then
-CLOSE = 1e-5  # a cosine nearer to 1 than this is rounding
-LAST = 1e-2  # smallest remaining time that a predicted endpoint is divided by
 
 
-Known = tuple[Tensor, Tensor, Tensor]  # result of `gaussian`
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A further architecture that a flow was fitted to: its coordinates, and the common centre that its zoo was aligned to."""
 
-
-def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
-    """Return what a Gaussian zoo would tell about each coordinate at x_t.
-
-    A Gaussian zoo has the zoo's mean m and standard deviation s in each coordinate, as far as the chart knows them. The three results
-    [nets, size] are x_t standardised, the expected velocity E[dx_t | x_t], and the standard deviation of the rest. All are in units of the
-    noise. With noise x_0 ~ N(0, 1), data x_1 ~ N(m, s^2), x_t = a x_0 + b x_1 and d^2 = a^2 + b^2 s^2
-
-        E[dx_t | x_t] = b' m + (a a' + b b' s^2) / d^2 (x_t - b m),        rest = s |a b' - a' b| / d
-
-    In flat coordinates a, b = 1 - t, t. On a sphere a, b = sin, cos of (1 - t) theta, where theta is the angle from x_0 to x_1. It is pi /
-    2 for random points. If the chart knows the middle of the zoo on each sphere, x_t tells more about the angle (see `angles_left`).
-
-    >>> import torch, geoflow
-    >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
-    >>> gaussian(torch.ones(1, 2), torch.zeros(1), chart)  # nothing is known of the zoo: m = 0, s = 1
-    (tensor([[1., 1.]]), tensor([[-1., -1.]]), tensor([[1., 1.]]))
-    """
-    (m, s), flat, t = beside(chart.moments, x), beside(chart.flat, x), t[:, None]
-    theta = math.pi / 2 if chart.own is None else angles_left(x, t, chart)
-    angle = (1 - t) * theta
-    a, b = torch.where(flat, 1 - t, angle.sin()), torch.where(flat, t, angle.cos())
-    da, db = torch.where(flat, -1.0, -theta * b), torch.where(flat, 1.0, theta * a)
-    variance = a**2 + (b * s) ** 2
-    offset, deviation = x * beside(chart.scale, x) - b * m, variance.sqrt()
-    mean = db * m + (a * da + b * db * s**2) / variance * offset
-    return offset / deviation, mean, s * (a * db - da * b) / deviation
-
-
-def angles_left(x: Float[Tensor, "nets size"], t: Float[Tensor, "nets 1"], chart: Chart) -> Float[Tensor, "nets size"]:
-    """Estimate the angle theta from x_0 to x_1 on each sphere, given x_t. The chart must know the moments of every coordinate.
-
-    The zoo lies around its middle, whose distance from the sphere's centre is r. So x_1 has the variance s^2 = 1 - r^2 around it. Without
-    x_t, theta is pi / 2 with variance 1 / dim. The angle psi' from x_t to the middle has cos psi' = <x_t, middle> / r. It equals (1 - t)
-    theta up to an error of variance (s^2 + s^4 / (2 sin^2((1 - t) pi / 2))) / r^2 / dim. The result is the mean of both estimates, weighted
-    by their precisions.
-    """
-    middle, length = (beside(one, x) for one in chart.middle)
-    left, r2 = 1 - t, length.square()
-    angle = (chart.manifold.cosines(x, middle) / length.clamp_min(CLOSE)).clamp(-1 + CLOSE, 1 - CLOSE).acos()
-    error = (1 - r2) + (1 - r2).square() / (2 * (left * math.pi / 2).sin().square().clamp_min(CLOSE))
-    return (error * (math.pi / 2) + r2 * left * angle) / (error + r2 * left.square())
-
-
-def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
-    """Return v = (the velocity of a Gaussian zoo) + raw * (the deviation that it leaves open), and the weights of its squared errors.
-
-    So the field predicts numbers of size one at every t. Where it predicts 0, the flow is the Gaussian's. That is exact in flat
-    coordinates. On spheres it is approximate, and the fewer axes carry a row, the rougher it is. Every unit counts the same. The error of
-    its weights is measured relative to what the Gaussian leaves open of them. So the loss is one at every t where the field predicts 0.
-
-    >>> import torch, geoflow
-    >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
-    >>> x, t, raw = torch.ones(1, 2), torch.zeros(1), torch.full((1, 2), 3.0)
-    >>> preconditioned(raw, x, t, chart, gaussian(x, t, chart))[0]  # -1 + 1 * 3
-    tensor([[2., 2.]])
-    """
-    _, mean, rest = known
-    unit_of, units = beside(chart.graph.unit_of, x), chart.graph.units
-    left_open = x.new_zeros(len(x), units).index_add_(1, unit_of, rest.square())
-    weight = x.shape[1] / units / left_open[:, unit_of]
-    return chart.manifold.proju(x, (mean + rest * raw) / beside(chart.scale, x)), weight
-
-
-def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
-    """Return v = the projection of raw on the tangent space, and weights 1.
-
-    >>> import torch, geoflow
-    >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
-    >>> x, t, raw = torch.ones(1, 2), torch.zeros(1), torch.full((1, 2), 3.0)
-    >>> velocity(raw, x, t, chart, gaussian(x, t, chart))[0]
-    tensor([[3., 3.]])
-    """
-    return chart.manifold.proju(x, raw * beside(chart.amplitude, x)), torch.ones_like(x)
-
-
-def endpoint(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
-    """Return v = log_{x_t}(x_1) / (1 - t) for a predicted x_1, and the weights (1 - t)^2.
-
-    In flat coordinates raw is x_1 itself. On spheres raw is added to x_t, and the sum is projected on the sphere.
-
-    >>> import torch, geoflow
-    >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
-    >>> x, t, raw = torch.ones(1, 2), torch.full((1,), 0.5), torch.full((1, 2), 3.0)
-    >>> endpoint(raw, x, t, chart, gaussian(x, t, chart))[0]  # (3 - 1) / .5
-    tensor([[4., 4.]])
-    """
-    flat, remaining = beside(chart.flat, x), (1 - t[:, None]).clamp_min(LAST)
-    end = chart.manifold.projx(torch.where(flat, raw, x + raw / beside(chart.scale, x)))
-    return chart.manifold.logmap(x, end) / remaining, (remaining**2).expand(x.shape)
-
-
-# name: (output of the field, x_t, t, chart, result of `gaussian`) -> (velocity, weight of its squared error at this t)
-PREDICTIONS: dict[str, Callable] = {"preconditioned": preconditioned, "velocity": velocity, "endpoint": endpoint}
-# name: that weight -> weight in the loss. balanced: the field's output counts the same at every t; uniform: the velocity does
-WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {"balanced": lambda weight: weight, "uniform": torch.ones_like}
+    chart: Chart
+    reference: Float[Tensor, " weights"]
 
 
 @dataclass(eq=False)
@@ -137,6 +43,9 @@ class Flow:
     `sample(flow, n)` samples weight vectors, and `unpack(flow.spec, theta)` turns them into state dicts. `chart` holds the coordinates.
     `field` predicts velocities in them. `reference` is the common centre that the zoo was aligned to. `config` records how the flow was
     fitted, and `losses` holds the training loss of each iteration.
+
+    A flow may be fitted to several architectures. `chart` and `reference` belong to the first of them, and `others` hold the further ones.
+    `of` gives the same flow with another of them first.
 
     >>> import tempfile, torch, geoflow
     >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
@@ -154,11 +63,35 @@ class Flow:
     reference: Float[Tensor, " weights"]
     config: Mapping
     losses: list[float] = field(default_factory=list)
+    others: tuple[Member, ...] = ()
 
     @property
     def spec(self) -> NetworkSpec:
-        """The table of the networks that the flow was fitted to."""
+        """The table of the networks that the flow was fitted to. With several architectures it is that of the first."""
         return self.chart.spec
+
+    @property
+    def charts(self) -> tuple[Chart, ...]:
+        """The coordinates of every architecture that the flow was fitted to."""
+        return (self.chart, *(member.chart for member in self.others))
+
+    def knows(self, spec: NetworkSpec) -> bool:
+        """Whether the flow was fitted to networks of this architecture."""
+        return any(_same(chart.spec, spec) for chart in self.charts)
+
+    def of(self, spec: NetworkSpec) -> "Flow":
+        """Return this flow with one of its architectures first, so that `spec`, `chart`, `reference` and `canonical` are of that one.
+
+        The field is shared. Raises ValueError for an architecture that the flow was not fitted to.
+        """
+        members = [Member(self.chart, self.reference), *self.others]
+        first = next((member for member in members if _same(member.chart.spec, spec)), None)
+        if first is None:
+            raise ValueError(
+                f"The flow was not fitted to networks of {spec.weights} weights with this table; those that it was fitted to have "
+                f"{', '.join(str(chart.spec.weights) for chart in self.charts)}. Only `sample` serves other architectures."
+            )
+        return replace(self, chart=first.chart, reference=first.reference, others=tuple(one for one in members if one is not first))
 
     def canonical(
         self, thetas: Float[Tensor, "nets weights"], reference: Float[Tensor, "nets weights"] | None = None
@@ -172,12 +105,14 @@ class Flow:
         return canonicalize(self.spec, thetas, reference, self.chart.recipe.balance, self.chart.frame).theta
 
     def on(self, spec: NetworkSpec | None) -> Chart:
-        """Return the flow's chart for another architecture for the same task. For None it is the flow's own.
+        """Return the flow's chart for another architecture for the same task. For None it is the flow's first.
 
         Raises ValueError if the flow cannot serve that architecture.
         """
-        if spec is None or (spec.sites, spec.tensors) == (self.spec.sites, self.spec.tensors):  # only the own table surely has wires
+        if spec is None:
             return self.chart
+        if own := [chart for chart in self.charts if _same(chart.spec, spec)]:  # only the own tables surely have wires
+            return own[0]
         chart = replace(self.chart, spec=spec, own=None)  # these moments belong to other coordinates
         chart.check()
         return chart
@@ -205,13 +140,16 @@ class Flow:
         raw = self.field(chart.graph, known[0], t)
         return PREDICTIONS[self.config["prediction"]](raw, x, t, chart, known)
 
-    def matching_loss(self, x_t: Float[Tensor, "nets size"], dx_t: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Tensor:
-        """Return the mean squared error of the velocity, weighted over t as the configuration says.
+    def matching_loss(
+        self, x_t: Float[Tensor, "nets size"], dx_t: Float[Tensor, "nets size"], t: Float[Tensor, " nets"], chart: Chart | None = None
+    ) -> Tensor:
+        """Return the mean squared error of the velocity on a chart (by default the first), weighted over t as the configuration says.
 
         Every coordinate is measured in units of its own size.
         """
-        v, weight = self.predict(self.chart, x_t, t)
-        return (WEIGHTINGS[self.config["weighting"]](weight) * ((v - dx_t) * beside(self.chart.scale, x_t)).square()).mean()
+        chart = self.chart if chart is None else chart
+        v, weight = self.predict(chart, x_t, t)
+        return (WEIGHTINGS[self.config["weighting"]](weight) * ((v - dx_t) * beside(chart.scale, x_t)).square()).mean()
 
     def to(self, device: str | torch.device) -> "Flow":
         """Move the field to a device, and return the flow."""
@@ -222,11 +160,16 @@ class Flow:
         """Write the flow with its whole configuration as one safetensors file, which holds no code."""
         tensors = {f"field.{name}": value for name, value in self.field.state_dict().items()}
         tensors |= {f"rest.{name}": value for name, value in self.spec.rest.items()}
+        for number, member in enumerate(self.others):
+            tensors |= {f"others.{number}.rest.{name}": value for name, value in member.chart.spec.rest.items()}
+            tensors[f"others.{number}.reference"] = member.reference
         tensors |= {f"axes.{name}": axes for name, axes in self.chart.frame.axes.items()}
         tensors |= {f"moments.{weights}": moments for weights, moments in self.chart.frame.moments.items()}
         tensors |= {} if self.chart.own is None else {"own": self.chart.own}
         tensors |= {"reference": self.reference, "losses": torch.tensor(self.losses, dtype=torch.float64)}
         metadata = {"spec": self.spec.to_json(), "statistics": json.dumps(self.chart.statistics), "config": json.dumps(dict(self.config))}
+        metadata |= {"powers": json.dumps(dict(self.chart.powers))}
+        metadata |= {"others": json.dumps([member.chart.spec.to_json() for member in self.others])}
         write_tensors(path, tensors, {"format": FORMAT} | metadata)
 
     @classmethod
@@ -245,8 +188,12 @@ class Flow:
         statistics = {role: tuple(pair) for role, pair in json.loads(metadata["statistics"]).items()}
         moments = under("moments.", tensors)
         frame = Frame(under("axes.", tensors), of_every_input(graph_of(spec), moments) if metadata["format"] in BY_ROLE else moments)
-        chart = Chart(spec, FLOWS[config["flow"]], statistics, frame, tensors.get("own"))
-        flow = build_flow(chart, tensors["reference"], config)
+        chart = Chart(spec, FLOWS[config["flow"]], statistics, frame, tensors.get("own"), json.loads(metadata.get("powers", "{}")))
+        others = []
+        for number, table in enumerate(json.loads(metadata.get("others", "[]"))):
+            further = NetworkSpec.from_json(table, under(f"others.{number}.rest.", tensors))
+            others.append(Member(replace(chart, spec=further), tensors[f"others.{number}.reference"]))
+        flow = build_flow(chart, tensors["reference"], config, others)
         state = under("field.", tensors)
         if metadata["format"] in WITHOUT_WIRES:  # with matrices of zeros, wires carry no message
             state = {name: torch.zeros_like(value) for name, value in flow.field.state_dict().items() if "wires." in name} | state
@@ -267,19 +214,23 @@ def today(config: Mapping) -> dict:
     return {**BEFORE, **config, "flow": "geometric_polar" if polar else config["flow"]}
 
 
-def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mapping) -> Flow:
-    """Return an untrained flow. `config` names the field, its sizes and the prediction.
+def _same(one: NetworkSpec, other: NetworkSpec) -> bool:
+    return (one.sites, one.tensors) == (other.sites, other.tensors)
+
+
+def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mapping, others: Sequence[Member] = ()) -> Flow:
+    """Return an untrained flow. `config` names the field, its sizes and the prediction. `others` are its further architectures.
 
     The field is initialised from `config["seed"]`.
     """
     choose("prediction", config["prediction"], PREDICTIONS)
     with torch.random.fork_rng(devices=[]):
         seed_global(randomness(config["seed"], "field").initial_seed())
-        field = build_field(chart.graph, config["velocity"], config["sizes"])
+        field = build_field([chart.graph, *(member.chart.graph for member in others)], config["velocity"], config["sizes"])
     if config["prediction"] != "preconditioned" and len(leading(chart.graph, field.components).unseen):
         widest = max(block.index.shape[1] for blocks in plain_inputs(chart.graph).values() for block in blocks)
         raise ValueError(
             f"The field sees {field.components} of {widest} axes of an input, and prediction={config['prediction']} cannot tell where "
             f"the others go. Choose prediction=preconditioned, or sizes.components={widest}."
         )
-    return Flow(chart, field, reference, config)
+    return Flow(chart, field, reference, config, others=tuple(others))

@@ -1,6 +1,6 @@
 """Turn and stretch the weights on an input, so that the length of a row says what the row computes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -102,28 +102,29 @@ def metric_frame(graph: Graph, inputs: Examples | Mapping[str, Examples]) -> Fra
     return Frame({name: _metric(ways[name][0].detach().cpu().double()) for name in fitting})
 
 
-def principal_frame(graph: Graph, x: Float[Tensor, "nets size"], base: Frame) -> Frame:
-    """Turn `base` on to the principal axes of a zoo's rows on each input, the widest first. Lengths stay as in `base`.
+def principal_frame(graphs: Sequence[Graph], points: Sequence[Float[Tensor, "_nets _size"]], base: Frame) -> Frame:
+    """Turn `base` on to the principal axes of the rows on each input, the widest first. Lengths stay as in `base`.
 
-    `x` holds the zoo's coordinates in `base`, in units of the noise. Each row is centred on the mean row of its role.
+    `points` holds for each graph the coordinates of its zoo in `base`, in units of the noise. The rows of all zoos count alike. Each row is
+    centred on the mean row of its role.
     """
     axes = {}
-    for name, blocks in plain_inputs(graph).items():
-        centred = [(part - part.mean(0)).transpose(1, 2).flatten(0, 1) for part in _rows(blocks, x).values()]
+    for name, rows in _rows_by_input(graphs, points).items():
+        centred = [(part - part.mean(0)).transpose(1, 2).flatten(0, 1) for part in rows.values()]
         turned = _principal_axes(torch.cat(centred)).cpu()
-        axes[name] = (base.axes[name].double() @ turned if name in base.axes else turned).to(x.dtype)
+        axes[name] = (base.axes[name].double() @ turned if name in base.axes else turned).to(points[0].dtype)
     return Frame(axes)
 
 
-def fit_moments(graph: Graph, x: Float[Tensor, "nets size"]) -> dict[str, Float[Tensor, "2 _units _features"]]:
-    """Return mean and standard deviation of a zoo's coordinates along each axis of the inputs, by input and role.
+def fit_moments(graphs: Sequence[Graph], points: Sequence[Float[Tensor, "_nets _size"]]) -> dict[str, Float[Tensor, "2 _units _features"]]:
+    """Return mean and standard deviation of the coordinates along each axis of the inputs, by input and role.
 
-    `x` holds the coordinates in units of the noise. A small zoo may never vary in some direction by chance. So one row of the mean spread
-    is added to what was seen.
+    `points` holds for each graph the coordinates of its zoo, in units of the noise. The rows of all zoos count alike. A small zoo may never
+    vary in some direction by chance. So one row of the mean spread is added to what was seen.
     """
     moments = {}
-    for name, blocks in plain_inputs(graph).items():
-        for key, rows in _rows(blocks, x).items():
+    for name, by_role in _rows_by_input(graphs, points).items():
+        for key, rows in by_role.items():
             variance, count = rows.var(0, unbiased=False), len(rows)
             spread = ((count * variance + variance.mean()) / (count + 1)).sqrt()
             moments[_weights(name, key)] = torch.stack([rows.mean(0), spread]).cpu()
@@ -141,12 +142,14 @@ def _weights(name: str, key: str) -> str:
     return f"{name} {key}"
 
 
-def _rows(blocks: list[Block], x: Tensor) -> dict[str, Float[Tensor, "rows units features"]]:
-    """Return the rows of weights on one input, by role."""
-    rows: dict[str, list[Tensor]] = {}
-    for block in blocks:
-        rows.setdefault(block.key, []).append(x[:, block.index].flatten(0, 1))
-    return {key: torch.cat(parts) for key, parts in rows.items()}
+def _rows_by_input(graphs: Sequence[Graph], points: Sequence[Tensor]) -> dict[str, dict[str, Float[Tensor, "_rows _units _features"]]]:
+    """Return the rows of weights on each input of all zoos, by input and role."""
+    rows: dict[str, dict[str, list[Tensor]]] = {}
+    for graph, x in zip(graphs, points, strict=True):
+        for name, blocks in plain_inputs(graph).items():
+            for block in blocks:
+                rows.setdefault(name, {}).setdefault(block.key, []).append(x[:, block.index].flatten(0, 1))
+    return {name: {key: torch.cat(parts) for key, parts in by_role.items()} for name, by_role in rows.items()}
 
 
 def _principal_axes(rows: Float[Tensor, "rows units"]) -> Float[Tensor, "units units"]:

@@ -131,6 +131,11 @@ class Graph:
         return torch.tensor([[depth, s.role == "input", s.role == "output"] for depth, s in zip(self.depth, self.spec.sites, strict=True)])
 
     @cached_property
+    def widths(self) -> Float[Tensor, "sites 1"]:
+        """For each site a number that tells its width: twice the inverse root of its number of units. It is bounded for wide sites."""
+        return 2 * torch.tensor([[float(site.size)] for site in self.spec.sites]).rsqrt()
+
+    @cached_property
     def depth(self) -> tuple[float, ...]:
         """The depth of each site from 0 to 1: its longest distance from the inputs, divided by the largest of these distances."""
         steps = [0] * len(self.spec.sites)

@@ -147,7 +147,7 @@ def sample(
     chart, step = flow.on(spec), solver_for(flow, solver)
     _check_start(flow, chart, start)
     begin = noise(chart, count, generator).to(next(flow.field.parameters()))
-    begin = head_start(chart, flow.reference, begin, start) if start else begin
+    begin = head_start(chart, flow.of(chart.spec).reference, begin, start) if start else begin
     return finish(flow, chart, begin, start, step, steps, sharpness, guidance, batch, watch, progress)
 
 
@@ -218,5 +218,5 @@ def _check_start(flow: Flow, chart: Chart, start: float) -> None:
         raise ValueError(f"{start=} must be a time from 0 to below 1.")
     if start and not flow.config["align"]:
         raise ValueError(f"{start=} leads to the zoo's centre, but this flow saw units in no common order (align=False). Choose start=0.")
-    if start and chart.spec.tensors != flow.spec.tensors:
+    if start and not flow.knows(chart.spec):
         raise ValueError(f"{start=} leads to the zoo's centre, and another architecture has other units: for transfer leave start=0.")

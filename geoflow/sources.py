@@ -18,7 +18,8 @@ def noise(
     the noise.
 
     >>> import torch, geoflow
-    >>> from geoflow.chart import FLOWS, fit_chart
+    >>> from geoflow.chart import FLOWS
+    >>> from geoflow.charting import fit_chart
     >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
     >>> chart = fit_chart(spec, FLOWS["euclidean"], torch.randn(9, 3))
     >>> noise(chart, 5, torch.Generator().manual_seed(0)).shape
@@ -39,7 +40,8 @@ def head_start(
     diffusion, Zheng et al., arXiv 2202.09671, with the centre instead of a learned start.
 
     >>> import torch, geoflow
-    >>> from geoflow.chart import FLOWS, fit_chart
+    >>> from geoflow.chart import FLOWS
+    >>> from geoflow.charting import fit_chart
     >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
     >>> zoo = torch.tensor([[1.0, 5.0], [3.0, 7.0]])
     >>> chart = fit_chart(spec, FLOWS["euclidean"], zoo)

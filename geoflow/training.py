@@ -1,7 +1,7 @@
 """Train a flow on a zoo of networks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,17 +11,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from geoflow.canonical import canonicalize, order_kept, unaligned
-from geoflow.chart import FLOWS, fit_chart
+from geoflow.chart import FLOWS
+from geoflow.charting import fit_charts
 from geoflow.checkpoint import Progress
 from geoflow.choices import choose
 from geoflow.couplings import COUPLINGS
-from geoflow.flow import PREDICTIONS, WEIGHTINGS, Flow, build_flow
+from geoflow.flow import Flow, Member, build_flow
 from geoflow.frame import UNTURNED, Examples, metric_frame
 from geoflow.graph import graph_of
+from geoflow.several import zoos_of
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
+from geoflow.targets import PREDICTIONS, WEIGHTINGS
 from geoflow.velocity import VELOCITIES, complete_sizes
-from geoflow.wiring.check import check_wires
 
 # name: quantile function of the distribution of t in [0, 1]
 TIMES = {
@@ -31,6 +33,7 @@ TIMES = {
 }
 
 AUTO = "auto"  # `velocity_for` chooses the field
+SEVERAL = "transformer", "velocity=transformer: units of different architectures have no common places."
 KEPT = 0.5  # share of units that keep their place, above chance, from which they count as commonly ordered
 
 # arguments of `fit` that name a row of a table
@@ -46,8 +49,8 @@ WARMUP = 100  # iterations in which the learning rate rises
 
 
 def fit(
-    spec: NetworkSpec,
-    thetas: Float[Tensor, "nets weights"],
+    spec: NetworkSpec | Sequence[NetworkSpec],
+    thetas: Float[Tensor, "_nets _weights"] | Sequence[Float[Tensor, "_nets _weights"]],
     inputs: Examples | Mapping[str, Examples] | None = None,
     *,
     flow: str = "geometric",
@@ -69,7 +72,7 @@ def fit(
     every: int = 250,
     progress: bool = True,
 ) -> Flow:
-    """Train a flow on a zoo, which is a set of trained networks of one architecture.
+    """Train a flow on a zoo, which is a set of trained networks of one architecture, or on several zoos at once.
 
     `thetas` holds one weight vector in each row, as `geoflow.pack` makes them. `fit` brings the networks to canonical form and chooses
     coordinates for them. Then it trains a field, which is a neural network that predicts a velocity v(x, t). The loss is that of
@@ -85,6 +88,9 @@ def fit(
     - `inputs` are examples of what the networks read, [examples, ...], or several such tensors by the inputs' names. With them, the length
       of a row of weights is the size of what it computes from the inputs (see `metric_frame`). Networks that compute nearly the same are
       then near each other.
+    - With several architectures, `spec` and `thetas` are sequences: one table for each zoo. One field then learns from all of them. Every
+      batch is of one architecture, and each network comes equally often. The networks must have the same inputs and outputs, and only
+      `velocity="transformer"` serves several. See `Flow.of`.
     - `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of `FLOWS`, `VELOCITIES`, `COUPLINGS`, `TIMES`,
       `PREDICTIONS` and `WEIGHTINGS`. With `velocity="auto"`, `velocity_for` chooses the field that suits the zoo. `sizes` are the sizes of
       the field.
@@ -96,8 +102,8 @@ def fit(
       CPU the result has the same bits as that of an uninterrupted training.
 
     Raises ValueError for an unknown name, for fewer than 2 networks or fewer than `batch`, and for networks with NaN. On spheres it also
-    refuses dead units, whose incoming weights are all zero. A checkpoint of another configuration is refused too. Raises FloatingPointError
-    if the loss is not finite.
+    refuses dead units, whose incoming weights are all zero. A checkpoint of another configuration is refused too. Several zoos may not be
+    of one architecture, nor have different inputs or outputs. Raises FloatingPointError if the loss is not finite.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -112,43 +118,45 @@ def fit(
     untrained, points = prepare(spec, thetas, config, inputs)
     if velocity == AUTO and progress:
         tqdm.write(untrained.config["reason"])
-    return train(untrained.to(device), points.to(device), checkpoint, every, progress)
+    return train(untrained.to(device), points, checkpoint, every, progress)
 
 
 def prepare(
-    spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], config: Mapping, inputs: Examples | Mapping[str, Examples] | None = None
-) -> tuple[Flow, Float[Tensor, "nets size"]]:
-    """Return the untrained flow of a configuration, and the zoo as points of the flow's manifold.
+    spec: NetworkSpec | Sequence[NetworkSpec],
+    thetas: Tensor | Sequence[Tensor],
+    config: Mapping,
+    inputs: Examples | Mapping[str, Examples] | None = None,
+) -> tuple[Flow, Tensor | list[Tensor]]:
+    """Return the untrained flow of a configuration, and the zoo as points [nets, size] of the flow's manifold.
 
-    `config` holds the named arguments of `fit`.
+    `config` holds the named arguments of `fit`. Several zoos are a list of points, in their order.
     """
     check_config(config)
-    if not isinstance(thetas, Tensor) or thetas.ndim != 2 or not thetas.is_floating_point():
-        found = f"{tuple(thetas.shape)} of {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
-        raise ValueError(f"A zoo is a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it, not {found}.")
+    zoos = zoos_of(spec, thetas, config["batch"])
     several = inputs if isinstance(inputs, Mapping) else {"": inputs}
     if inputs is not None and (wrong := [part for part in several.values() if not isinstance(part, Tensor)]):
         raise ValueError(f"inputs must be a tensor [examples, ...] of what the networks read, not {type(wrong[0]).__name__}.")
-    thetas = thetas.detach()
-    thetas = thetas.to(torch.promote_types(thetas.dtype, torch.float32))  # in half precision rows leave their spheres
-    _check_count(len(thetas), config["batch"])
-    check_wires(spec)
     if config["velocity"] == AUTO:
-        velocity, reason = velocity_for(spec, thetas, config["coupling"])
+        velocity, reason = SEVERAL if len(zoos) > 1 else velocity_for(zoos[0].spec, zoos[0].thetas, config["coupling"])
         config = dict(config) | {"velocity": velocity, "reason": reason}
         check_config(config)
+    check_serves(config["velocity"], len(zoos))
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # kept, because defaults may change
     recipe = FLOWS[config["flow"]]
-    config |= {"zoo": fingerprint(thetas), "inputs": None if inputs is None else _fingerprints(inputs)}
-    base = UNTURNED if inputs is None else metric_frame(graph_of(spec), inputs)
-    canonical = canonicalize(spec, thetas, balance=recipe.balance, frame=base)
-    chart = fit_chart(spec, recipe, canonical.theta, base)
-    seen = canonical.theta if config["align"] else unaligned(spec, thetas, recipe.balance, base)
-    points = chart.point(seen)
+    prints = [fingerprint(zoo.thetas) for zoo in zoos]
+    config |= {"zoo": prints if len(zoos) > 1 else prints[0], "inputs": None if inputs is None else _fingerprints(inputs)}
+    base = UNTURNED if inputs is None else metric_frame(graph_of(zoos[0].spec), inputs)
+    canonical = [canonicalize(zoo.spec, zoo.thetas, balance=recipe.balance, frame=base) for zoo in zoos]
+    charts = fit_charts([zoo.spec for zoo in zoos], recipe, [one.theta for one in canonical], base)
+    as_they_came = () if config["align"] else (unaligned(zoo.spec, zoo.thetas, recipe.balance, base) for zoo in zoos)
+    seen = list(as_they_came) or [one.theta for one in canonical]
+    points = [chart.point(one) for chart, one in zip(charts, seen, strict=True)]
     if VELOCITIES[config["velocity"]].knows_units:
-        chart = chart.knowing_units(points)
-    flow = build_flow(chart, canonical.reference, config)
-    return flow, points.to(next(flow.field.parameters()))
+        charts = [chart.knowing_units(one) for chart, one in zip(charts, points, strict=True)]
+    first, *others = (Member(chart, one.reference) for chart, one in zip(charts, canonical, strict=True))
+    flow = build_flow(first.chart, first.reference, config, others)
+    points = [one.to(next(flow.field.parameters())) for one in points]
+    return flow, points[0] if isinstance(spec, NetworkSpec) else points
 
 
 def velocity_for(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], coupling: str = "independent") -> tuple[str, str]:
@@ -172,13 +180,14 @@ def velocity_for(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], coupl
 
 
 def train(
-    flow: Flow, points: Float[Tensor, "nets size"], checkpoint: str | Path | None = None, every: int = 250, progress: bool = True
+    flow: Flow, points: Tensor | Sequence[Tensor], checkpoint: str | Path | None = None, every: int = 250, progress: bool = True
 ) -> Flow:
-    """Train a prepared flow on the points of its zoo. Return the flow with averaged weights.
+    """Train a prepared flow on the points [nets, size] of its zoo, or of each of its zoos. Return the flow with averaged weights.
 
     The settings come from `flow.config`.
     """
-    config = flow.config
+    config, device = flow.config, next(flow.field.parameters()).device
+    points = [one.to(device) for one in ([points] if isinstance(points, Tensor) else points)]
     run, iterations = Progress(flow), config["iterations"]
     if checkpoint is not None:
         run.resume(checkpoint)
@@ -192,14 +201,23 @@ def train(
     return run.averaged()
 
 
-def train_step(run: Progress, points: Float[Tensor, "nets size"], lr: float) -> float:
-    """Do one step of flow matching on a random batch, and return its loss."""
-    flow, config = run.flow, run.flow.config
-    chart = flow.chart
+def train_step(run: Progress, zoos: Sequence[Float[Tensor, "_nets _size"]], lr: float) -> float:
+    """Do one step of flow matching on a random batch of one of the zoos, and return its loss."""
+    config, which = run.flow.config, next_zoo([len(points) for points in zoos], run.generator)
+    chart, points = run.flow.charts[which], zoos[which]
     x_1 = points[torch.randperm(len(points), generator=run.generator)[: config["batch"]].to(points.device)]
     x_0 = noise(chart, len(x_1), run.generator, points.device).to(x_1)
     x_0 = COUPLINGS[config["coupling"]](chart.spec, chart.manifold, x_0, x_1)
-    return run.step(x_0, x_1, times(config["time"], len(x_1), run.generator).to(x_1), lr)
+    return run.step(x_0, x_1, times(config["time"], len(x_1), run.generator).to(x_1), lr, which)
+
+
+def next_zoo(networks: Sequence[int], generator: torch.Generator) -> int:
+    """Choose the zoo of the next batch with a probability in proportion to its number of networks, so that each comes equally often.
+
+    >>> next_zoo([40], torch.Generator())
+    0
+    """
+    return 0 if len(networks) == 1 else int(torch.multinomial(torch.tensor(networks, dtype=torch.double), 1, generator=generator))
 
 
 def times(name: str, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
@@ -235,6 +253,15 @@ def check_config(config: Mapping) -> None:
         )
 
 
+def check_serves(velocity: str, architectures: int) -> None:
+    """Raise ValueError if a field of this kind cannot serve so many architectures."""
+    if architectures > 1 and VELOCITIES[velocity].knows_units:
+        raise ValueError(
+            f"velocity={velocity} tells units by their place, and the units of {architectures} architectures have no common places. "
+            "Choose velocity=transformer."
+        )
+
+
 def fingerprint(tensor: Tensor) -> str:
     """Return the sha256 of the tensor's numbers."""
     return sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
@@ -242,10 +269,3 @@ def fingerprint(tensor: Tensor) -> str:
 
 def _fingerprints(inputs: Tensor | Mapping[str, Tensor]) -> str | dict[str, str]:
     return {name: fingerprint(part) for name, part in inputs.items()} if isinstance(inputs, Mapping) else fingerprint(inputs)
-
-
-def _check_count(networks: int, batch: int) -> None:
-    if networks < 2:
-        raise ValueError(f"A flow needs at least 2 networks to learn a distribution, not {networks}. Train more.")
-    if networks < batch:
-        raise ValueError(f"batch={batch} is more than the {networks} networks of the zoo. Choose a smaller batch or a larger zoo.")

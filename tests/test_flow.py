@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, recording, sample, spec_of, task_guidance, unpack
 from geoflow.canonical import balance, order_kept
-from geoflow.chart import LEAST, fit_chart
+from geoflow.chart import LEAST
+from geoflow.charting import fit_chart
 from geoflow.checkpoint import Progress
 from geoflow.evaluation.metrics import evaluate
 from geoflow.files import read_tensors, write_tensors

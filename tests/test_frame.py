@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from geoflow import FLOWS, Flow, apply_symmetry, canonicalize, fit, graph_of, pack, permute, random_symmetry, sample, spec_of, unpack
 from geoflow.canonical import sphere_rows
-from geoflow.chart import fit_chart
+from geoflow.charting import fit_chart
 from geoflow.files import read_tensors, write_tensors
 from geoflow.flow import build_flow, gaussian
 from geoflow.frame import RIDGE, Frame, fit_moments, metric_frame, principal_frame
@@ -60,7 +60,7 @@ def test_turning_is_an_isometry_that_commutes_with_permutations(name, generator)
     spec = spec_of(make(), example())
     graph = graph_of(spec)
     x = torch.randn(6, graph.size, generator=generator, dtype=torch.float64)
-    frame = principal_frame(graph, x, Frame())
+    frame = principal_frame([graph], [x], Frame())
     turned = frame.turn(graph, x)
     assert torch.allclose(frame.turn_back(graph, turned), x, atol=1e-12)
     assert torch.allclose(turned @ turned.T, x @ x.T, atol=1e-9)
@@ -73,17 +73,17 @@ def test_turning_is_an_isometry_that_commutes_with_permutations(name, generator)
 def test_the_axes_are_those_of_the_zoo_widest_first(spec, skewed):
     thetas, axes = skewed
     graph = graph_of(spec)
-    frame = principal_frame(graph, thetas, Frame())
+    frame = principal_frame([graph], [thetas], Frame())
     assert (frame.axes["input0"].T @ axes).abs().diagonal().min() > 0.97
-    mean, spread = next(iter(fit_moments(graph, frame.turn(graph, thetas)).values()))
+    mean, spread = next(iter(fit_moments([graph], [frame.turn(graph, thetas)]).values()))
     assert torch.allclose(spread[:, 0], torch.linspace(1.2, 0.1, 12), rtol=0.03, atol=1e-3)
     assert torch.allclose(mean[:, 0].square().sum(), torch.tensor(12 * 0.25), rtol=0.03)
 
 
 def test_a_direction_that_a_small_zoo_never_took_is_not_impossible(spec, generator):
     graph, x = graph_of(spec), torch.randn(2, spec.weights, generator=generator)
-    frame = principal_frame(graph, x, Frame())
-    assert next(iter(fit_moments(graph, frame.turn(graph, x)).values()))[1].min() > 0.1
+    frame = principal_frame([graph], [x], Frame())
+    assert next(iter(fit_moments([graph], [frame.turn(graph, x)]).values()))[1].min() > 0.1
 
 
 @pytest.mark.parametrize(("left", "right"), [(4, 4), (5, 3)])
@@ -125,10 +125,10 @@ def test_a_frame_lies_on_the_cpu_wherever_the_zoo_does(metric, spec, generator, 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         rows, axes = (torch.empty(*shape, device="meta") for shape in ((24, 12, 1), (12, 12)))
         rows, axes = (FakeTensor(mode, part, torch.device("cuda:0")) for part in (rows, axes.double()))
-        monkeypatch.setattr("geoflow.frame._rows", lambda blocks, x: {"weight": rows})
+        monkeypatch.setattr("geoflow.frame._rows_by_input", lambda graphs, points: {"input0": {"weight": rows}})
         monkeypatch.setattr("geoflow.frame._principal_axes", lambda rows: axes)
         x = torch.empty(6, graph.size)
-        found = [*principal_frame(graph, x, base).axes.values(), *fit_moments(graph, x).values()]
+        found = [*principal_frame([graph], [x], base).axes.values(), *fit_moments([graph], [x]).values()]
     assert {(part.device.type, part.dtype) for part in found} == {("cpu", torch.float32)}
 
 

@@ -1,6 +1,6 @@
 """Choose a field: a module (graph, x, t) -> velocity that a flow learns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
 from torch import nn
@@ -29,7 +29,8 @@ def complete_sizes(velocity: str, sizes: Mapping[str, int]) -> dict[str, int]:
     return asdict(kind(**sizes))
 
 
-def build_field(graph: Graph, velocity: str, sizes: Mapping[str, int]) -> nn.Module:
-    """A new field for networks with the roles of this graph."""
+def build_field(graphs: Sequence[Graph], velocity: str, sizes: Mapping[str, int]) -> nn.Module:
+    """A new field for networks with the roles of these graphs. Only an equivariant field serves more than one."""
     kind = VELOCITIES[velocity]
-    return kind(graph, kind.Sizes(**complete_sizes(velocity, sizes)))
+    first, *others = graphs
+    return kind(first, kind.Sizes(**complete_sizes(velocity, sizes)), *others)

@@ -1,6 +1,7 @@
 """Predict the flow's velocity with a relational transformer on a network's graph."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,30 +64,31 @@ class RelationalTransformer(nn.Module):
     Sizes = TransformerSizes
     knows_units = False  # a field that knows units by their place is not equivariant
 
-    def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes()):
+    def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes(), *others: Graph):
         super().__init__()
-        w = sizes
+        w, graphs = sizes, (graph, *others)
         self.components = w.components
-        self.units = self.units_with_places(graph)
-        graph = leading(graph, w.components)
+        self.units = self.units_with_places(*graphs)
+        graphs = tuple(leading(one, w.components) for one in graphs)
         self.time = TimeEmbedding(w.node)
-        keys = {block.key for block in graph.blocks}
+        keys = {block.key for one in graphs for block in one.blocks}
         self.edge_in = nn.ModuleDict({key: nn.Linear(_width(key), w.edge) for key in sorted(keys)})
         self.edge_out = nn.ModuleDict({key: zeroed(nn.Linear(w.edge, _width(key))) for key in sorted(keys)})
-        keys = {feature.key for feature in graph.of_units}
+        keys = {feature.key for one in graphs for feature in one.of_units}
         self.node_in = nn.ModuleDict({key: nn.Linear(_width(key), w.node) for key in sorted(keys)})
         self.node_out = nn.ModuleDict({key: zeroed(nn.Linear(w.node, _width(key))) for key in sorted(keys)})
-        units = self.units_with_places(graph)
+        units = self.units_with_places(*graphs)
         self.places = nn.ParameterDict({name: nn.Parameter(torch.randn(size, w.node)) for name, size in units.items()})
-        for name in plain_inputs(graph):  # the first principal axes start as directions of their own
+        for name in {name: None for one in graphs for name in plain_inputs(one)}:  # the first axes start as directions of their own
             place, few = self.places[name], min(self.places[name].shape)
             with torch.no_grad():
                 place[:few] = math.sqrt(few) * torch.eye(few, w.node)
         self.depth = nn.Linear(3, w.node)
-        scalars = len(graph.scalars)
+        self.width = zeroed(nn.Linear(1, w.node)) if others else None
+        scalars = _scalars(graphs)
         self.scalar_in = nn.Linear(scalars, w.node) if scalars else None
         self.scalar_out = zeroed(nn.Linear(w.node, scalars)) if scalars else None
-        self.wires = sorted(wire_ends(graph))
+        self.wires = sorted({kind for one in graphs for kind in wire_ends(one)})
         self.layers = nn.ModuleList(Layer(w.node, w.edge, w.edge_hidden, w.heads, self.wires) for _ in range(w.layers))
         self.norm = nn.LayerNorm(w.node)
 
@@ -103,9 +105,9 @@ class RelationalTransformer(nn.Module):
         """The sites whose units each have a learned state, as {name: index}. These units cannot be exchanged."""
         return pinned_sites(graph)
 
-    def units_with_places(self, graph: Graph) -> dict[str, int]:
-        """The number of units of each of the `sites_with_places`."""
-        return {name: graph.spec.sites[number].size for name, number in self.sites_with_places(graph).items()}
+    def units_with_places(self, *graphs: Graph) -> dict[str, int]:
+        """The number of units of each of the `sites_with_places`. They are the same in all graphs that have the site."""
+        return {name: graph.spec.sites[number].size for graph in graphs for name, number in self.sites_with_places(graph).items()}
 
     def check(self, graph: Graph) -> None:
         """Raise ValueError if a graph has a role, a kind of wire, or a number of units that the field was not built for."""
@@ -141,7 +143,10 @@ class RelationalTransformer(nn.Module):
             time = time + self.scalar_in(x[:, beside(graph.scalars, x)])
         names = {number: name for name, number in self.sites_with_places(graph).items()}
         sites = []
-        for number, (site, place) in enumerate(zip(graph.spec.sites, self.depth(beside(graph.places, x)), strict=True)):
+        places = self.depth(beside(graph.places, x))
+        if self.width is not None:
+            places = places + self.width(beside(graph.widths, x))
+        for number, (site, place) in enumerate(zip(graph.spec.sites, places, strict=True)):
             if number in names:
                 place = place + self.places[names[number]]
             sites.append(place.expand(1, site.size, -1))
@@ -212,6 +217,17 @@ class IdentifiedTransformer(RelationalTransformer):
     def sites_with_places(graph: Graph) -> dict[str, int]:
         hidden = {f"unit{number}": number for number, site in enumerate(graph.spec.sites) if site.permutation is not None}
         return pinned_sites(graph) | hidden
+
+
+def _scalars(graphs: Sequence[Graph]) -> int:
+    """The number of scalars that all graphs have. Raises ValueError if they differ in it."""
+    counts = sorted({len(graph.scalars) for graph in graphs})
+    if len(counts) > 1:
+        raise ValueError(
+            f"One architecture has {counts[0]} weights that belong to no unit, such as a slope that all units share, and another "
+            f"{counts[-1]}. One flow needs the same number in each."
+        )
+    return counts[0]
 
 
 def _width(key: str) -> int:
