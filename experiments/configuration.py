@@ -28,7 +28,7 @@ def config():
     # the network and its zoo; None: the task's default, or what the checkpoint was made for
     task = None  # the data; default: breast_cancer, or the network's
     network = None  # the kind of network; default: mlp
-    hidden = None  # of an mlp: widths of the hidden layers; default: [16, 16]
+    hidden = None  # of an mlp: widths of the hidden layers, or a list of such lists for several architectures; default: [16, 16]
     activation = None  # of an mlp: the function behind each hidden layer; default: relu
     norm = None  # of an mlp: the layer behind each hidden linear layer; default: none
     width = None  # of the other networks: units, channels of the first stage, or of the stream; default: the network's
@@ -81,6 +81,9 @@ def config():
     sharpness = None  # how far sampling goes beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     recalibrate = None  # whether running statistics are measured anew, where there are any
     guidance = 0.0  # strength of the pull towards a low training loss
+    yardstick = 16  # for `transfer` and `widths`: networks that are trained to compare with, by the recipe of the zoo; 0 for none
+    widths = [4, 6, 8, 10, 16, 32, 64, 128, 256]  # for `widths`: units of a layer
+    depths = [1, 2, 3]  # for `widths`: numbers of hidden layers, or of blocks
     checkpoint = None  # for the commands on a saved flow: a run folder or a `flow.safetensors`; default: none
     # where and with which random numbers
     device = "auto"  # where to compute

@@ -6,17 +6,20 @@ Figures that show the paths of the sampling stay as they are.
 """
 
 import argparse
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lab.architectures import architectures_of
 from lab.assess import Exam, assess
-from lab.collect import collect
+from lab.collect import Collected, collect_each
 from lab.draw import measuring_examples
 from lab.folder import commit, flow_file, read_json, read_samples, samples_file, today, write_json
 from lab.options import device_of
+from matplotlib.figure import Figure
 
 from geoflow.evaluation.plots import save_figures
-from geoflow.evaluation.report import metrics_table, write_report
+from geoflow.evaluation.report import metrics_table, write_overview, write_report
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 from geoflow.training import fingerprint
@@ -26,19 +29,29 @@ def rescore(run: Path, device: str) -> dict:
     """Score the networks of a run folder by `assess` as it is today. Write the metrics, and return them."""
     old, config = (read_json(run / name) for name in ("metrics.json", "config.json"))
     config = today(config)
-    flow, samples = Flow.load(flow_file(str(run)), device), read_samples(samples_file(str(run)))
-    found = collect(config, device)
-    if flow.config["zoo"] != fingerprint(found.fitted.networks):
+    flow, found = Flow.load(flow_file(str(run)), device), collect_each(config, device)
+    zoos = [fingerprint(one.fitted.networks) for one in found.values()]
+    if flow.config["zoo"] != (zoos if len(zoos) > 1 else zoos[0]):
         raise ValueError(f"{run}: the zoo of its configuration is not the one that its flow was fitted to.")
-    exam = Exam(found.network, found.spec, found.task, device)
-    seen = measuring_examples(found.spec, found.task, config, config["seed"])
-    metrics, figures = assess(exam, flow, found.fitted, found.heldout, samples.thetas, None, randomness(config["seed"], "evaluate"), seen)
-    metrics |= {name: value for name, value in old.items() if name not in metrics} | {"flow": config["flow"]}
-    metrics |= {"rescored": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}}
+    new = {"rescored": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}}
+    blocks, olds = {}, old.get("architectures", {"": old})
+    for label, one in found.items():
+        metrics, figures = rescored(flow.of(one.spec), one, run, label, config, device)
+        blocks[label] = metrics | {name: value for name, value in olds[label].items() if name not in metrics}
+        save_figures(run / label / "figures", figures)
+        write_report(run / label, old | blocks[label] | new | {"flow": config["flow"]}, {**config, **architectures_of(config)[label]})
+    metrics = old | blocks.get("", {"architectures": blocks}) | new | {"flow": config["flow"]}
     write_json(run / "metrics.json", metrics)
-    save_figures(run / "figures", figures)
-    write_report(run, metrics, config)
+    if "" not in blocks:
+        write_overview(run, metrics)
     return metrics
+
+
+def rescored(flow: Flow, found: Collected, run: Path, label: str, config: Mapping, device: str) -> tuple[dict, Mapping[str, Figure]]:
+    """Return the scores of today, and figures, of the saved networks of one architecture."""
+    exam, samples = Exam(found.network, found.spec, found.task, device), read_samples(samples_file(str(run), label))
+    seen = measuring_examples(found.spec, found.task, config, config["seed"])
+    return assess(exam, flow, found.fitted, found.heldout, samples.thetas, None, randomness(config["seed"], "evaluate"), seen)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Complete the choice of a network and its zoo by the defaults of the network and the task."""
+"""Complete the choice of one or several networks and their zoos by the defaults of the network and the task."""
 
 from collections.abc import Mapping
 
 from geoflow.choices import choose
-from geoflow.training import AUTO
+from geoflow.training import AUTO, SEVERAL
 from geoflow.zoo.networks import NETWORKS, check_reads, options_of
 from geoflow.zoo.recipes import zoo_defaults
 
@@ -22,11 +22,13 @@ def with_defaults(config: Mapping) -> dict:
     name = STANDARD if config["network"] is None else str(config["network"])
     task = choose("network", name, NETWORKS).task if config["task"] is None else str(config["task"])
     network = whole_network(name, task, network_options(config))
+    several = len(architectures_of(network)) > 1
     zoo = config["zoo"]
     default = zoo_defaults(name, task, None if zoo["origin"] is None else str(zoo["origin"])) | {"seed": config["seed"]}
     own = {option: default[option] if config[option] is None else config[option] for option in ("runs", "snapshots")}
     own |= {"zoo": {option: default[option] if value is None else value for option, value in zoo.items()}}
-    own |= {"velocity": VELOCITY_OF[default["origin"]] if config["velocity"] == AUTO else config["velocity"]}
+    fitting = SEVERAL[0] if several else VELOCITY_OF[default["origin"]]
+    own |= {"velocity": fitting if config["velocity"] == AUTO else config["velocity"]}
     return network | own | {"metric": _metric(name, config["metric"])}
 
 
@@ -36,9 +38,50 @@ def whole_network(name: str, task: str, options: Mapping) -> dict:
     return {"task": task, "network": name} | dict.fromkeys(OF_NETWORKS) | options_of(name, options)
 
 
+def architectures_of(config: Mapping) -> dict[str, dict]:
+    """Return the options NETWORK of each architecture of a configuration, by labels such as hidden=[6]. A single one has the label "".
+
+    An option names several architectures where it is a list of its usual values, such as hidden=[[6],[10]]. Raises ValueError if options
+    list different numbers of values, or one architecture twice.
+    """
+    defaults, plain = NETWORKS[config["network"]].options, network_settings(config)
+    listed = {option: plain[option] for option in defaults if _several(plain[option], defaults[option])}
+    if len({len(values) for values in listed.values()}) > 1:
+        counts = " and ".join(f"{option} lists {len(values)}" for option, values in listed.items())
+        raise ValueError(f"{counts} values: options that list several architectures must list as many of them.")
+    rows = [dict(zip(listed, values, strict=True)) for values in zip(*listed.values(), strict=True)] or [{}]
+    labels = [label_of(row) if len(rows) > 1 else "" for row in rows]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"{twice[0]} is listed twice. Name each architecture once.")
+    return {label: plain | row for label, row in zip(labels, rows, strict=True)}
+
+
+def label_of(options: Mapping) -> str:
+    """Return options as one types them, without spaces: a name for an architecture, and for its folder."""
+    return ",".join(f"{option}={value}".replace(" ", "") for option, value in options.items())
+
+
+def sized_network(config: Mapping, width: int, depth: int) -> dict:
+    """Return the options NETWORK of the configuration's kind of network, with this width and depth.
+
+    Raises ValueError if this kind has no such size.
+    """
+    options = {**network_options(config), **NETWORKS[config["network"]].sized(width, depth)}
+    return network_settings(whole_network(config["network"], config["task"], options))
+
+
+def _several(value: object, default: object) -> bool:
+    """Whether an option lists values of the kind of its default, in place of being one."""
+    return isinstance(value, list) and (not isinstance(default, list) or (bool(value) and all(isinstance(one, list) for one in value)))
+
+
 def network_settings(config: Mapping) -> dict:
     """Return the values of the options NETWORK as plain values. An option that the network does not have is None."""
-    return {name: list(value) if isinstance(value := config[name], tuple) else value for name in NETWORK}
+    return {name: _plain(config[name]) for name in NETWORK}
+
+
+def _plain(value: object) -> object:
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def network_options(config: Mapping) -> dict:

@@ -45,9 +45,9 @@ class Exam:
         The networks are divided into ensembles of SMALL, and the scores are means over these ensembles. An ensemble averages
         probabilities. The scores under "log_pool" are those of averaged log-probabilities.
         """
-        found = {name: self._ensemble(thetas)}
+        found = {name: self.ensemble(thetas)}
         if len(thetas) > SMALL:
-            parts = [self._ensemble(part) for part in thetas.split(SMALL) if len(part) == SMALL]
+            parts = [self.ensemble(part) for part in thetas.split(SMALL) if len(part) == SMALL]
             found[f"{name}_{SMALL}"] = _mean(parts) | {"n": SMALL, "ensembles": len(parts)}
         return found
 
@@ -62,7 +62,8 @@ class Exam:
         learned = torch.ones(self.spec.weights, dtype=torch.bool).index_fill(0, statistics_of(self.spec), False)
         return {"distance": spread(canonical[:, learned]), "disagreement": different}
 
-    def _ensemble(self, thetas: Thetas) -> dict:
+    def ensemble(self, thetas: Thetas) -> dict:
+        """Return the scores of all networks together, as one ensemble."""
         found = pooled_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
         return {"n": len(thetas)} | _means(found["linear"]) | {"log_pool": _means(found["log"])}
 

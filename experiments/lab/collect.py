@@ -14,7 +14,7 @@ from geoflow.wiring import spec_of
 from geoflow.zoo.networks import NETWORKS, build_network, together
 from geoflow.zoo.store import Zoo, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
-from lab.architectures import network_options
+from lab.architectures import architectures_of, network_options
 from lab.folder import ROOT
 from lab.options import zoo_settings
 
@@ -31,7 +31,21 @@ class Collected:
 
 
 def collect(config: Mapping, device: str) -> Collected:
-    """Return the data, the network and the zoo of a completed configuration. A zoo that is not in the cache is trained."""
+    """Return the data, the network and the zoo of a configuration for one network. The flow does not see all runs of the zoo."""
+    task, network, spec, zoo = whole_zoo(config, device)
+    return Collected(task, network, spec, *split_runs(zoo, config["heldout"], randomness(config["seed"], "split")))
+
+
+def collect_each(config: Mapping, device: str) -> dict[str, Collected]:
+    """Return what `collect` gives for every architecture of a configuration, by its label."""
+    return {label: collect({**config, **one}, device) for label, one in architectures_of(config).items()}
+
+
+def whole_zoo(config: Mapping, device: str) -> tuple[Task, nn.Module, NetworkSpec, Zoo]:
+    """Return the data, the network, its table, and all runs of the zoo of a completed configuration for one network.
+
+    A zoo that is not in the cache is trained.
+    """
     task = task_for(config["task"], config["seed"], config["part"], config["network"])
     if config["zoo"]["batch"] > len(task.x_train):
         raise ValueError(f"zoo.batch={config['zoo']['batch']} is more than the {len(task.x_train)} training examples of {task.name}.")
@@ -40,7 +54,7 @@ def collect(config: Mapping, device: str) -> Collected:
     at_once = together(config["network"], task, config["zoo"]["batch"], device)
     settings, seed, shown = zoo_settings(config), config["zoo"]["seed"], at_terminal()
     zoo = load_zoo(cache_of(config), build, spec, task, settings, seed, device, progress=shown, together=at_once)
-    return Collected(task, network, spec, *split_runs(zoo, config["heldout"], randomness(config["seed"], "split")))
+    return task, network, spec, zoo
 
 
 def at_terminal() -> bool:

@@ -75,13 +75,13 @@ def load_flow(config: Mapping) -> Flow:
 def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
     """Load a saved flow. Return it with the network that it is to make, the network's table, and the task.
 
-    The flow never saw the test part of the task.
+    The flow never saw the test part of the task. Of several architectures, that of the network comes first.
     """
     flow = load_flow(config)
     task = task_for(config["task"], flow.config["seed"], flow.config["part"], config["network"])
     network = network_for(task, config)
     spec = spec_of(network, task.x_train[:2])
-    return flow, network, spec, task
+    return flow.of(spec) if flow.knows(spec) else flow, network, spec, task
 
 
 def sampling_settings(config: Mapping) -> dict:

@@ -126,9 +126,12 @@ def flow_file(checkpoint: str) -> Path:
     return path / "flow.safetensors" if path.is_dir() else path
 
 
-def samples_file(checkpoint: str) -> Path:
-    """Return the path of the samples in a run folder, whether it holds any or not."""
-    return Path(checkpoint).expanduser() / "samples.safetensors"
+def samples_file(checkpoint: str, label: str = "") -> Path:
+    """Return the path of the samples in a run folder, whether it holds any or not.
+
+    A flow for several architectures has samples of each, in a folder with the label of the architecture.
+    """
+    return Path(checkpoint).expanduser() / label / "samples.safetensors"
 
 
 def sampled_with(checkpoint: str, names: Iterable[str]) -> dict:

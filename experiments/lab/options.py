@@ -15,11 +15,21 @@ from geoflow.zoo.networks import NETWORKS
 from geoflow.zoo.networks.mlp import ACTIVATIONS, NORMS
 from geoflow.zoo.tasks import TASKS
 from geoflow.zoo.train import SCHEDULES
-from lab.architectures import NETWORK, OF_NETWORKS, network_options, network_settings, whole_network, with_defaults
+from lab.architectures import (
+    NETWORK,
+    OF_NETWORKS,
+    architectures_of,
+    network_options,
+    network_settings,
+    whole_network,
+    with_defaults,
+)
 from lab.folder import described, sampled_with, samples_file
 
 DEVICES = ("auto", "cpu", "cuda")
-FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages")  # the commands on a saved flow
+FURTHER = ("sample", "evaluate", "transfer", "widths", "curve", "sharpen", "stages")  # the commands on a saved flow
+ANOTHER = ("transfer", "widths")  # those of them that make networks of other architectures
+ONLY = {"yardstick": ANOTHER, "widths": ("widths",), "depths": ("widths",)}  # option: the commands that it serves
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
@@ -70,6 +80,7 @@ NUMBERS: dict[str, Number] = {
     "sharpness": NOT_NEGATIVE,
     "guidance": NOT_NEGATIVE,
     "seed": SEED,
+    "yardstick": (int, lambda n: n == 0 or n >= 2, "0 or a whole number of at least 2"),
 }
 ZOO_NUMBERS: dict[str, Number] = {
     "epochs": COUNT,
@@ -134,8 +145,11 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     if command == "main" and "checkpoint" in asked:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
     further = command in FURTHER
+    for name, commands in ONLY.items():
+        if name in asked and command not in (*commands, "print_config"):
+            raise InputError(f"{name} serves the command{'s' * (len(commands) > 1)} {' and '.join(commands)}, and changes nothing here.")
     own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
-    inherited = [name for name in SAMPLER if not (name == "start" and command == "transfer")]  # a start leads to the flow's own units
+    inherited = [name for name in SAMPLER if not (name == "start" and command in ANOTHER)]  # a start leads to the flow's own units
     sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     if command == "sharpen" and not own["sharpness"]:
@@ -145,6 +159,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
         own |= {"batch": min(BATCH, _seen_runs({**config, **own}) * own["snapshots"])}
     settings = flow_settings({**config, **own})
     training.check_config(settings)
+    training.check_serves(settings["velocity"], len(architectures_of(settings)))
     return own | {"sizes": complete_sizes(settings["velocity"], settings["sizes"])}
 
 
@@ -180,16 +195,22 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     if missing := [name for name in (*NETWORK, *FITTED) if name not in made_for]:
         raise InputError(f"The flow of {config['checkpoint']} does not say its {', '.join(missing)}: experiments/run.py did not make it.")
     task, name = (str(made_for[option] if config[option] is None else config[option]) for option in ("task", "network"))
-    options = network_options(config if name != made_for["network"] else {**made_for, **network_options(config)})
-    network = whole_network(name, task, options)
-    changed = [name for name in NETWORK if network[name] != made_for[name]]
+    architectures = architectures_of(made_for)
+    first = next(iter(architectures.values()))
+    options = network_options(config if name != made_for["network"] else {**first, **network_options(config)})
+    network = network_settings(whole_network(name, task, options))
+    if [*architectures_of(network).values()] != [network]:
+        raise InputError(f"{command} makes networks of one architecture at a time. Name one of {', '.join(architectures) or 'them'}.")
+    label = next((label for label, own in architectures.items() if own == network), None)
+    changed = [] if label is not None else [name for name in NETWORK if network[name] != first[name]]
     if command == "transfer" and not changed:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
     if command != "transfer" and changed:
-        raise InputError(f"{command} serves the network that the flow was fitted to; for another {' or '.join(changed)} use transfer.")
+        own = f" ({', '.join(architectures)})" if len(architectures) > 1 else ""
+        raise InputError(f"{command} serves the network that the flow was fitted to{own}; for another {' or '.join(changed)} use transfer.")
     if asked.get("start") and {*changed} - {"task"}:
         raise InputError("start leads to the zoo's centre, and another network has other units: for transfer leave start=0.")
-    drawn = command == "evaluate" and samples_file(config["checkpoint"]).exists()
+    drawn = command == "evaluate" and samples_file(config["checkpoint"], label or "").exists()
     for name in (*FITTED, *OF_THE_MAIN_JOB, *(SAMPLING if drawn else ())):
         if name in asked and not (name in made_for and asked[name] == made_for[name]):
             what = "scores the saved samples" if name in SAMPLING else "takes the flow as it was fitted"
@@ -204,17 +225,33 @@ def _as_typed(name: str, value) -> str:
 
 
 def _check(config: Mapping) -> None:
+    for architecture in architectures_of(config).values():
+        _check_architecture({**config, **architecture})
+    for option in ("widths", "depths"):
+        if not _whole_numbers(config[option]) or not config[option]:
+            raise InputError(f"{option}={config[option]} must be a list of whole numbers of at least 1, such as {option}=[1,2].")
+    device_of(config["device"])
+    if config["runs"] is not None:
+        _check_zoo(config)
+
+
+def _check_architecture(config: Mapping) -> None:
     for option, table in CHOICES.items():
         if not (config[option] is None and option in LEFT_OPEN):
             choose(option, str(config[option]), dict.fromkeys(table))
     for option, number in NUMBERS.items():
         _check_number(option, config[option], number)
     hidden = config["hidden"]
-    if hidden is not None and not (isinstance(hidden, list | tuple) and all(type(n) is int and n >= 1 for n in hidden)):
-        raise InputError(f"hidden={hidden} must be a list of widths of at least 1, such as hidden=[16,16].")
-    device_of(config["device"])
-    if config["runs"] is not None:
-        _check_zoo(config)
+    if hidden is not None and not _whole_numbers(hidden):
+        raise InputError(
+            f"hidden={hidden} must be a list of widths of at least 1, such as hidden=[16,16], or a list of such lists for several "
+            "architectures."
+        )
+
+
+def _whole_numbers(value: object) -> bool:
+    """Whether a value is a list of whole numbers of at least 1."""
+    return isinstance(value, list | tuple) and all(type(n) is int and n >= 1 for n in value)
 
 
 def _check_zoo(config: Mapping) -> None:

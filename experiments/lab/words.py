@@ -13,6 +13,11 @@ from lab.options import CHOICES, NUMBERS, SAMPLER, ZOO_NUMBERS
 
 DEPENDS = "by network and task"
 SIZES = complete_sizes("mlp", {}) | complete_sizes("transformer", {})
+LISTS = {
+    "hidden": "a list of widths, such as `[32]`, or of such lists",
+    "widths": "a list of whole numbers of at least 1",
+    "depths": "a list of whole numbers of at least 1",
+}
 ZOO_CHOICES = {"origin": ORIGINS, "schedule": SCHEDULES}
 
 
@@ -78,7 +83,7 @@ def _single(section: str, name: str, default: object, comment: str) -> Option:
     elif name in NUMBERS:
         values = NUMBERS[name][2]
     else:
-        values = "a list of widths, such as `[32]`" if name == "hidden" else "a path"
+        values = LISTS.get(name, "a path")
     if name in SAMPLER:
         shown = f"`{SAMPLER[name]}`; of a saved flow: as in its run"
     else:

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.boards import plot_board, plot_rows
-from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_tradeoff
+from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_tradeoff, plot_widths
 from pages.kept import beside
 from pages.studies import STUDIES
 from pages.tables import BASELINES, NAMES, best, by_label
@@ -33,6 +33,10 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
     for number, (label, seed, found) in enumerate(beside(study, "curve")):
         steps = {int(steps): one for steps, one in found["steps"].items()}
         shown[f"curve{number or ''}"] = plot_curve(steps, f"{title}: {label}, seed {seed}, over the steps of the solver")
+    for number, (label, seed, found) in enumerate(beside(study, "widths")):
+        sizes = {int(depth): {int(width): one for width, one in row.items()} for depth, row in found["depths"].items()}
+        seen = {int(depth): widths for depth, widths in found["seen"].items()}
+        shown[f"widths{number or ''}"] = plot_widths(sizes, seen, f"{title}: {label}, seed {seed}, networks of other sizes")
     if sharper := {label: (seed, found) for label, seed, found in beside(study, "sharpness")}:
         drawn = {label: _by_distance(frame.loc[label, seed], found) for label, (seed, found) in sharper.items()}
         label, (seed, _) = next(iter(sharper.items()))

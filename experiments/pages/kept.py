@@ -16,7 +16,7 @@ from sacred.arg_parser import get_config_updates
 from pages.studies import STUDIES, Arguments
 
 RESULTS = ROOT / "results"
-FREE = ("cache", "device", "every", "checkpoint")  # options that do not change a result
+FREE = ("cache", "device", "every", "checkpoint", "yardstick", "widths", "depths")  # options that do not change a result
 ENSEMBLES = 64  # number of networks in the ensembles that pages show
 
 
@@ -29,21 +29,37 @@ def folder_of(study: str, label: str, seed: int) -> Path:
 def read(study: str) -> pd.DataFrame:
     """Return the kept runs of a study as a table by label and seed, in the order of the study.
 
-    The columns are named as in the files of a run, such as generated.nll.mean.
+    A run of several architectures has a row for each, with the architecture behind the label. The columns are named as in the files of a
+    run, such as generated.nll.mean.
     """
     folders = {(label, seed): folder_of(study, label, seed) for label, seed, _ in STUDIES[study].runs()}
-    found = {place: _record(folder) for place, folder in folders.items() if (folder / "metrics.json").exists()}
+    kept = {place: folder for place, folder in folders.items() if (folder / "metrics.json").exists()}
+    found = {(label + more, seed): record for (label, seed), folder in kept.items() for more, record in _records(folder).items()}
     frame = pd.json_normalize(list(found.values()))
     frame.index = pd.MultiIndex.from_tuples(found, names=["label", "seed"]) if found else pd.Index([])
     return frame
 
 
-def _record(folder: Path) -> dict:
+def missing(study: str) -> int:
+    """Return how many runs of a study are not kept."""
+    return sum(not (folder_of(study, label, seed) / "metrics.json").exists() for label, seed, _ in STUDIES[study].runs())
+
+
+def _records(folder: Path) -> dict[str, dict]:
+    """Return what a run says of each of its architectures, by what is added to the label of the run."""
     metrics, config, ran = (read_json(folder / f"{name}.json") for name in ("metrics", "config", "ran"))
+    common = {name: value for name, value in metrics.items() if name != "architectures"}
+    blocks = metrics.get("architectures", {"": {}})
+    return {f", {label}" if label else "": _record(common | block, config, dict(ran)) for label, block in blocks.items()}
+
+
+def _record(metrics: dict, config: Mapping, ran: dict) -> dict:
+    metrics = dict(metrics)
     ensembles = metrics["ensemble"]
     of_64 = {kind: ensembles.get(f"{kind}_{ENSEMBLES}", ensembles[kind]) for kind in ("generated", "zoo")}
-    layers = metrics["novelty"].pop("layers", None)
-    metrics["novelty"]["least_layer"] = min(layers.values()) if layers else None
+    layers = metrics["novelty"].get("layers")
+    least = {"least_layer": min(layers.values()) if layers else None}
+    metrics["novelty"] = {name: value for name, value in metrics["novelty"].items() if name != "layers"} | least
     metrics["minutes"] = {phase: seconds / 60 for phase, seconds in metrics.pop("time").items()}
     ran["commit"] = "".join(ran["commit"])
     return {name: value for name, value in metrics.items() if name != "seed"} | {"ensemble": of_64, "config": config, "ran": ran}
@@ -52,11 +68,13 @@ def _record(folder: Path) -> dict:
 def beside(study: str, kind: str) -> Iterator[tuple[str, int, Mapping]]:
     """Yield label, seed and content of each file in which a command kept what it found of a saved flow.
 
-    `kind` names the files: curve, sharpness or transfer-*.
+    `kind` names the files: curve, sharpness, widths or transfer-*. Of several architectures the label is that of the first.
     """
     for label, seed, _ in STUDIES[study].runs():
-        for path in sorted(folder_of(study, label, seed).glob(f"{kind}.json")):
-            yield label, seed, read_json(path)
+        folder = folder_of(study, label, seed)
+        for path in sorted(folder.glob(f"{kind}.json")):
+            first = next(iter(read_json(folder / "metrics.json").get("architectures", {"": {}})))
+            yield f"{label}, {first}" if first else label, seed, read_json(path)
 
 
 @cache

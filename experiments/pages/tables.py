@@ -103,6 +103,7 @@ def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
             "networks": one["count"],
             "accuracy / NLL": _pair(one["generated"]),
         }
+        | ({"trained": _pair(one["trained"])} if "trained" in one else {})
         for one in sorted(found, key=lambda one: (one["task"] != "mnist", one["parameters"]))
     )
 

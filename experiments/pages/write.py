@@ -10,7 +10,7 @@ from lab.folder import ROOT
 from geoflow.evaluation.plots import save_figures
 from pages.answers import answer
 from pages.figures import MAIN, figures
-from pages.kept import RESULTS, beside, read
+from pages.kept import RESULTS, beside, missing, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
 from pages.tables import by_label, by_sharpness, by_time, machine, quality, transfers
@@ -22,6 +22,7 @@ CAPTIONS = {
     "rows": "Rows of the table: the zoo, the generated networks, and the baseline with the lowest NLL.",
     "sizes": "Over the number of training runs in the zoo. Near 0 the networks are copies, near 1 they are as new as another run.",
     "curve": "Networks that one flow draws in 1, 2, 4 and more steps of the solver.",
+    "widths": "Networks of other widths and depths that one flow draws, beside trained ones. Stars mark the sizes that it saw.",
     "tradeoff": "Networks that one flow draws with more and more sharpness, from 0 (hollow) on. To the left they are more alike.",
 }
 
@@ -63,7 +64,7 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         transfers=transfers([one for *_, one in beside(study, "transfer-*")]),
         captions={name: CAPTIONS[name.rstrip("0123456789")] for name in pictures if name != MAIN},
         machine=machine(frame),
-        missing=len(list(STUDIES[study].runs())) - len(frame),
+        missing=missing(study),
     )
 
 

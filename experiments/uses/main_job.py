@@ -1,20 +1,27 @@
 """Train a zoo, fit a flow to it, make new networks, and score them: the main job."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 from configuration import ex
 from lab.advice import advice
+from lab.architectures import architectures_of
 from lab.assess import Exam, assess
-from lab.collect import at_terminal, cache_of, collect
+from lab.collect import Collected, at_terminal, cache_of, collect_each
 from lab.draw import generate, measuring_examples, recalibrated, sampling_settings
 from lab.folder import Samples, commit, save_samples, write_json
 from lab.options import device_name, device_of, flow_settings, plainly
 
 from geoflow.evaluation.plots import save_figures
-from geoflow.evaluation.report import metrics_table, write_report
+from geoflow.evaluation.report import metrics_table, write_overview, write_report
+from geoflow.flow import Flow
 from geoflow.randomness import randomness
 from geoflow.training import prepare, train
 from geoflow.zoo.store import digest
 from uses.writing import folder_of, timed
+
+ORDER = {"shared": "one common start, and their units in one order", "independent": "starts of their own, and their units in any order"}
 
 
 @ex.main
@@ -22,37 +29,56 @@ from uses.writing import folder_of, timed
 def main(_config, _run):
     """Train a zoo, fit a flow to it, make new networks, and say how good and how new they are."""
     folder, seconds = folder_of(_run), {}
-    device, seed, settings = device_of(_config["device"]), _config["seed"], flow_settings(_config)
+    device, settings = device_of(_config["device"]), flow_settings(_config)
     _run.info |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": str(torch.__version__), "commit": commit()}
 
     with timed(seconds, "collect"):
-        found = collect(_config, device)
-        task, network, spec, fitted = found.task, found.network, found.spec, found.fitted
-    order = {"shared": "one common start, and their units in one order", "independent": "starts of their own, and their units in any order"}
+        found = collect_each(_config, device)
+    task = next(iter(found.values())).task
     velocity, origin = _config["velocity"], _config["zoo"]["origin"]
-    print(f"velocity={velocity} for networks with {order[origin]} (zoo.origin={origin}).")
+    print(f"velocity={velocity} for networks with {ORDER[origin]} (zoo.origin={origin}).")
     with timed(seconds, "prepare"):
-        untrained, points = prepare(spec, fitted.networks, settings, task.numbers if _config["metric"] == "inputs" else None)
+        specs, zoos = [one.spec for one in found.values()], [one.fitted.networks for one in found.values()]
+        untrained, points = prepare(specs, zoos, settings, task.numbers if _config["metric"] == "inputs" else None)
     with timed(seconds, "train"):
-        training = digest({"zoo": fitted.configuration, "heldout": _config["heldout"], "flow": settings})
-        checkpoint = cache_of(_config) / f"flow-{task.name}-{training[:16]}.safetensors"
+        checkpoint = checkpoint_of(_config, found, settings)
         if checkpoint.exists():
             print(f"Going on with the interrupted training of {checkpoint}.")
-        flow = train(untrained.to(device), points.to(device), checkpoint, _config["every"], at_terminal())
+        flow = train(untrained.to(device), points, checkpoint, _config["every"], at_terminal())
         flow.save(folder / "flow.safetensors")
+
+    common = {"time": seconds, "flow": _config["flow"], "task": task.name, "seed": _config["seed"]}
+    blocks, advised = {}, []
+    for label, one in found.items():
+        config = {**_config, **architectures_of(_config)[label]}
+        blocks[label] = draw_and_score(flow.of(one.spec), one, config, folder / label, seconds)
+        advised += advice(blocks[label], _config, _run.meta_info["named_configs"])
+        write_report(folder / label, blocks[label] | common, config)
+    metrics = blocks[""] | common if "" in blocks else {"architectures": blocks} | common
+    write_json(folder / "metrics.json", metrics)
+    if "" not in blocks:
+        write_overview(folder, metrics)
+    checkpoint.unlink(missing_ok=True)
+    print(metrics_table(metrics), *dict.fromkeys(advised), f"Written to {folder}", sep="\n\n")
+
+
+def checkpoint_of(config: Mapping, found: Mapping[str, Collected], settings: Mapping) -> Path:
+    """Return where the state of this training is kept while it is under way. The name holds a digest of all that decides it."""
+    zoos, task = [one.fitted.configuration for one in found.values()], config["task"]
+    training = digest({"zoo": zoos if len(zoos) > 1 else zoos[0], "heldout": config["heldout"], "flow": settings})
+    return cache_of(config) / f"flow-{task}-{training[:16]}.safetensors"
+
+
+def draw_and_score(flow: Flow, found: Collected, config: Mapping, folder: Path, seconds: dict[str, float]) -> dict:
+    """Make new networks of one architecture, and write them and the figures into a folder. Return what metrics.json says of them."""
+    task, network, spec, seed = found.task, found.network, found.spec, config["seed"]
     with timed(seconds, "sample"):
-        thetas, paths = generate(flow, network, spec, task, _config)
-        seen = measuring_examples(spec, task, _config, seed)
-        made = settings | sampling_settings(_config) | recalibrated(spec, seen)
+        thetas, paths = generate(flow, network, spec, task, config)
+        seen = measuring_examples(spec, task, config, seed)
+        made = flow_settings(config) | sampling_settings(config) | recalibrated(spec, seen)
         save_samples(folder / "samples.safetensors", Samples(thetas, spec, made))
     with timed(seconds, "evaluate"):
-        exam = Exam(network, spec, task, device)
-        metrics, figures = assess(exam, flow, fitted, found.heldout, thetas, paths, randomness(seed, "evaluate"), seen)
+        exam = Exam(network, spec, task, device_of(config["device"]))
+        metrics, figures = assess(exam, flow, found.fitted, found.heldout, thetas, paths, randomness(seed, "evaluate"), seen)
         save_figures(folder / "figures", figures)
-
-    metrics |= {"time": seconds, "flow": _config["flow"], "task": task.name, "seed": seed, "parameters": spec.weights}
-    write_json(folder / "metrics.json", metrics)
-    write_report(folder, metrics, _config)
-    checkpoint.unlink(missing_ok=True)
-    advised = advice(metrics, _config, _run.meta_info["named_configs"])
-    print(metrics_table(metrics), *advised, f"Written to {folder}", sep="\n\n")
+    return metrics | {"parameters": spec.weights}

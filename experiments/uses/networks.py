@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 from configuration import ex
-from lab.architectures import network_settings
+from lab.architectures import architectures_of, label_of, network_settings
 from lab.assess import Exam, score
 from lab.collect import network_for, task_for
 from lab.draw import generate, load_flow, measuring_examples, recalibrated, recalibrates, reopen, sampling_settings
-from lab.folder import Samples, read_samples, samples_file, save_samples
+from lab.folder import Samples, described, read_samples, samples_file, save_samples
 from lab.options import device_of, plainly
+from lab.yardstick import recipe_of, with_trained
 from sacred.run import Run
 
 from uses.writing import folder_of, report, timed
@@ -19,8 +20,9 @@ from uses.writing import folder_of, report, timed
 def sample(_config, _run):
     """Draw new networks from the flow of checkpoint=runs/3."""
     folder = folder_of(_run)
-    flow = load_flow(_config)
-    network, spec, task, seen = None, flow.spec, None, None  # without data
+    flow, made_for = load_flow(_config), described(_config["checkpoint"])
+    number = list(architectures_of(made_for)).index(own_label(made_for, _config))
+    network, spec, task, seen = None, flow.charts[number].spec, None, None  # without data
     if _config["guidance"]:
         flow, network, spec, task = reopen(_config)
     elif recalibrates(spec, _config):
@@ -31,7 +33,7 @@ def sample(_config, _run):
     if task is not None:
         seen = measuring_examples(spec, task, _config, flow.config["seed"])
     thetas, _ = generate(flow, network, spec, task, _config)
-    made = dict(flow.config) | sampling_settings(_config) | recalibrated(spec, seen)
+    made = dict(flow.config) | network_settings(_config) | sampling_settings(_config) | recalibrated(spec, seen)
     save_samples(folder / "samples.safetensors", Samples(thetas, spec, made))
     print(f"{len(thetas)} networks of {spec.weights} parameters written to {folder / 'samples.safetensors'}")
 
@@ -40,7 +42,8 @@ def sample(_config, _run):
 @plainly()
 def evaluate(_config, _run):
     """Score the saved samples of checkpoint=runs/3 on the test set; where there are none, newly drawn ones."""
-    saved, seconds = samples_file(_config["checkpoint"]), {}
+    label = own_label(described(_config["checkpoint"]), _config)
+    saved, seconds = samples_file(_config["checkpoint"], label), {}
     if not saved.exists():
         print(f"{_config['checkpoint']} comes without samples, so evaluate draws {_config['count']} new networks from its flow.")
         return score_new_networks(_config, _run)
@@ -56,11 +59,18 @@ def evaluate(_config, _run):
 @ex.command
 @plainly()
 def transfer(_config, _run):
-    """Draw networks of another architecture, or for another data set, from the flow of checkpoint=runs/3, and score them."""
-    score_new_networks(_config, _run)
+    """Draw networks of another architecture or for other data from the flow of checkpoint=runs/3, and score them beside trained ones."""
+    score_new_networks(_config, _run, beside_trained=_config["yardstick"] > 0)
 
 
-def score_new_networks(config: Mapping, run: Run) -> None:
+def own_label(made_for: Mapping, config: Mapping) -> str:
+    """Return the label of the configuration's network among the architectures that a flow was fitted to."""
+    wanted = network_settings(config)
+    return next(label for label, own in architectures_of(made_for).items() if own == wanted)
+
+
+def score_new_networks(config: Mapping, run: Run, beside_trained: bool = False) -> None:
+    """Draw networks, and write and show their scores. With `beside_trained` also those of trained networks, and of the flow's own."""
     folder, seconds = folder_of(run), {}
     with timed(seconds, "sample"):
         flow, network, spec, task = reopen(config)
@@ -70,4 +80,17 @@ def score_new_networks(config: Mapping, run: Run) -> None:
         save_samples(folder / "samples.safetensors", samples)
     with timed(seconds, "evaluate"):
         metrics = score(Exam(network, spec, task, device_of(config["device"])), thetas) | made
+    if beside_trained and (recipe := recipe_of(config)) is not None:
+        with timed(seconds, "yardstick"):
+            metrics = with_trained(metrics, thetas, config, recipe)
+            own = list(architectures_of(recipe).values())
+            changed = [name for name in network_settings(config) if any(one[name] != config[name] for one in own)]
+            metrics["own"] = {f"own {label_of({name: one[name] for name in changed})}": scored({**config, **one}, recipe) for one in own}
     report(metrics | {"time": seconds}, samples, folder)
+
+
+def scored(config: Mapping, recipe: Mapping) -> dict:
+    """Return the scores of networks that the saved flow draws for a configuration, and of trained ones."""
+    flow, network, spec, task = reopen(config)
+    thetas, _ = generate(flow, network, spec, task, config)
+    return with_trained(score(Exam(network, spec, task, device_of(config["device"])), thetas), thetas, config, recipe)

@@ -29,6 +29,7 @@ def folder_of(run: Run) -> Path:
 
 @contextmanager
 def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the time that the block takes to those of its phase."""
     start = perf_counter()
     yield
-    seconds[phase] = perf_counter() - start
+    seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - start

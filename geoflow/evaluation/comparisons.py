@@ -61,6 +61,41 @@ def plot_sharpness(
     return figure
 
 
+def plot_widths(
+    found: Mapping[int, Mapping[int, Mapping[str, Summary]]],
+    seen: Mapping[int, Sequence[int]],
+    title: str = "Networks of other widths and depths",
+) -> Figure:
+    """Draw mean accuracy and negative log-likelihood over the width, with a line for each depth.
+
+    `found` holds by depth and width the summaries "generated" and, if some were trained to compare with, "trained". `seen` holds by depth
+    the widths that the flow was fitted to. They are marked by stars.
+
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
+    >>> len(plot_widths({1: {8: {"generated": one, "trained": one}, 16: {"generated": one}}}, {1: [8]}).axes)
+    2
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure.suptitle(title)
+    for axes, (field, label) in zip(figure.subplots(1, 2), SCORED.items(), strict=True):
+        for number, (depth, row) in enumerate(found.items()):
+            colour, several = (BLUE, ORANGE, VERMILION, GREY)[number % 4], f", depth {depth}"
+            for kind, style in (("generated", "-"), ("trained", "--")):
+                line = {width: one[kind][field]["mean"] for width, one in row.items() if kind in one}
+                axes.plot(list(line), list(line.values()), style, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4,
+                          label=f"{kind}{several}")  # fmt: skip
+            stars = {width: row[width]["generated"][field]["mean"] for width in seen.get(depth, ()) if width in row}
+            axes.plot(list(stars), list(stars.values()), "*", color=colour, markersize=12, label=f"seen by the flow{several}")
+        axes.set_xscale("log", base=2)
+        widths = sorted({width for row in found.values() for width in row})
+        axes.set_xticks(widths, list(map(str, widths)))
+        axes.minorticks_off()
+        axes.set(xlabel="width", ylabel=label)
+        _finish(axes, field, "y")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=max(1, len(found)), frameon=False)
+    return figure
+
+
 def plot_tradeoff(
     flows: Mapping[str, Sequence[tuple[float, Summary]]], zoo: Summary, title: str = "Quality and diversity at different sharpness"
 ) -> Figure:

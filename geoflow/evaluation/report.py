@@ -7,6 +7,7 @@ from pathlib import Path
 from geoflow.files import whole
 
 COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
+SETS = ("zoo", "generated", "trained")
 DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
 
 CAPTIONS = {
@@ -28,8 +29,8 @@ def metrics_table(metrics: Mapping) -> str:
     """Return the scores of metrics.json as aligned plain text.
 
     The rows are the zoo (if it is there), the generated networks, each baseline and the ensembles. An ensemble averages probabilities. With
-    `log_pool`, a second row has the scores for averaged log-probabilities. Ensembles are named zoo or generated. A suffix behind "_" may
-    tell several apart.
+    `log_pool`, a second row has the scores for averaged log-probabilities. Ensembles are named zoo, generated or trained. A suffix behind
+    "_" may tell several apart. With "architectures" or "own" there is a group of rows for each architecture, below its label.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(metrics_table({"zoo": one, "generated": one, "baselines": {}, "ensemble": {}}))
@@ -115,6 +116,21 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
     return path
 
 
+def write_overview(folder: str | Path, metrics: Mapping) -> Path:
+    """Write `folder`/report.md for a flow of several architectures: their scores, and links to the report of each. Return its path."""
+    path = Path(folder) / "report.md"
+    links = [f"- [{label}](<{label}/report.md>)" for label in metrics["architectures"]]
+    parts = [
+        f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}, for {len(links)} architectures",
+        "One flow was fitted to all of them. Scores are the mean ± standard deviation over single networks.",
+        _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
+        "\n".join(links),
+    ]
+    with whole(path) as partial:
+        partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
 def _statistics(examples: int | None) -> list[str]:
     """Return a line on running statistics, for networks that have any."""
     if examples is None:
@@ -127,7 +143,15 @@ def _statistics(examples: int | None) -> list[str]:
 
 def _rows(metrics: Mapping) -> Iterator[list[str]]:
     """Yield name, accuracy, NLL and ECE of every set of networks."""
-    yield from _single({name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"]))
+    if "architectures" not in metrics:
+        yield from _group(metrics)
+    for label, one in {**metrics.get("architectures", {}), **metrics.get("own", {})}.items():
+        yield [f"{label}:", *[""] * len(COLUMNS)]
+        yield from _group(one)
+
+
+def _group(metrics: Mapping) -> Iterator[list[str]]:
+    yield from _single({name: metrics[name] for name in SETS if name in metrics} | dict(metrics["baselines"]))
     for name, scores in metrics["ensemble"].items():
         for one, how in ((scores, ""), (scores.get("log_pool"), ", log pool")):
             if one:

@@ -20,8 +20,9 @@ class Network:
     """A row of NETWORKS.
 
     `form` is the form of data that the network reads, and `make` builds it for a task. `options` holds its options with their defaults, and
-    `task` is its usual task. A batch of one run has some count of input numbers. Up to `vmapped` of them, zoos train `crowd` runs at once
-    by vmap, and beyond that one run after the other. vmap saves calls, but what does not fit the CPU's caches costs more.
+    `task` is its usual task. `sized` gives the options of a network of some width and depth. A batch of one run has some count of input
+    numbers. Up to `vmapped` of them, zoos train `crowd` runs at once by vmap, and beyond that one run after the other. vmap saves calls,
+    but what does not fit the CPU's caches costs more.
     """
 
     form: str
@@ -30,6 +31,7 @@ class Network:
     task: str
     vmapped: float
     crowd: int = 16
+    sized: Callable[[int, int], Mapping[str, object]] = lambda width, depth: {"width": width, "depth": depth}
 
 
 def _of_features(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -44,16 +46,27 @@ def _of_tokens(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return lambda task, **options: make(len(task.vocabulary), task.features, task.classes, **options)
 
 
+def _wide(width: int, depth: int) -> dict[str, int]:
+    """Networks of one depth have no such option, and are told so for others."""
+    return {"width": width} if depth == 1 else {"width": width, "depth": depth}
+
+
 # Milliseconds per run and step on one thread of a CPU, 16 runs by vmap / one alone, with batches of 32 and of 128:
 # mlp 64-10-10 .12 / .41 and .17 / .49; residual_mlp .41 / .91 and .47 / 1.09; cnn 14x14 2.2 / 3.3 and 8.5 / 6.2; resnet 14x14 4.6 / 8.2
 # and 18.6 / 22.3, 8x8 2.3 / 6.1 and 7.1 / 10.6; vit 14x14 9.2 / 8.0 and 58.6 / 23.9, 8x8 3.2 / 4.8 and 10.7 / 11.3; bert 5.8 / 4.8 and
 # 21.2 / 16.2.
 NETWORKS: dict[str, Network] = {
     "mlp": Network(
-        "table", _of_features(mlp), {"hidden": [16, 16], "activation": "relu", "norm": "none"}, "breast_cancer", vmapped=inf, crowd=256
+        "table",
+        _of_features(mlp),
+        {"hidden": [16, 16], "activation": "relu", "norm": "none"},
+        "breast_cancer",
+        vmapped=inf,
+        crowd=256,
+        sized=lambda width, depth: {"hidden": [width] * depth},
     ),
     "residual_mlp": Network("table", _of_features(ResidualMLP), {"width": 16, "depth": 2}, "digits", vmapped=inf, crowd=256),
-    "cnn": Network("image", _of_images(cnn), {"width": 8}, "mnist14", vmapped=64 * 14 * 14),
+    "cnn": Network("image", _of_images(cnn), {"width": 8}, "mnist14", vmapped=64 * 14 * 14, sized=_wide),
     "resnet": Network("image", _of_images(ResNet), {"width": 4, "depth": 1}, "mnist14", vmapped=inf),
     "vit": Network("image", _of_images(ViT), {"width": 16, "depth": 2}, "mnist14", vmapped=128 * 8 * 8),
     "bert": Network("tokens", _of_tokens(Bert), {"width": 16, "depth": 2}, "sst2", vmapped=0),
