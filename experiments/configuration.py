@@ -26,7 +26,7 @@ ex.said_in = __file__
 @ex.config
 def config():
     # the network and its zoo; None: the task's default, or what the checkpoint was made for
-    task = None  # the data; default: breast_cancer, or the network's
+    task = None  # the data, or a list of data sets for `condition=task`; default: breast_cancer, or the network's
     network = None  # the kind of network; default: mlp
     hidden = None  # of an mlp: widths of the hidden layers, or a list of such lists for several architectures; default: [16, 16]
     activation = None  # of an mlp: the function behind each hidden layer; default: relu
@@ -58,6 +58,8 @@ def config():
     time = "uniform"  # how the times of training are drawn
     prediction = "preconditioned"  # what the field predicts
     weighting = "balanced"  # weights of the loss, over the times
+    condition = "none"  # what the flow is told of each network: its NLL on training data, or its task; `sample` can then ask for it
+    condition_dropout = 0.1  # share of the networks in a training step that the flow is told nothing of
     sizes = {
         "layers": None,  # layers of the transformer
         "node": None,  # width of the state of a unit
@@ -80,6 +82,8 @@ def config():
     start = None  # the time that sampling begins at, on paths from noise to the centre of the aligned zoo
     sharpness = None  # how far sampling goes beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     recalibrate = None  # whether running statistics are measured anew, where there are any
+    ask = None  # of a flow with `condition=nll`: the NLL on training data that new networks should have; default: spread as in the zoo
+    condition_strength = None  # how much the condition counts: not at all at 0, as it was learned at 1, and more beyond
     guidance = 0.0  # strength of the pull towards a low training loss
     yardstick = 16  # for `transfer` and `widths`: networks that are trained to compare with, by the recipe of the zoo; 0 for none
     widths = [4, 6, 8, 10, 16, 32, 64, 128, 256]  # for `widths`: units of a layer

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from lab.architectures import architectures_of
 from lab.assess import Exam, assess
-from lab.collect import Collected, collect_each
-from lab.draw import measuring_examples
+from lab.collect import Collected, collect_each, join
+from lab.draw import measuring_examples, own_flow
 from lab.folder import commit, flow_file, read_json, read_samples, samples_file, today, write_json
 from lab.options import device_of
 from matplotlib.figure import Figure
@@ -30,13 +30,13 @@ def rescore(run: Path, device: str) -> dict:
     old, config = (read_json(run / name) for name in ("metrics.json", "config.json"))
     config = today(config)
     flow, found = Flow.load(flow_file(str(run)), device), collect_each(config, device)
-    zoos = [fingerprint(one.fitted.networks) for one in found.values()]
+    zoos = [fingerprint(zoo) for zoo in join(found, config | {"condition": "none"}, device).zoos]
     if flow.config["zoo"] != (zoos if len(zoos) > 1 else zoos[0]):
         raise ValueError(f"{run}: the zoo of its configuration is not the one that its flow was fitted to.")
     new = {"rescored": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}}
     blocks, olds = {}, old.get("architectures", {"": old})
     for label, one in found.items():
-        metrics, figures = rescored(flow.of(one.spec), one, run, label, config, device)
+        metrics, figures = rescored(own_flow(flow, one), one, run, label, config, device)
         blocks[label] = metrics | {name: value for name, value in olds[label].items() if name not in metrics}
         save_figures(run / label / "figures", figures)
         write_report(run / label, old | blocks[label] | new | {"flow": config["flow"]}, {**config, **architectures_of(config)[label]})

@@ -52,26 +52,37 @@ class Progress:
         return len(self.flow.losses)
 
     def step(
-        self, x_0: Float[Tensor, "nets size"], x_1: Float[Tensor, "nets size"], t: Float[Tensor, " nets"], lr: float, which: int = 0
+        self,
+        x_0: Float[Tensor, "nets size"],
+        x_1: Float[Tensor, "nets size"],
+        t: Float[Tensor, " nets"],
+        lr: float,
+        which: int = 0,
+        condition: Float[Tensor, "nets _features"] | None = None,
     ) -> float:
         """Do one step on the loss from x_0 to x_1 at times t. Return the loss before the step. `which` of the flow's charts they lie on.
+
+        `condition` is what the field is told of the networks x_1, encoded.
 
         Raises FloatingPointError if the loss is not finite.
         """
         done = self.iteration + 1
         decay = min(self.flow.config["ema"], (done + 1) / (done + EMA_WARMUP))
-        loss = self.descend[which](x_0, x_1, t, self.weights.new_tensor([lr, 1 - decay])).item()
+        told = () if condition is None else (condition,)
+        loss = self.descend[which](x_0, x_1, t, self.weights.new_tensor([lr, 1 - decay]), *told).item()
         if not loss < float("inf"):
             raise FloatingPointError(f"The loss of the flow is {loss} at iteration {self.iteration}. Lower lr.")
         self.flow.losses.append(loss)
         return loss
 
-    def _descend(self, chart: Chart, x_0: Tensor, x_1: Tensor, t: Tensor, rates: Float[Tensor, "2"]) -> Float[Tensor, ""]:
+    def _descend(
+        self, chart: Chart, x_0: Tensor, x_1: Tensor, t: Tensor, rates: Float[Tensor, "2"], condition: Tensor | None = None
+    ) -> Float[Tensor, ""]:
         """Do the part of a step that runs on the GPU.
 
         `rates` are the learning rate and the weight of the new parameters in the moving average.
         """
-        loss = self.flow.matching_loss(*geodesic(chart.manifold, x_0, x_1, t), t, chart)
+        loss = self.flow.matching_loss(*geodesic(chart.manifold, x_0, x_1, t), t, chart, condition)
         gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         torch.cat([gradient.flatten() for gradient in gradients], out=self.weights.grad)
         with torch.no_grad():

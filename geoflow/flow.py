@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
+from geoflow.conditions import Conditions, from_record
 from geoflow.constants import beside
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.frame import Frame, of_every_input
@@ -21,10 +22,10 @@ from geoflow.spec import NetworkSpec
 from geoflow.targets import PREDICTIONS, WEIGHTINGS, gaussian
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-9"  # increased with every change of what is saved
+FORMAT = "geoflow-10"  # increased with every change of what is saved
 WITHOUT_WIRES = ("geoflow-5", "geoflow-6", "geoflow-7")  # in these formats fields had no messages along wires
 BY_ROLE = ("geoflow-5", "geoflow-6")  # these formats named moments by the role of the weights alone
-READABLE = (*WITHOUT_WIRES, "geoflow-8", FORMAT)
+READABLE = (*WITHOUT_WIRES, "geoflow-8", "geoflow-9", FORMAT)
 BEFORE = {"align": True, "weighting": "balanced"}  # options that older flows lack, with the values that they had then
 
 
@@ -43,6 +44,8 @@ class Flow:
     `sample(flow, n)` samples weight vectors, and `unpack(flow.spec, theta)` turns them into state dicts. `chart` holds the coordinates.
     `field` predicts velocities in them. `reference` is the common centre that the zoo was aligned to. `config` records how the flow was
     fitted, and `losses` holds the training loss of each iteration.
+
+    A flow may have been told something of each network, its *condition*. `conditions` describes it. See `sample`.
 
     A flow may be fitted to several architectures. `chart` and `reference` belong to the first of them, and `others` hold the further ones.
     `of` gives the same flow with another of them first.
@@ -69,6 +72,11 @@ class Flow:
     def spec(self) -> NetworkSpec:
         """The table of the networks that the flow was fitted to. With several architectures it is that of the first."""
         return self.chart.spec
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """What the flow was told of every network, or None."""
+        return from_record(self.config["conditions"]) if "conditions" in self.config else None
 
     @property
     def charts(self) -> tuple[Chart, ...]:
@@ -117,38 +125,60 @@ class Flow:
         chart.check()
         return chart
 
-    def velocity(self, chart: Chart, sharpness: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+    def velocity(
+        self,
+        chart: Chart,
+        sharpness: float = 0.0,
+        condition: Float[Tensor, "nets features"] | None = None,
+        condition_strength: float = 1.0,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the function v(x, t) on a chart. It takes points [nets, size] and t as a number or [nets], and gives velocities [nets,
         size].
 
         With `sharpness` s it gives v + s (v - u), where u is the velocity of a Gaussian zoo. The networks then become better and less
         diverse. Source: autoguidance, Karras et al., arXiv 2406.02507, with the Gaussian as the weak model.
+
+        With an encoded `condition` c and the strength w, the velocity that was learned is v(x) + w (v(x | c) - v(x)). Source:
+        classifier-free guidance, Ho and Salimans, arXiv 2207.12598.
         """
 
         def v(x: Tensor, t: Tensor) -> Tensor:
             t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-            learned = self.predict(chart, x, t)[0]
+            learned = self.predict(chart, x, t, condition)[0]
+            if condition is not None and condition_strength != 1:
+                learned = torch.lerp(self.predict(chart, x, t)[0], learned, condition_strength)
             if not sharpness:
                 return learned
             return torch.lerp(chart.manifold.proju(x, gaussian(x, t, chart)[1] / beside(chart.scale, x)), learned, 1 + sharpness)
 
         return v
 
-    def predict(self, chart: Chart, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> tuple[Tensor, Tensor]:
-        """Return the velocity at (x, t) and the weight of its squared error, both [nets, size]."""
+    def predict(
+        self,
+        chart: Chart,
+        x: Float[Tensor, "nets size"],
+        t: Float[Tensor, " nets"],
+        condition: Float[Tensor, "nets _features"] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the velocity at (x, t) and the weight of its squared error, both [nets, size]. `condition` is encoded."""
         known = gaussian(x, t, chart)
-        raw = self.field(chart.graph, known[0], t)
+        raw = self.field(chart.graph, known[0], t, *(() if condition is None else (condition,)))
         return PREDICTIONS[self.config["prediction"]](raw, x, t, chart, known)
 
     def matching_loss(
-        self, x_t: Float[Tensor, "nets size"], dx_t: Float[Tensor, "nets size"], t: Float[Tensor, " nets"], chart: Chart | None = None
+        self,
+        x_t: Float[Tensor, "nets size"],
+        dx_t: Float[Tensor, "nets size"],
+        t: Float[Tensor, " nets"],
+        chart: Chart | None = None,
+        condition: Float[Tensor, "nets _features"] | None = None,
     ) -> Tensor:
         """Return the mean squared error of the velocity on a chart (by default the first), weighted over t as the configuration says.
 
         Every coordinate is measured in units of its own size.
         """
         chart = self.chart if chart is None else chart
-        v, weight = self.predict(chart, x_t, t)
+        v, weight = self.predict(chart, x_t, t, condition)
         return (WEIGHTINGS[self.config["weighting"]](weight) * ((v - dx_t) * beside(chart.scale, x_t)).square()).mean()
 
     def to(self, device: str | torch.device) -> "Flow":
@@ -226,7 +256,8 @@ def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mappi
     choose("prediction", config["prediction"], PREDICTIONS)
     with torch.random.fork_rng(devices=[]):
         seed_global(randomness(config["seed"], "field").initial_seed())
-        field = build_field([chart.graph, *(member.chart.graph for member in others)], config["velocity"], config["sizes"])
+        features = from_record(config["conditions"]).features if "conditions" in config else 0
+        field = build_field([chart.graph, *(member.chart.graph for member in others)], config["velocity"], config["sizes"], features)
     if config["prediction"] != "preconditioned" and len(leading(chart.graph, field.components).unseen):
         widest = max(block.index.shape[1] for blocks in plain_inputs(chart.graph).values() for block in blocks)
         raise ValueError(

@@ -1,5 +1,6 @@
 """Sample networks from a flow, by integrating its velocity from noise."""
 
+import warnings
 from collections.abc import Callable
 from math import asin, pi, sqrt
 
@@ -112,6 +113,8 @@ def sample(
     sharpness: float = 0.0,
     start: float = 0.0,
     guidance: Guidance = no_guidance,
+    condition: float | Tensor | None = None,
+    condition_strength: float = 1.0,
     generator: torch.Generator | None = None,
     batch: int | None = None,
     watch: Callable[[Tensor], object] = lambda x: None,
@@ -124,13 +127,16 @@ def sample(
     - `sharpness` of at least 0 trades diversity for quality (see `Flow.velocity`).
     - `start` in [0, 1) is the time to begin at, a little way towards the centre of the aligned zoo (see `head_start`). At 0 sampling begins
       with pure noise.
+    - `condition` asks a flow that was fitted with conditions for networks of this kind: numbers [features] or [count, features], or labels
+      [] or [count]. Without it the flow draws from all of them. `condition_strength` w goes from no condition (0) through the condition
+      that was learned (1) and beyond (see `Flow.velocity`). A number outside the range of the zoo gives a warning.
     - `guidance` is made by `task_guidance`. `generator`, on the CPU, samples the noise.
     - `batch` networks are integrated at once. By default, these have CHUNK coordinates together. `watch` is called with their points at
       every time.
 
     Raises ValueError for an unknown solver, or one that does not suit the flow's prediction. Also raises it for an impossible count, number
-    of steps, sharpness or start. With another `spec` it refuses a start, because no zoo has aligned its units, and a role of weights that
-    the flow has never seen. Raises FloatingPointError if networks come out with NaN or Inf.
+    of steps, sharpness, start, condition or strength. With another `spec` it refuses a start, because no zoo has aligned its units, and a
+    role of weights that the flow has never seen. Raises FloatingPointError if networks come out with NaN or Inf.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -144,11 +150,14 @@ def sample(
         raise ValueError(f"count, steps and batch must be whole numbers of at least one, not {count=}, {steps=}, {batch=}.")
     if not 0 <= sharpness < float("inf"):
         raise ValueError(f"{sharpness=} must be a number of at least 0.")
+    if not 0 <= condition_strength < float("inf"):
+        raise ValueError(f"{condition_strength=} must be a number of at least 0.")
     chart, step = flow.on(spec), solver_for(flow, solver)
     _check_start(flow, chart, start)
     begin = noise(chart, count, generator).to(next(flow.field.parameters()))
     begin = head_start(chart, flow.of(chart.spec).reference, begin, start) if start else begin
-    return finish(flow, chart, begin, start, step, steps, sharpness, guidance, batch, watch, progress)
+    told = None if condition is None else encoded(flow, condition, count).to(begin)
+    return finish(flow, chart, begin, start, step, steps, sharpness, guidance, batch, watch, progress, told, condition_strength)
 
 
 def finish(
@@ -163,28 +172,52 @@ def finish(
     batch: int | None = None,
     watch: Callable[[Tensor], object] = lambda x: None,
     progress: bool = False,
+    condition: Float[Tensor, "nets features"] | None = None,
+    condition_strength: float = 1.0,
 ) -> Float[Tensor, "nets weights"]:
     """Integrate from the points `begin` at the time `start` to the end, and return the networks there.
 
-    The other arguments are those of `sample`. Raises FloatingPointError if networks come out with NaN or Inf.
+    The other arguments are those of `sample`, where `condition` is encoded. Raises FloatingPointError if networks come out with NaN or Inf.
     """
     flow.field.eval()
-    field, bend = flow.velocity(chart, sharpness), guidance(chart)
+    bend = guidance(chart)
     times = time_grid(chart, start, steps).to(begin)
     batch = batch or max(1, CHUNK.get(begin.device.type, CHUNK["cuda"]) // chart.graph.size)
     parts = begin.split(batch)
+    told = [None] * len(parts) if condition is None else condition.split(batch)
+    fields = [flow.velocity(chart, sharpness, one, condition_strength) for one in told]
     with tqdm(total=len(parts) * steps, desc="sample", unit="step", disable=not progress) as bar:
 
         def counted(*arguments) -> Tensor:
             bar.update()
             return step(*arguments)
 
-        points = [integrate(lambda x, t: field(x, t) + bend(x, t), part, times, chart.manifold, counted, watch) for part in parts]
+        points = [
+            integrate(lambda x, t, field=field: field(x, t) + bend(x, t), part, times, chart.manifold, counted, watch)
+            for part, field in zip(parts, fields, strict=True)
+        ]
     thetas = chart.theta(torch.cat(points))
     if broken := int((~thetas.isfinite().all(1)).sum()):
         cure = "Lower guidance or sharpness, or take more steps."
         raise FloatingPointError(f"{broken} of {len(thetas)} networks came out with NaN or Inf. {cure}")
     return thetas
+
+
+def encoded(flow: Flow, condition: float | Tensor, count: int) -> Float[Tensor, "count features"]:
+    """Return a condition for `count` networks as the field reads it. Warns if it lies outside the range that the flow learned.
+
+    Raises ValueError if the flow has no conditions, and for a condition of another form.
+    """
+    if flow.conditions is None:
+        raise ValueError("This flow was fitted without conditions and cannot be asked for one. Pass conditions= to fit, or no condition.")
+    found = flow.conditions.encode(condition, count)
+    if outside := int(flow.conditions.outside(flow.conditions.shaped(condition, count)).sum()):
+        warnings.warn(
+            f"The conditions of {outside} of {count} networks lie outside the range that the flow learned, {flow.conditions.range()}. "
+            "Such networks are an extrapolation.",
+            stacklevel=3,
+        )
+    return found
 
 
 def solver_for(flow: Flow, solver: str) -> Step:

@@ -67,3 +67,8 @@ def _check_together(specs: Sequence[NetworkSpec]) -> None:
                     f"{differ[0]!r} has {sizes[0]} units in zoo {earlier} and {sizes[1]} in zoo {number}. One flow serves networks with "
                     "the same inputs and outputs: fit a flow to each."
                 )
+
+
+def listed(one_or_several: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Return what belongs to one zoo, or to several, as a list."""
+    return [one_or_several] if isinstance(one_or_several, Tensor) else list(one_or_several)

@@ -10,16 +10,18 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from geoflow.canonical import canonicalize, order_kept, unaligned
+from geoflow.canonical import canonicalize, unaligned
 from geoflow.chart import FLOWS
 from geoflow.charting import fit_charts
 from geoflow.checkpoint import Progress
 from geoflow.choices import choose
+from geoflow.choosing import AUTO, SEVERAL, check_serves, velocity_for
+from geoflow.conditions import DROPOUT, fit_conditions, to_record
 from geoflow.couplings import COUPLINGS
 from geoflow.flow import Flow, Member, build_flow
 from geoflow.frame import UNTURNED, Examples, metric_frame
 from geoflow.graph import graph_of
-from geoflow.several import zoos_of
+from geoflow.several import listed, zoos_of
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
 from geoflow.targets import PREDICTIONS, WEIGHTINGS
@@ -32,9 +34,6 @@ TIMES = {
     "beta": lambda share: 1 - (1 - share).sqrt(),
 }
 
-AUTO = "auto"  # `velocity_for` chooses the field
-SEVERAL = "transformer", "velocity=transformer: units of different architectures have no common places."
-KEPT = 0.5  # share of units that keep their place, above chance, from which they count as commonly ordered
 
 # arguments of `fit` that name a row of a table
 CHOICES: dict[str, Mapping] = {
@@ -66,6 +65,8 @@ def fit(
     lr: float = 4e-3,
     weight_decay: float = 1e-3,
     ema: float = 0.999,
+    conditions: Tensor | Sequence[Tensor] | None = None,
+    condition_dropout: float = DROPOUT,
     seed: int = 0,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
@@ -96,6 +97,9 @@ def fit(
       the field.
     - `align=False` leaves the units of every network in the order, and with the signs, in which they came. Without free signs and with
       independent pairs this changes nothing for the transformer, because it cannot tell one order from another.
+    - `conditions` are what the flow is told of every network: numbers [nets, features], or labels [nets] from 0 on. Several zoos have one
+      such tensor each. `sample` can then ask for a condition. The field is told nothing of a share `condition_dropout` of the networks in
+      a batch, so it also learns to draw without a condition.
     - `iterations` is the number of training steps, and `batch` the number of networks in each. `lr` is the learning rate before decay, and
       `ema` the share that the moving average keeps of itself in a step. `seed` determines all random numbers.
     - `checkpoint` is a path. The state of the training is written there every `every` iterations, and training continues from it. On the
@@ -115,10 +119,11 @@ def fit(
     config = {"flow": flow, "align": align, "velocity": velocity, "coupling": coupling, "time": time, "prediction": prediction}
     config |= {"weighting": weighting, "sizes": dict(sizes or {}), "iterations": iterations, "batch": batch}
     config |= {"lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
-    untrained, points = prepare(spec, thetas, config, inputs)
+    config |= {} if conditions is None else {"condition_dropout": condition_dropout}
+    untrained, points = prepare(spec, thetas, config, inputs, conditions)
     if velocity == AUTO and progress:
         tqdm.write(untrained.config["reason"])
-    return train(untrained.to(device), points, checkpoint, every, progress)
+    return train(untrained.to(device), points, checkpoint, every, progress, conditions)
 
 
 def prepare(
@@ -126,6 +131,7 @@ def prepare(
     thetas: Tensor | Sequence[Tensor],
     config: Mapping,
     inputs: Examples | Mapping[str, Examples] | None = None,
+    conditions: Tensor | Sequence[Tensor] | None = None,
 ) -> tuple[Flow, Tensor | list[Tensor]]:
     """Return the untrained flow of a configuration, and the zoo as points [nets, size] of the flow's manifold.
 
@@ -145,6 +151,10 @@ def prepare(
     recipe = FLOWS[config["flow"]]
     prints = [fingerprint(zoo.thetas) for zoo in zoos]
     config |= {"zoo": prints if len(zoos) > 1 else prints[0], "inputs": None if inputs is None else _fingerprints(inputs)}
+    if conditions is not None:
+        parts = listed(conditions)
+        described = fit_conditions(parts, [len(zoo.thetas) for zoo in zoos])
+        config |= {"conditions": to_record(described), "told": [fingerprint(part) for part in parts]}
     base = UNTURNED if inputs is None else metric_frame(graph_of(zoos[0].spec), inputs)
     canonical = [canonicalize(zoo.spec, zoo.thetas, balance=recipe.balance, frame=base) for zoo in zoos]
     charts = fit_charts([zoo.spec for zoo in zoos], recipe, [one.theta for one in canonical], base)
@@ -159,41 +169,27 @@ def prepare(
     return flow, points[0] if isinstance(spec, NetworkSpec) else points
 
 
-def velocity_for(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], coupling: str = "independent") -> tuple[str, str]:
-    """Return the row of `VELOCITIES` that suits a zoo, and the reason.
-
-    It is `identified` if the units of all networks are in one order. At least half of them, above chance, must then keep their place when
-    the networks are aligned.
-
-    >>> import torch, geoflow
-    >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
-    >>> velocity_for(spec, torch.randn(5, 3))
-    ('identified', 'velocity=identified: no units of these networks are exchangeable.')
-    """
-    if coupling == "equivariant_ot":
-        return "transformer", "velocity=transformer: coupling=equivariant_ot needs a field that does not tell units by their place."
-    if not spec.groups("permutation"):
-        return "identified", "velocity=identified: no units of these networks are exchangeable."
-    kept = order_kept(spec, thetas)
-    velocity, origin = ("identified", "one common start") if kept >= KEPT else ("transformer", "independent starts")
-    return velocity, f"velocity={velocity}: {max(0.0, kept):.0%} of the units keep their place under alignment, as from {origin}."
-
-
 def train(
-    flow: Flow, points: Tensor | Sequence[Tensor], checkpoint: str | Path | None = None, every: int = 250, progress: bool = True
+    flow: Flow,
+    points: Tensor | Sequence[Tensor],
+    checkpoint: str | Path | None = None,
+    every: int = 250,
+    progress: bool = True,
+    conditions: Tensor | Sequence[Tensor] | None = None,
 ) -> Flow:
     """Train a prepared flow on the points [nets, size] of its zoo, or of each of its zoos. Return the flow with averaged weights.
 
-    The settings come from `flow.config`.
+    The settings come from `flow.config`. `conditions` are those of `prepare`.
     """
     config, device = flow.config, next(flow.field.parameters()).device
-    points = [one.to(device) for one in ([points] if isinstance(points, Tensor) else points)]
+    points = [one.to(device) for one in listed(points)]
+    told = [] if conditions is None else [flow.conditions.encode(one, len(one)).to(points[0]) for one in listed(conditions)]
     run, iterations = Progress(flow), config["iterations"]
     if checkpoint is not None:
         run.resume(checkpoint)
     bar = tqdm(range(run.iteration, iterations), initial=run.iteration, total=iterations, desc="flow", unit="step", disable=not progress)
     for iteration in bar:
-        loss = train_step(run, points, _learning_rate(config["lr"], iteration, iterations))
+        loss = train_step(run, points, _learning_rate(config["lr"], iteration, iterations), told)
         if iteration % 10 == 0:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if checkpoint is not None and (run.iteration % every == 0 or run.iteration == iterations):
@@ -201,14 +197,24 @@ def train(
     return run.averaged()
 
 
-def train_step(run: Progress, zoos: Sequence[Float[Tensor, "_nets _size"]], lr: float) -> float:
-    """Do one step of flow matching on a random batch of one of the zoos, and return its loss."""
+def train_step(
+    run: Progress, zoos: Sequence[Float[Tensor, "_nets _size"]], lr: float, told: Sequence[Float[Tensor, "_nets features"]] = ()
+) -> float:
+    """Do one step of flow matching on a random batch of one of the zoos, and return its loss.
+
+    `told` holds the encoded conditions of each zoo, if there are any.
+    """
     config, which = run.flow.config, next_zoo([len(points) for points in zoos], run.generator)
     chart, points = run.flow.charts[which], zoos[which]
-    x_1 = points[torch.randperm(len(points), generator=run.generator)[: config["batch"]].to(points.device)]
+    some = torch.randperm(len(points), generator=run.generator)[: config["batch"]].to(points.device)
+    x_1 = points[some]
     x_0 = noise(chart, len(x_1), run.generator, points.device).to(x_1)
     x_0 = COUPLINGS[config["coupling"]](chart.spec, chart.manifold, x_0, x_1)
-    return run.step(x_0, x_1, times(config["time"], len(x_1), run.generator).to(x_1), lr, which)
+    t = times(config["time"], len(x_1), run.generator).to(x_1)
+    if not told:
+        return run.step(x_0, x_1, t, lr, which)
+    kept = torch.rand(len(x_1), 1, generator=run.generator) >= config["condition_dropout"]
+    return run.step(x_0, x_1, t, lr, which, told[which][some] * kept.to(x_1))
 
 
 def next_zoo(networks: Sequence[int], generator: torch.Generator) -> int:
@@ -246,19 +252,12 @@ def check_config(config: Mapping) -> None:
     if not (config["lr"] > 0 and config["weight_decay"] >= 0 and 0 <= config["ema"] < 1):
         numbers = {name: config[name] for name in ("lr", "weight_decay", "ema")}
         raise ValueError(f"{numbers}: lr must be above 0, weight_decay at least 0, ema from 0 to below 1.")
+    if not 0 <= config.get("condition_dropout", DROPOUT) < 1:
+        raise ValueError(f"condition_dropout={config['condition_dropout']} must be a share from 0 to below 1.")
     if config["coupling"] == "equivariant_ot" and config["velocity"] != AUTO and VELOCITIES[config["velocity"]].knows_units:
         raise ValueError(
             f"coupling=equivariant_ot reorders the units of the noise, and velocity={config['velocity']} tells units by their place. "
             "Choose velocity=transformer, or coupling=independent or ot."
-        )
-
-
-def check_serves(velocity: str, architectures: int) -> None:
-    """Raise ValueError if a field of this kind cannot serve so many architectures."""
-    if architectures > 1 and VELOCITIES[velocity].knows_units:
-        raise ValueError(
-            f"velocity={velocity} tells units by their place, and the units of {architectures} architectures have no common places. "
-            "Choose velocity=transformer."
         )
 
 

@@ -134,7 +134,7 @@ def test_metrics_have_their_schema(finished):
 
 def test_the_configuration_is_recorded_completely(finished):
     config = read(finished, "config.json")
-    absent = {"width", "depth", "checkpoint", "common", "examples"}  # an mlp has no width, independent runs no common start
+    absent = {"width", "depth", "checkpoint", "common", "examples", "ask"}  # an mlp has no width, independent runs no common start
     assert {name for name, value in {**config, **config["zoo"]}.items() if value is None} == absent
     assert (config["network"], config["norm"], config["metric"], config["zoo"]["origin"]) == ("mlp", "none", "inputs", "independent")
     assert (config["hidden"], config["activation"], config["zoo"]["epochs"]) == ([5], "relu", 12)
@@ -151,6 +151,8 @@ def test_samples_load_into_the_network(finished):
         "steps": 5,
         "start": 0.0,
         "sharpness": 0.0,
+        "ask": None,
+        "condition_strength": 1.0,
         "guidance": 0.0,
         "recalibrate": "auto",
         "seed": 0,

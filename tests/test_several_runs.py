@@ -204,7 +204,7 @@ def test_options_that_list_values_are_several_architectures(network, options, la
     [
         ("with 'hidden=[[3],[0]]'", "hidden=[0] must be a list of widths of at least 1, such as hidden=[16,16], or a list of such lists"),
         ("with 'hidden=[[3],4]'", "hidden=[[3], 4] must be a list of widths"),
-        ("with 'hidden=[[3],[3]]'", "hidden=[3] is listed twice. Name each architecture once."),
+        ("with 'hidden=[[3],[3]]'", "hidden=[3] is listed twice. Name it once."),
         ("with 'hidden=[[3],[4]]' 'norm=[none]'", "hidden lists 2 and norm lists 1 values: options that list several"),
         ("with 'hidden=[[3],[4]]' velocity=mlp", "velocity=mlp tells units by their place, and the units of 2 architectures have no"),
         ("with 'hidden=[[3],[4]]' 'activation=[relu,sine]'", "Unknown activation 'sine'."),

@@ -17,14 +17,18 @@ def with_defaults(config: Mapping) -> dict:
     """Return the options that decide network, zoo, metric and velocity. Those that were left open get their defaults.
 
     Raises ValueError for an unknown network, task or origin, for an option that the network does not have, and for data that it cannot
-    read.
+    read. Of several tasks it refuses those whose zoos are trained in different ways.
     """
     name = STANDARD if config["network"] is None else str(config["network"])
-    task = choose("network", name, NETWORKS).task if config["task"] is None else str(config["task"])
+    task = choose("network", name, NETWORKS).task if config["task"] is None else config["task"]
     network = whole_network(name, task, network_options(config))
     several = len(architectures_of(network)) > 1
     zoo = config["zoo"]
-    default = zoo_defaults(name, task, None if zoo["origin"] is None else str(zoo["origin"])) | {"seed": config["seed"]}
+    origin = None if zoo["origin"] is None else str(zoo["origin"])
+    default, *others = (dict(zoo_defaults(name, one, origin)) | {"seed": config["seed"]} for one in tasks_of(network))
+    given = {**{option: config[option] for option in ("runs", "snapshots")}, **zoo}
+    if differ := [option for option in default if given[option] is None and any(other[option] != default[option] for other in others)]:
+        raise ValueError(f"The tasks {', '.join(tasks_of(network))} have zoos of different {', '.join(differ)}. Set these options.")
     own = {option: default[option] if config[option] is None else config[option] for option in ("runs", "snapshots")}
     own |= {"zoo": {option: default[option] if value is None else value for option, value in zoo.items()}}
     fitting = SEVERAL[0] if several else VELOCITY_OF[default["origin"]]
@@ -32,17 +36,23 @@ def with_defaults(config: Mapping) -> dict:
     return network | own | {"metric": _metric(name, config["metric"])}
 
 
-def whole_network(name: str, task: str, options: Mapping) -> dict:
+def tasks_of(config: Mapping) -> list[str]:
+    """Return the names of the task, or of the several tasks, of a configuration."""
+    return [str(one) for one in config["task"]] if isinstance(config["task"], list | tuple) else [str(config["task"])]
+
+
+def whole_network(name: str, task: str | list[str], options: Mapping) -> dict:
     """Return the values of the options NETWORK. The network's own options are complete, and those of other networks are None."""
-    check_reads(name, task)
+    for one in tasks_of({"task": task}):
+        check_reads(name, one)
     return {"task": task, "network": name} | dict.fromkeys(OF_NETWORKS) | options_of(name, options)
 
 
 def architectures_of(config: Mapping) -> dict[str, dict]:
-    """Return the options NETWORK of each architecture of a configuration, by labels such as hidden=[6]. A single one has the label "".
+    """Return the options NETWORK of each architecture and task of a configuration, by labels such as hidden=[6]. A single one has "".
 
-    An option names several architectures where it is a list of its usual values, such as hidden=[[6],[10]]. Raises ValueError if options
-    list different numbers of values, or one architecture twice.
+    An option names several architectures where it is a list of its usual values, such as hidden=[[6],[10]]. With several tasks, each has
+    all architectures. Raises ValueError if options list different numbers of values, or one architecture or task twice.
     """
     defaults, plain = NETWORKS[config["network"]].options, network_settings(config)
     listed = {option: plain[option] for option in defaults if _several(plain[option], defaults[option])}
@@ -50,9 +60,11 @@ def architectures_of(config: Mapping) -> dict[str, dict]:
         counts = " and ".join(f"{option} lists {len(values)}" for option, values in listed.items())
         raise ValueError(f"{counts} values: options that list several architectures must list as many of them.")
     rows = [dict(zip(listed, values, strict=True)) for values in zip(*listed.values(), strict=True)] or [{}]
+    if isinstance(plain["task"], list):
+        rows = [{"task": task, **row} for task in tasks_of(plain) for row in rows]
     labels = [label_of(row) if len(rows) > 1 else "" for row in rows]
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise ValueError(f"{twice[0]} is listed twice. Name each architecture once.")
+        raise ValueError(f"{twice[0]} is listed twice. Name it once.")
     return {label: plain | row for label, row in zip(labels, rows, strict=True)}
 
 

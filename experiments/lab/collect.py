@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
@@ -14,7 +16,8 @@ from geoflow.wiring import spec_of
 from geoflow.zoo.networks import NETWORKS, build_network, together
 from geoflow.zoo.store import Zoo, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
-from lab.architectures import architectures_of, network_options
+from lab.architectures import architectures_of, network_options, tasks_of
+from lab.conditions import CONDITIONS
 from lab.folder import ROOT
 from lab.options import zoo_settings
 
@@ -37,8 +40,49 @@ def collect(config: Mapping, device: str) -> Collected:
 
 
 def collect_each(config: Mapping, device: str) -> dict[str, Collected]:
-    """Return what `collect` gives for every architecture of a configuration, by its label."""
-    return {label: collect({**config, **one}, device) for label, one in architectures_of(config).items()}
+    """Return what `collect` gives for every architecture and task of a configuration, by its label.
+
+    Raises ValueError if the data of two tasks differ in their inputs or classes.
+    """
+    found = {label: collect({**config, **one}, device) for label, one in architectures_of(config).items()}
+    first, *others = ({one.task.name: one.task for one in found.values()}).values()
+    for other in others:
+        if (other.x_train.shape[1:], other.classes) != (first.x_train.shape[1:], first.classes):
+            sizes = ((one.name, list(one.x_train.shape[1:]), one.classes) for one in (first, other))
+            raise ValueError(
+                " and ".join(f"{name} has inputs {shape} and {classes} classes" for name, shape, classes in sizes)
+                + ". One flow needs tasks of one form."
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Hold what a flow is fitted to: for each table a zoo and, if the flow is told any, the conditions of its networks.
+
+    Zoos of one table, as those of several tasks, are one zoo. `inputs` are the training inputs of all tasks, or None for tokens.
+    """
+
+    specs: list[NetworkSpec]
+    zoos: list[Float[Tensor, "_nets _weights"]]
+    conditions: list[Tensor] | None
+    inputs: Tensor | None
+
+
+def join(found: Mapping[str, Collected], config: Mapping, device: str) -> Joined:
+    """Return what the flow of a configuration is fitted to, from what `collect_each` gave."""
+    row, tasks = CONDITIONS.get(config["condition"]), tasks_of(config)
+    groups: dict[NetworkSpec, list[Collected]] = {}
+    for one in found.values():
+        same = next((spec for spec in groups if (spec.sites, spec.tensors) == (one.spec.sites, one.spec.tensors)), one.spec)
+        groups.setdefault(same, []).append(one)
+    zoos = [torch.cat([one.fitted.networks for one in group]) for group in groups.values()]
+    told = row and [
+        torch.cat([row.of_zoo(one.network, one.spec, one.task, one.fitted.networks, tasks, device) for one in group])
+        for group in groups.values()
+    ]
+    numbers = [task.numbers for task in {one.task.name: one.task for one in found.values()}.values()]
+    return Joined(list(groups), zoos, told, None if numbers[0] is None else torch.cat(numbers))
 
 
 def whole_zoo(config: Mapping, device: str) -> tuple[Task, nn.Module, NetworkSpec, Zoo]:

@@ -1,11 +1,13 @@
 """Draw networks from a flow that was just trained, or saved earlier."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from geoflow.canonical import canonicalize
 from geoflow.evaluation.plots import SHOWN_PATHS
 from geoflow.flow import Flow
 from geoflow.guidance import no_guidance, task_guidance
@@ -15,7 +17,8 @@ from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate, statistics_of
 from geoflow.wiring import spec_of
 from geoflow.zoo.tasks import Task
-from lab.collect import at_terminal, network_for, task_for
+from lab.collect import Collected, at_terminal, network_for, task_for
+from lab.conditions import asked_of, extrapolates
 from lab.folder import flow_file
 from lab.options import SAMPLING, device_of
 
@@ -33,9 +36,11 @@ def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Tas
         some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "guidance"))[:GUIDING_EXAMPLES]
         x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
         guidance = task_guidance(network, x, y, config["guidance"])
+    told = asked_of(flow, config, randomness(config["seed"], "condition"))
     thetas = sample(
         flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], start=config["start"],
-        sharpness=config["sharpness"], guidance=guidance, generator=generator,
+        sharpness=config["sharpness"], guidance=guidance, condition=told, condition_strength=config["condition_strength"],
+        generator=generator,
         watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=at_terminal(),
     )  # fmt: skip
     seen = None if task is None else measuring_examples(spec, task, config, flow.config["seed"])
@@ -84,5 +89,20 @@ def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
     return flow.of(spec) if flow.knows(spec) else flow, network, spec, task
 
 
+def own_flow(flow: Flow, found: Collected) -> Flow:
+    """Return the flow with this architecture first. If its zoo shares the architecture with others, the centre is that of its own."""
+    own = flow.of(found.spec)
+    if flow.config.get("condition") != "task":
+        return own
+    alone = canonicalize(found.spec, found.fitted.networks, balance=own.chart.recipe.balance, frame=own.chart.frame)
+    return replace(own, reference=alone.reference)
+
+
 def sampling_settings(config: Mapping) -> dict:
+    """Return how networks were drawn, for the record."""
     return {"sampling": {name: config[name] for name in SAMPLING if name != "count"}}
+
+
+def asked_for(flow: Flow, config: Mapping) -> dict:
+    """Return for the record whether networks were asked for beyond what the flow saw, if they were asked for at all."""
+    return {} if config["ask"] is None else {"extrapolated": extrapolates(flow, config)}

@@ -24,6 +24,7 @@ from lab.architectures import (
     whole_network,
     with_defaults,
 )
+from lab.conditions import CONDITIONS
 from lab.folder import described, sampled_with, samples_file
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -33,15 +34,16 @@ ONLY = {"yardstick": ANOTHER, "widths": ("widths",), "depths": ("widths",)}  # o
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
-    "ema", "part",
+    "ema", "part", "condition", "condition_dropout",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recalibrate", "seed")
+SAMPLING = ("count", "solver", "steps", "start", "sharpness", "ask", "condition_strength", "guidance", "recalibrate", "seed")
 BATCH = 32  # networks in a training step of the flow, if the zoo has as many
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 RECALIBRATE = ("auto", "never")
-SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "recalibrate": "auto"}
+SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "condition_strength": 1.0, "recalibrate": "auto"}
+TOLD = ("none", *CONDITIONS)  # what a flow may be told
 
 CHOICES: dict[str, Mapping | tuple] = {
     **training.CHOICES,
@@ -54,6 +56,7 @@ CHOICES: dict[str, Mapping | tuple] = {
     "device": DEVICES,
     "part": PARTS,
     "recalibrate": RECALIBRATE,
+    "condition": TOLD,
 }
 
 Number = tuple[type | tuple, Callable[[float], bool], str]
@@ -78,6 +81,9 @@ NUMBERS: dict[str, Number] = {
     "steps": COUNT,
     "start": ((int, float), lambda n: 0 <= n < 1, "a time from 0 to below 1"),
     "sharpness": NOT_NEGATIVE,
+    "condition_dropout": ((int, float), lambda n: 0 <= n < 1, "a share from 0 to below 1"),
+    "condition_strength": NOT_NEGATIVE,
+    "ask": POSITIVE,
     "guidance": NOT_NEGATIVE,
     "seed": SEED,
     "yardstick": (int, lambda n: n == 0 or n >= 2, "0 or a whole number of at least 2"),
@@ -92,7 +98,7 @@ ZOO_NUMBERS: dict[str, Number] = {
     "examples": COUNT,
     "seed": SEED,
 }
-LEFT_OPEN = ("runs", "snapshots", "batch", *OF_NETWORKS, "zoo.common", "zoo.examples")  # options that may be None when they are checked
+LEFT_OPEN = ("runs", "snapshots", "batch", "ask", *OF_NETWORKS, "zoo.common", "zoo.examples")  # may be None when they are checked
 
 
 class InputError(SacredError):
@@ -155,6 +161,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     if command == "sharpen" and not own["sharpness"]:
         raise InputError("sharpen goes up from 0 to the sharpness that you give, such as sharpness=2.")
     _check({**config, **own})
+    _check_condition({**config, **own}, command)
     if not further and config["batch"] is None:
         own |= {"batch": min(BATCH, _seen_runs({**config, **own}) * own["snapshots"])}
     settings = flow_settings({**config, **own})
@@ -194,9 +201,9 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     made_for = described(config["checkpoint"])
     if missing := [name for name in (*NETWORK, *FITTED) if name not in made_for]:
         raise InputError(f"The flow of {config['checkpoint']} does not say its {', '.join(missing)}: experiments/run.py did not make it.")
-    task, name = (str(made_for[option] if config[option] is None else config[option]) for option in ("task", "network"))
     architectures = architectures_of(made_for)
     first = next(iter(architectures.values()))
+    task, name = (first[option] if config[option] is None else config[option] for option in ("task", "network"))
     options = network_options(config if name != made_for["network"] else {**first, **network_options(config)})
     network = network_settings(whole_network(name, task, options))
     if [*architectures_of(network).values()] != [network]:
@@ -233,6 +240,23 @@ def _check(config: Mapping) -> None:
     device_of(config["device"])
     if config["runs"] is not None:
         _check_zoo(config)
+
+
+def _check_condition(config: Mapping, command: str) -> None:
+    tasks = {one["task"] for one in architectures_of(config).values()}
+    if command in FURTHER:
+        if config["ask"] is not None and config["condition"] != "nll":
+            raise InputError(f"ask={config['ask']} serves flows with condition=nll, and this one has condition={config['condition']}.")
+        return
+    if config["ask"] is not None and command == "main":
+        raise InputError("ask serves the commands on a saved flow; the main job draws networks as the zoo has them, and at five levels.")
+    if (len(tasks) > 1) != (config["condition"] == "task"):
+        raise InputError(
+            f"{len(tasks)} task{'s' * (len(tasks) > 1)} and condition={config['condition']} do not go together. A flow for several tasks "
+            "is told which one, as task=[mnist,fashion] condition=task."
+        )
+    if config["condition"] == "nll" and len(architectures_of(config)) > 1:
+        raise InputError("condition=nll serves one architecture, because the losses of several are not comparable. Choose one.")
 
 
 def _check_architecture(config: Mapping) -> None:

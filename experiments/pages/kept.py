@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 from configuration import ex
-from lab.folder import ROOT, read_json
+from lab.architectures import architectures_of
+from lab.folder import ROOT, read_json, today
 from sacred.arg_parser import get_config_updates
 
 from pages.studies import STUDIES, Arguments
@@ -49,8 +50,11 @@ def _records(folder: Path) -> dict[str, dict]:
     """Return what a run says of each of its architectures, by what is added to the label of the run."""
     metrics, config, ran = (read_json(folder / f"{name}.json") for name in ("metrics", "config", "ran"))
     common = {name: value for name, value in metrics.items() if name != "architectures"}
-    blocks = metrics.get("architectures", {"": {}})
-    return {f", {label}" if label else "": _record(common | block, config, dict(ran)) for label, block in blocks.items()}
+    blocks, parts = metrics.get("architectures", {"": {}}), architectures_of(today(config))
+    return {
+        f", {label}" if label else "": _record(common | block, {**config, **(parts[label] if label else {})}, dict(ran))
+        for label, block in blocks.items()
+    }
 
 
 def _record(metrics: dict, config: Mapping, ran: dict) -> dict:

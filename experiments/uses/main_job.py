@@ -6,15 +6,16 @@ from pathlib import Path
 import torch
 from configuration import ex
 from lab.advice import advice
-from lab.architectures import architectures_of
+from lab.architectures import architectures_of, tasks_of
 from lab.assess import Exam, assess
-from lab.collect import Collected, at_terminal, cache_of, collect_each
-from lab.draw import generate, measuring_examples, recalibrated, sampling_settings
+from lab.collect import Collected, at_terminal, cache_of, collect_each, join
+from lab.draw import generate, measuring_examples, own_flow, recalibrated, sampling_settings
 from lab.folder import Samples, commit, save_samples, write_json
+from lab.levels import levels
 from lab.options import device_name, device_of, flow_settings, plainly
 
 from geoflow.evaluation.plots import save_figures
-from geoflow.evaluation.report import metrics_table, write_overview, write_report
+from geoflow.evaluation.report import levels_table, metrics_table, write_overview, write_report
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 from geoflow.training import prepare, train
@@ -34,37 +35,39 @@ def main(_config, _run):
 
     with timed(seconds, "collect"):
         found = collect_each(_config, device)
-    task = next(iter(found.values())).task
     velocity, origin = _config["velocity"], _config["zoo"]["origin"]
     print(f"velocity={velocity} for networks with {ORDER[origin]} (zoo.origin={origin}).")
     with timed(seconds, "prepare"):
-        specs, zoos = [one.spec for one in found.values()], [one.fitted.networks for one in found.values()]
-        untrained, points = prepare(specs, zoos, settings, task.numbers if _config["metric"] == "inputs" else None)
+        joined = join(found, _config, device)
+        inputs = joined.inputs if _config["metric"] == "inputs" else None
+        untrained, points = prepare(joined.specs, joined.zoos, settings, inputs, joined.conditions)
     with timed(seconds, "train"):
         checkpoint = checkpoint_of(_config, found, settings)
         if checkpoint.exists():
             print(f"Going on with the interrupted training of {checkpoint}.")
-        flow = train(untrained.to(device), points, checkpoint, _config["every"], at_terminal())
+        flow = train(untrained.to(device), points, checkpoint, _config["every"], at_terminal(), joined.conditions)
         flow.save(folder / "flow.safetensors")
 
-    common = {"time": seconds, "flow": _config["flow"], "task": task.name, "seed": _config["seed"]}
+    tasks = tasks_of(_config)
+    common = {"time": seconds, "flow": _config["flow"], "task": tasks if len(tasks) > 1 else tasks[0], "seed": _config["seed"]}
     blocks, advised = {}, []
     for label, one in found.items():
         config = {**_config, **architectures_of(_config)[label]}
-        blocks[label] = draw_and_score(flow.of(one.spec), one, config, folder / label, seconds)
+        blocks[label] = draw_and_score(own_flow(flow, one), one, config, folder / label, seconds)
         advised += advice(blocks[label], _config, _run.meta_info["named_configs"])
-        write_report(folder / label, blocks[label] | common, config)
+        write_report(folder / label, blocks[label] | common | {"task": config["task"]}, config)
     metrics = blocks[""] | common if "" in blocks else {"architectures": blocks} | common
     write_json(folder / "metrics.json", metrics)
     if "" not in blocks:
         write_overview(folder, metrics)
     checkpoint.unlink(missing_ok=True)
-    print(metrics_table(metrics), *dict.fromkeys(advised), f"Written to {folder}", sep="\n\n")
+    asked = [levels_table(one["condition"]) for one in blocks.values() if "condition" in one]
+    print(metrics_table(metrics), *asked, *dict.fromkeys(advised), f"Written to {folder}", sep="\n\n")
 
 
 def checkpoint_of(config: Mapping, found: Mapping[str, Collected], settings: Mapping) -> Path:
     """Return where the state of this training is kept while it is under way. The name holds a digest of all that decides it."""
-    zoos, task = [one.fitted.configuration for one in found.values()], config["task"]
+    zoos, task = [one.fitted.configuration for one in found.values()], "-".join(tasks_of(config))
     training = digest({"zoo": zoos if len(zoos) > 1 else zoos[0], "heldout": config["heldout"], "flow": settings})
     return cache_of(config) / f"flow-{task}-{training[:16]}.safetensors"
 
@@ -81,4 +84,6 @@ def draw_and_score(flow: Flow, found: Collected, config: Mapping, folder: Path, 
         exam = Exam(network, spec, task, device_of(config["device"]))
         metrics, figures = assess(exam, flow, found.fitted, found.heldout, thetas, paths, randomness(seed, "evaluate"), seen)
         save_figures(folder / "figures", figures)
+        if config["condition"] == "nll":
+            metrics["condition"] = levels(flow, network, spec, task, config, device_of(config["device"]))
     return metrics | {"parameters": spec.weights}

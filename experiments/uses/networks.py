@@ -6,8 +6,9 @@ from configuration import ex
 from lab.architectures import architectures_of, label_of, network_settings
 from lab.assess import Exam, score
 from lab.collect import network_for, task_for
-from lab.draw import generate, load_flow, measuring_examples, recalibrated, recalibrates, reopen, sampling_settings
-from lab.folder import Samples, described, read_samples, samples_file, save_samples
+from lab.draw import asked_for, generate, load_flow, measuring_examples, recalibrated, recalibrates, reopen, sampling_settings
+from lab.folder import Samples, described, flow_file, read_samples, samples_file, save_samples
+from lab.levels import levels
 from lab.options import device_of, plainly
 from lab.yardstick import recipe_of, with_trained
 from sacred.run import Run
@@ -34,6 +35,7 @@ def sample(_config, _run):
         seen = measuring_examples(spec, task, _config, flow.config["seed"])
     thetas, _ = generate(flow, network, spec, task, _config)
     made = dict(flow.config) | network_settings(_config) | sampling_settings(_config) | recalibrated(spec, seen)
+    made |= asked_for(flow, _config)
     save_samples(folder / "samples.safetensors", Samples(thetas, spec, made))
     print(f"{len(thetas)} networks of {spec.weights} parameters written to {folder / 'samples.safetensors'}")
 
@@ -53,6 +55,10 @@ def evaluate(_config, _run):
         task = task_for(*(samples.config[name] for name in ("task", "seed", "part", "network")))
         exam = Exam(network_for(task, samples.config), samples.spec, task, device_of(_config["device"]))
         metrics = score(exam, samples.thetas) | {"recalibrated": samples.config.get("recalibrated")}
+        metrics |= {name: samples.config[name] for name in ("extrapolated",) if name in samples.config}
+    if _config["condition"] == "nll" and flow_file(_config["checkpoint"]).exists():
+        with timed(seconds, "levels"):
+            metrics["condition"] = levels(*reopen(_config), _config, device_of(_config["device"]))
     return report(metrics | {"time": seconds}, samples, folder_of(_run))
 
 
@@ -75,7 +81,7 @@ def score_new_networks(config: Mapping, run: Run, beside_trained: bool = False) 
     with timed(seconds, "sample"):
         flow, network, spec, task = reopen(config)
         thetas, _ = generate(flow, network, spec, task, config)
-        made = recalibrated(spec, measuring_examples(spec, task, config, flow.config["seed"]))
+        made = recalibrated(spec, measuring_examples(spec, task, config, flow.config["seed"])) | asked_for(flow, config)
         samples = Samples(thetas, spec, dict(flow.config) | network_settings(config) | sampling_settings(config) | made)
         save_samples(folder / "samples.safetensors", samples)
     with timed(seconds, "evaluate"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from geoflow.files import whole
 
 COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
+LEVELS = ("asked NLL, training", "reached", "accuracy, test", "NLL, test")
 SETS = ("zoo", "generated", "trained")
 DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
 
@@ -63,12 +64,32 @@ def diversity_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
     return _aligned(rows, DIVERSITY)
 
 
+def levels_table(found: Mapping) -> str:
+    """Return as plain text what networks reach that were asked for several levels of the NLL on training data.
+
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
+    >>> level = {"asked": 0.2, "reached": {"mean": 0.21, "std": 0.01}, "test": one}
+    >>> print(levels_table({"levels": [level], "rank_correlation": 0.9}))
+    asked NLL, training        reached  accuracy, test      NLL, test
+    0.200                0.210 ± 0.010   0.900 ± 0.010  0.300 ± 0.020
+    rank correlation of asked and reached: 0.90
+    """
+    lines = _aligned(_levels(found), LEVELS[1:], LEVELS[0])
+    return f"{lines}\nrank correlation of asked and reached: {found['rank_correlation']:.2f}"
+
+
+def _levels(found: Mapping) -> Iterator[list[str]]:
+    for one in found["levels"]:
+        scores = (one["reached"], one["test"]["accuracy"], one["test"]["nll"])
+        yield [f"{one['asked']:.3f}", *(f"{score['mean']:.3f} ± {score['std']:.3f}" for score in scores)]
+
+
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _aligned(rows: Iterable[list[str]], titles: Iterable[str] = COLUMNS.values()) -> str:
-    rows = [["", *titles], *rows]
+def _aligned(rows: Iterable[list[str]], titles: Iterable[str] = COLUMNS.values(), first: str = "") -> str:
+    rows = [[first, *titles], *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in rows]
     return "\n".join(lines)
@@ -93,6 +114,7 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         "averages the probabilities of its networks, with *log pool* their log-probabilities.",
         _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
         *_statistics(metrics.get("recalibrated")),
+        *_asked(metrics.get("condition")),
         "## Novelty\n\nAre the networks new? Distances are medians. Every layer has the same share of them. Two training networks are 1 "
         "apart (root mean square).\n\n"
         "- *novelty* is the distance of generated networks divided by that of training networks. It is near 0 for copies, and near 1 for "
@@ -129,6 +151,17 @@ def write_overview(folder: str | Path, metrics: Mapping) -> Path:
     with whole(path) as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _asked(found: Mapping | None) -> list[str]:
+    """Return a section on asked levels, for a flow that was told the NLL of its networks."""
+    if found is None:
+        return []
+    return [
+        f"## Asked levels\n\nThe flow was asked for {found['networks']} networks of each of these levels of the NLL on training data. The "
+        f"rank correlation of asked and reached levels is {found['rank_correlation']:.2f}.",
+        _markdown(list(LEVELS), _levels(found)),
+    ]
 
 
 def _statistics(examples: int | None) -> list[str]:

@@ -29,8 +29,12 @@ def complete_sizes(velocity: str, sizes: Mapping[str, int]) -> dict[str, int]:
     return asdict(kind(**sizes))
 
 
-def build_field(graphs: Sequence[Graph], velocity: str, sizes: Mapping[str, int]) -> nn.Module:
-    """A new field for networks with the roles of these graphs. Only an equivariant field serves more than one."""
+def build_field(graphs: Sequence[Graph], velocity: str, sizes: Mapping[str, int], features: int = 0) -> nn.Module:
+    """A new field for networks with the roles of these graphs. Only an equivariant field serves more than one.
+
+    With `features` above 0 it takes conditions of so many numbers.
+    """
     kind = VELOCITIES[velocity]
     first, *others = graphs
-    return kind(first, kind.Sizes(**complete_sizes(velocity, sizes)), *others)
+    told = {"features": features} if features else {}
+    return kind(first, kind.Sizes(**complete_sizes(velocity, sizes)), *others, **told)

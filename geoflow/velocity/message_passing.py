@@ -32,11 +32,17 @@ class MessagePassingTransformer(nn.Module):
         """The hidden layers. Muon trains their matrices."""
         return self.transformer.layers
 
-    def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
+    def forward(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "nets size"],
+        t: Float[Tensor, " nets"],
+        condition: Float[Tensor, "nets _features"] | None = None,
+    ) -> Float[Tensor, "nets size"]:
         """The velocity [nets, size]. Raises ValueError if `sizes.components` leaves out units of an input."""
         if len(leading(graph, self.transformer.components).unseen):
             raise ValueError(f"MessagePassingTransformer needs all input units. Raise sizes.components={self.transformer.components}.")
-        moving, inputs, blocks_of_edges, time = self.transformer.embed(graph, x, t)
+        moving, inputs, blocks_of_edges, time = self.transformer.embed(graph, x, t, condition)
         sites = inputs | dict(zip(moving_sites(graph), moving.split(moving_units(graph), 1), strict=True))
         data = Batch.from_data_list([to_pyg(graph.spec, theta[: graph.spec.weights]) for theta in x.detach()])
         nodes = torch.cat([sites[site].expand(len(x), -1, -1) for site in range(len(sites))], 1).flatten(0, 1)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geoflow.graph import Graph
-from geoflow.velocity.embeddings import TimeEmbedding
+from geoflow.velocity.embeddings import ConditionEmbedding, TimeEmbedding
 from geoflow.velocity.heads import zeroed
 
 
@@ -48,7 +48,7 @@ class MLPVelocity(nn.Module):
     knows_units = True
     components = sys.maxsize  # it sees the weights on all units of an input
 
-    def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes()):
+    def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes(), features: int = 0):
         super().__init__()
         self.size = graph.size
         self.time = TimeEmbedding(64)
@@ -56,11 +56,20 @@ class MLPVelocity(nn.Module):
         first, *others = (nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.GELU()) for a, b in itertools.pairwise(widths))
         self.first, self.layers, self.last = first, nn.Sequential(*others), zeroed(nn.Linear(sizes.width, self.size))
 
-    def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
+        self.told = ConditionEmbedding(features, 64) if features else None
+
+    def forward(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "nets size"],
+        t: Float[Tensor, " nets"],
+        condition: Float[Tensor, "nets _features"] | None = None,
+    ) -> Float[Tensor, "nets size"]:
         """The velocity. Raises ValueError if the graph has another size than the one that the field was built for."""
         if graph.size != self.size:
             raise ValueError(
                 f"velocity=mlp was built for {self.size} coordinates and cannot serve {graph.size}: "
                 "another architecture needs velocity=transformer."
             )
-        return self.last(self.layers(self.first(torch.cat([x, self.time(t)], -1))))
+        time = self.time(t) if condition is None else self.time(t) + self.told(condition)
+        return self.last(self.layers(self.first(torch.cat([x, time], -1))))

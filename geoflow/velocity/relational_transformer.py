@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from geoflow.constants import beside
 from geoflow.graph import Graph, leading, moving_sites, moving_units, pinned_sites, plain_inputs
-from geoflow.velocity.embeddings import TimeEmbedding
+from geoflow.velocity.embeddings import ConditionEmbedding, TimeEmbedding
 from geoflow.velocity.heads import zeroed
 from geoflow.velocity.layer import Layer
 from geoflow.velocity.wires import wire_ends
@@ -44,7 +44,8 @@ class TransformerSizes:
 class RelationalTransformer(nn.Module):
     """A field that is a transformer on a network's graph: `field(graph, x, t)` gives the velocity.
 
-    x is [nets, size], t is [nets], and the velocity has the shape of x. The size is the number of weights and further coordinates.
+    x is [nets, size], t is [nets], and the velocity has the shape of x. The size is the number of weights and further coordinates. A field
+    with `features` above 0 may also be told a condition [nets, features + 1], whose last column is 1 where it is told.
 
     The field is equivariant to every permutation that the spec declares: if units are reordered, so is the velocity. It serves networks
     of other widths. A new field predicts 0.
@@ -64,7 +65,7 @@ class RelationalTransformer(nn.Module):
     Sizes = TransformerSizes
     knows_units = False  # a field that knows units by their place is not equivariant
 
-    def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes(), *others: Graph):
+    def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes(), *others: Graph, features: int = 0):
         super().__init__()
         w, graphs = sizes, (graph, *others)
         self.components = w.components
@@ -91,11 +92,18 @@ class RelationalTransformer(nn.Module):
         self.wires = sorted({kind for one in graphs for kind in wire_ends(one)})
         self.layers = nn.ModuleList(Layer(w.node, w.edge, w.edge_hidden, w.heads, self.wires) for _ in range(w.layers))
         self.norm = nn.LayerNorm(w.node)
+        self.told = ConditionEmbedding(features, w.node) if features else None
 
-    def forward(self, graph: Graph, x: Float[Tensor, "nets size"], t: Float[Tensor, " nets"]) -> Float[Tensor, "nets size"]:
+    def forward(
+        self,
+        graph: Graph,
+        x: Float[Tensor, "nets size"],
+        t: Float[Tensor, " nets"],
+        condition: Float[Tensor, "nets _features"] | None = None,
+    ) -> Float[Tensor, "nets size"]:
         self.check(graph)
         graph = leading(graph, self.components)
-        nodes, inputs, edges, time = self.embed(graph, x, t)
+        nodes, inputs, edges, time = self.embed(graph, x, t, condition)
         for layer in self.layers:
             nodes, edges = layer(graph, nodes, inputs, edges, time)
         return self.read_out(graph, nodes, inputs, edges)
@@ -130,7 +138,9 @@ class RelationalTransformer(nn.Module):
         if len(graph.scalars) != (self.scalar_in.in_features if self.scalar_in else 0):
             raise ValueError(f"The field was not built for a graph with {len(graph.scalars)} scalars. Fit another flow to such networks.")
 
-    def embed(self, graph: Graph, x: Tensor, t: Tensor) -> tuple[Tensor, dict[int, Tensor], list[Tensor], Tensor]:
+    def embed(
+        self, graph: Graph, x: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, dict[int, Tensor], list[Tensor], Tensor]:
         """The first states of units, input units, edges and time.
 
         - moving units: [nets, units, node]
@@ -138,7 +148,7 @@ class RelationalTransformer(nn.Module):
         - edges, by block: [edge, nets, targets, sources]
         - time: [nets, node]
         """
-        time = self.time(t)
+        time = self.time(t) if condition is None else self.time(t) + self.told(condition)
         if self.scalar_in is not None:
             time = time + self.scalar_in(x[:, beside(graph.scalars, x)])
         names = {number: name for name, number in self.sites_with_places(graph).items()}
