@@ -26,7 +26,7 @@ ex.said_in = __file__
 @ex.config
 def config():
     # the network and its zoo; None: the task's default, or what the checkpoint was made for
-    task = None  # the data, or a list of data sets for `condition=task`; default: breast_cancer, or the network's
+    task = None  # the data, or several with commas between them for `condition=task`; default: breast_cancer, or the network's
     network = None  # the kind of network; default: mlp
     hidden = None  # of an mlp: widths of the hidden layers, or a list of such lists for several architectures; default: [16, 16]
     activation = None  # of an mlp: the function behind each hidden layer; default: relu

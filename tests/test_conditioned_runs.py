@@ -48,7 +48,7 @@ def leveled(place) -> Path:
 @pytest.fixture(scope="module")
 def both(place) -> Path:
     """The folder of a run for two tasks."""
-    return launch(place, task=["iris", "turned"], condition="task")
+    return launch(place, task="iris,turned", condition="task")
 
 
 def test_a_run_asks_for_five_levels_of_the_zoo(leveled):
@@ -75,7 +75,7 @@ def test_the_levels_are_losses_on_training_data(leveled, place):
 
 
 def test_evaluate_reaches_the_levels_of_the_run(leveled, place, capsys):
-    scored = read(launch(place, "evaluate", named=(), checkpoint=str(leveled), count=8), "metrics.json")
+    scored = read(launch(place, "evaluate", named=(), checkpoint=str(leveled)), "metrics.json")
     first = read(leveled, "metrics.json")
     assert scored["condition"] == first["condition"] and scored["generated"] == first["generated"]
     assert "asked NLL, training" in capsys.readouterr().out
@@ -131,9 +131,9 @@ def test_two_tasks_may_have_several_architectures(place):
     [
         ("with condition=accuracy", "Unknown condition 'accuracy'. Known: none, nll, task."),
         ("with condition=task", "1 task and condition=task do not go together"),
-        ("with 'task=[iris,turned]'", "2 tasks and condition=none do not go together. A flow for several tasks is told which one"),
-        ("with 'task=[iris,iris]' condition=task", "task=iris is listed twice."),
-        ("with 'task=[iris,digits]' condition=task", "have zoos of different runs, snapshots, epochs"),
+        ("with task=iris,turned", "2 tasks and condition=none do not go together. A flow for several tasks is told which one"),
+        ("with task=iris,iris condition=task", "task=iris is listed twice."),
+        ("with task=iris,digits condition=task", "The tasks iris, digits have zoos of different snapshots"),
         ("with condition=nll 'hidden=[[3],[4]]'", "condition=nll serves one architecture"),
         ("with condition_dropout=1.0", "condition_dropout=1.0 must be a share from 0 to below 1."),
         ("with condition_strength=-1", "condition_strength=-1 must be a number of at least 0."),

@@ -146,6 +146,10 @@ def test_without_the_run_folder_nothing_is_trained_and_this_is_said(alone, place
     (tmp_path / "flow.safetensors").write_bytes((alone / "flow.safetensors").read_bytes())
     folder = launch(place, "transfer", named=(), checkpoint=str(tmp_path), hidden=[7], **FEW)
     assert "No networks are trained to compare with:" in capsys.readouterr().out and "trained" not in read(folder, "metrics.json")
+    drawn = launch(place, "sample", named=(), checkpoint=str(alone), count=2, steps=2)  # its configuration has no zoo
+    (drawn / "flow.safetensors").write_bytes((alone / "flow.safetensors").read_bytes())
+    folder = launch(place, "transfer", named=(), checkpoint=str(drawn), hidden=[7], **FEW)
+    assert "is of a run that trained no zoo" in capsys.readouterr().out and "trained" not in read(folder, "metrics.json")
 
 
 def test_widths_scores_every_size_that_the_flow_serves_and_names_the_others(alone, together, place, capsys):
@@ -166,7 +170,7 @@ def test_widths_scores_every_size_that_the_flow_serves_and_names_the_others(alon
 def test_where_no_size_is_served_widths_says_why(alone, place):
     from lab.options import InputError
 
-    with pytest.raises(InputError, match=r"serves none of these sizes\. The flow has never seen"):
+    with pytest.raises(InputError, match=r"serves none of these sizes\. The field has never seen"):
         launch(place, "widths", named=(), checkpoint=str(alone), widths=[3], depths=[3], **FEW)
 
 
@@ -186,7 +190,7 @@ def test_every_kind_of_network_has_sizes():
         ("mlp", {"hidden": [8, 4]}, [""]),
         ("mlp", {"hidden": [[8], [4, 4]]}, ["hidden=[8]", "hidden=[4,4]"]),
         ("mlp", {"hidden": [[8], []]}, ["hidden=[8]", "hidden=[]"]),
-        ("mlp", {"hidden": [[8], [4]], "norm": ["none", "batch"]}, ["hidden=[8],norm=none", "hidden=[4],norm=batch"]),
+        ("mlp", {"hidden": [[8], [4]], "norm": "none,batch"}, ["hidden=[8],norm=none", "hidden=[4],norm=batch"]),
         ("residual_mlp", {"width": [8, 4], "depth": [1, 2]}, ["width=8,depth=1", "width=4,depth=2"]),
         ("residual_mlp", {"width": 8, "depth": [1, 2]}, ["depth=1", "depth=2"]),
     ],
@@ -205,9 +209,9 @@ def test_options_that_list_values_are_several_architectures(network, options, la
         ("with 'hidden=[[3],[0]]'", "hidden=[0] must be a list of widths of at least 1, such as hidden=[16,16], or a list of such lists"),
         ("with 'hidden=[[3],4]'", "hidden=[[3], 4] must be a list of widths"),
         ("with 'hidden=[[3],[3]]'", "hidden=[3] is listed twice. Name it once."),
-        ("with 'hidden=[[3],[4]]' 'norm=[none]'", "hidden lists 2 and norm lists 1 values: options that list several"),
+        ("with 'hidden=[[3],[4]]' norm=none,batch,none", "hidden lists 2 and norm lists 3 values: options that list several"),
         ("with 'hidden=[[3],[4]]' velocity=mlp", "velocity=mlp tells units by their place, and the units of 2 architectures have no"),
-        ("with 'hidden=[[3],[4]]' 'activation=[relu,sine]'", "Unknown activation 'sine'."),
+        ("with 'hidden=[[3],[4]]' activation=relu,sine", "Unknown activation 'sine'."),
         ("with network=resnet 'width=[2,0]'", "width=0 must be a whole number of at least 1."),
         ("with widths=[3]", "widths serves the command widths, and changes nothing here."),
         ("sample with checkpoint=runs/3 yardstick=3", "yardstick serves the commands transfer and widths, and changes nothing here."),

@@ -38,7 +38,7 @@ def with_defaults(config: Mapping) -> dict:
 
 def tasks_of(config: Mapping) -> list[str]:
     """Return the names of the task, or of the several tasks, of a configuration."""
-    return [str(one) for one in config["task"]] if isinstance(config["task"], list | tuple) else [str(config["task"])]
+    return _values(_plain(config["task"]), "") or [str(config["task"])]
 
 
 def whole_network(name: str, task: str | list[str], options: Mapping) -> dict:
@@ -51,17 +51,18 @@ def whole_network(name: str, task: str | list[str], options: Mapping) -> dict:
 def architectures_of(config: Mapping) -> dict[str, dict]:
     """Return the options NETWORK of each architecture and task of a configuration, by labels such as hidden=[6]. A single one has "".
 
-    An option names several architectures where it is a list of its usual values, such as hidden=[[6],[10]]. With several tasks, each has
-    all architectures. Raises ValueError if options list different numbers of values, or one architecture or task twice.
+    An option names several architectures where it is a list of its usual values, such as hidden=[[6],[10]]. Names stand behind each other,
+    as norm=none,batch. With several tasks, each has all architectures. Raises ValueError if options list different numbers of values, or
+    one architecture or task twice.
     """
     defaults, plain = NETWORKS[config["network"]].options, network_settings(config)
-    listed = {option: plain[option] for option in defaults if _several(plain[option], defaults[option])}
+    listed = {option: values for option in defaults if (values := _values(plain[option], defaults[option]))}
     if len({len(values) for values in listed.values()}) > 1:
         counts = " and ".join(f"{option} lists {len(values)}" for option, values in listed.items())
         raise ValueError(f"{counts} values: options that list several architectures must list as many of them.")
     rows = [dict(zip(listed, values, strict=True)) for values in zip(*listed.values(), strict=True)] or [{}]
-    if isinstance(plain["task"], list):
-        rows = [{"task": task, **row} for task in tasks_of(plain) for row in rows]
+    if len(tasks := tasks_of(plain)) > 1:
+        rows = [{"task": task, **row} for task in tasks for row in rows]
     labels = [label_of(row) if len(rows) > 1 else "" for row in rows]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ValueError(f"{twice[0]} is listed twice. Name it once.")
@@ -82,9 +83,13 @@ def sized_network(config: Mapping, width: int, depth: int) -> dict:
     return network_settings(whole_network(config["network"], config["task"], options))
 
 
-def _several(value: object, default: object) -> bool:
-    """Whether an option lists values of the kind of its default, in place of being one."""
-    return isinstance(value, list) and (not isinstance(default, list) or (bool(value) and all(isinstance(one, list) for one in value)))
+def _values(value: object, default: object) -> list:
+    """Return the values that an option lists, each of the kind of its default. Return none if it is a single one."""
+    if isinstance(default, str):
+        return value.split(",") if isinstance(value, str) and "," in value else value if isinstance(value, list) else []
+    if isinstance(default, list):
+        return value if isinstance(value, list) and all(isinstance(one, list) for one in value) else []
+    return value if isinstance(value, list) else []
 
 
 def network_settings(config: Mapping) -> dict:

@@ -11,6 +11,7 @@ from geoflow.evaluation.metrics import evaluate
 from geoflow.flow import Flow
 from geoflow.spec import NetworkSpec
 from geoflow.zoo.tasks import Task
+from lab.architectures import tasks_of
 
 Thetas = Float[Tensor, "nets weights"]
 
@@ -49,7 +50,7 @@ def _task_of_zoo(network: nn.Module, spec: NetworkSpec, task: Task, thetas: Thet
 
 
 def _task_asked(flow: Flow, config: Mapping, share: Tensor) -> Int[Tensor, " count"]:
-    tasks = flow.config["task"]
+    tasks = tasks_of(flow.config)
     if config["task"] not in tasks:
         raise ValueError(f"The flow was told of the tasks {', '.join(tasks)}, and not of {config['task']}. Fit a flow to it.")
     return torch.full((len(share),), tasks.index(config["task"]))

@@ -253,7 +253,7 @@ def _check_condition(config: Mapping, command: str) -> None:
     if (len(tasks) > 1) != (config["condition"] == "task"):
         raise InputError(
             f"{len(tasks)} task{'s' * (len(tasks) > 1)} and condition={config['condition']} do not go together. A flow for several tasks "
-            "is told which one, as task=[mnist,fashion] condition=task."
+            "is told which one, as task=mnist,fashion condition=task."
         )
     if config["condition"] == "nll" and len(architectures_of(config)) > 1:
         raise InputError("condition=nll serves one architecture, because the losses of several are not comparable. Choose one.")

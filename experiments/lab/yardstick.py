@@ -16,13 +16,17 @@ from lab.options import device_of
 def recipe_of(config: Mapping) -> Mapping | None:
     """Return the configuration of the run that made the flow of a checkpoint. It says how the zoo was trained.
 
-    Without a run folder it says why nothing is compared, and returns None.
+    Without the folder of that run it says why nothing is compared, and returns None.
     """
     try:
-        return {**config_of(config["checkpoint"]), "cache": config["cache"]}
+        recipe = {**config_of(config["checkpoint"]), "cache": config["cache"]}
     except FileNotFoundError as error:
         print(f"No networks are trained to compare with: {error}")
         return None
+    if recipe["runs"] is None:
+        print(f"No networks are trained to compare with: {config['checkpoint']} is of a run that trained no zoo. Name the flow's own run.")
+        return None
+    return recipe
 
 
 def with_trained(metrics: Mapping, thetas: Float[Tensor, "nets weights"], config: Mapping, recipe: Mapping) -> dict:

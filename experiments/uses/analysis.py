@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 from configuration import ex
+from lab.architectures import network_settings
 from lab.assess import Exam, spread_and_scores
 from lab.collect import collect
 from lab.draw import generate, measuring_examples, reopen
@@ -71,7 +72,8 @@ def stages(_config, _run):
     """Find where the flow of checkpoint=runs/3 loses quality: score networks of its zoo that it made anew from times on their paths."""
     folder, seed, device = folder_of(_run), _config["seed"], device_of(_config["device"])
     flow, network, spec, task = reopen(_config)
-    zoo = collect(config_of(_config["checkpoint"]) | {"cache": _config["cache"]}, device).fitted
+    made = {**config_of(_config["checkpoint"]), **network_settings(_config), "cache": _config["cache"]}
+    zoo = collect(made, device).fitted
     some = zoo.networks[torch.randperm(len(zoo.networks), generator=randomness(seed, "stages"))[: _config["count"]]]
     exam, seen = Exam(network, spec, task, device), measuring_examples(spec, task, _config, flow.config["seed"])
 

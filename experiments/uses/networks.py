@@ -22,8 +22,7 @@ def sample(_config, _run):
     """Draw new networks from the flow of checkpoint=runs/3."""
     folder = folder_of(_run)
     flow, made_for = load_flow(_config), described(_config["checkpoint"])
-    number = list(architectures_of(made_for)).index(own_label(made_for, _config))
-    network, spec, task, seen = None, flow.charts[number].spec, None, None  # without data
+    network, spec, task, seen = None, flow.charts[chart_of(made_for, _config)].spec, None, None  # without data
     if _config["guidance"]:
         flow, network, spec, task = reopen(_config)
     elif recalibrates(spec, _config):
@@ -58,7 +57,8 @@ def evaluate(_config, _run):
         metrics |= {name: samples.config[name] for name in ("extrapolated",) if name in samples.config}
     if _config["condition"] == "nll" and flow_file(_config["checkpoint"]).exists():
         with timed(seconds, "levels"):
-            metrics["condition"] = levels(*reopen(_config), _config, device_of(_config["device"]))
+            config = {**_config, "count": len(samples.thetas)}
+            metrics["condition"] = levels(*reopen(config), config, device_of(config["device"]))
     return report(metrics | {"time": seconds}, samples, folder_of(_run))
 
 
@@ -67,6 +67,15 @@ def evaluate(_config, _run):
 def transfer(_config, _run):
     """Draw networks of another architecture or for other data from the flow of checkpoint=runs/3, and score them beside trained ones."""
     score_new_networks(_config, _run, beside_trained=_config["yardstick"] > 0)
+
+
+def chart_of(made_for: Mapping, config: Mapping) -> int:
+    """Return the number of the flow's chart that the configuration's network has. Several tasks share one."""
+    kinds: list[Mapping] = []
+    for own in architectures_of(made_for).values():
+        kind = {**own, "task": None}
+        kinds += [] if kind in kinds else [kind]
+    return kinds.index({**network_settings(config), "task": None})
 
 
 def own_label(made_for: Mapping, config: Mapping) -> str:

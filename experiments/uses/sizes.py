@@ -35,7 +35,8 @@ def widths(_config, _run):
                 continue
             config = {**_config, **sized_network(_config, width, depth)}
             found.setdefault(depth, {})[width] = scored(config, recipe)
-            write_json(folder / "widths.json", how | {"seen": seen, "depths": found, "refused": refused})
+            write_json(folder / "widths.json", how | {"seen": seen, "depths": found, "refused": refused})  # large ones take long
+    write_json(folder / "widths.json", how | {"seen": seen, "depths": found, "refused": refused})
     if not found:
         raise ValueError(f"The flow serves none of these sizes. {refused[0]['reason']}")
     save_figures(folder / "figures", {"widths": plot_widths(found, seen)})
