@@ -61,7 +61,7 @@ def evaluate(
     tensor([1.])
     """
     chunks = predictors(network, spec, thetas, x, batch, batch_size)
-    _check_labels(x, y)
+    check_labels(x, y)
     if batch_size is None:
         order = y.argsort()  # examples of one class are alike; `run` multiplies inputs that are the same in a part once
         x, y = x[order], y[order]
@@ -117,7 +117,7 @@ def pooled_scores(
     """Return what `ensemble_scores` gives for each of several pools. The networks run only once."""
     found: dict[str, list[Tensor]] = {pool: [] for pool in pools}
     chunks = predictors(network, spec, thetas, x, batch, batch_size)
-    _check_labels(x, y)
+    check_labels(x, y)
     for predict in chunks:
         parts = [{pool: POOLS[pool][0](log_probs) for pool in pools} for log_probs in map(predict, divided(x, batch_size))]
         for pool in pools:
@@ -193,8 +193,7 @@ def _sums(log_probs: Float[Tensor, "*nets examples classes"], y: Int[Tensor, " e
     They are the correct answers, the negative log-likelihoods, and the gaps of every bin.
     """
     log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))  # half precision cannot hold the sums
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < log_probs.shape[-1]:
-        raise ValueError(f"y holds classes {int(y.min())} to {int(y.max())}, but the network tells {log_probs.shape[-1]} apart, from 0 on.")
+    check_classes(y, log_probs.shape[-1])
     nll = -log_probs.gather(-1, y.expand(log_probs.shape[:-1]).unsqueeze(-1)).sum((-1, -2))
     best, classes = log_probs.amax(-1, keepdim=True), log_probs.shape[-1]
     # this is argmax, which takes 20 times as long if examples are innermost; the first of equal classes has the highest rank
@@ -219,6 +218,13 @@ def summary(scores: Scores) -> dict[str, dict[str, float]]:
     return {name: {"mean": v.mean().item(), "std": v.std().item() if len(v) > 1 else 0.0} for name, v in columns.items()}
 
 
-def _check_labels(x: Tensor, y: Tensor) -> None:
+def check_labels(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError if y does not hold one class index for each example."""
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ValueError(f"y must hold one class index for each of the {len(x)} examples, not {tuple(y.shape)} of {y.dtype}.")
+
+
+def check_classes(y: Int[Tensor, " examples"], classes: int) -> None:
+    """Raise ValueError if y holds a class that a network with so many classes does not have."""
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(f"y holds classes {int(y.min())} to {int(y.max())}, but the network tells {classes} apart, from 0 on.")

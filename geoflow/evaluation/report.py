@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
 from geoflow.files import whole
 
 COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
+ENSEMBLE = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece": "ECE", "area": "area"}
 DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
 
 CAPTIONS = {
@@ -60,6 +62,30 @@ def diversity_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
     """
     rows = ([name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in found.items())
     return _aligned(rows, DIVERSITY)
+
+
+def ensembles_table(found: Mapping) -> str:
+    """Return as plain text the scores of ensembles that posterior.json holds, for every second size, pool and kind of networks.
+
+    `area` is the mean accuracy over the coverage. A column for each other task has the AUROC of the entropy. Values are means over
+    ensembles.
+
+    >>> one = {"groups": 2} | {name: {"mean": 0.5, "std": 0.1} for name in ENSEMBLE}
+    >>> print(ensembles_table({"ensembles": {"zoo": {"log": {"4": one}}}, "outside": {}}))
+                     accuracy    NLL  Brier    ECE   area
+    4 zoo, log pool     0.500  0.500  0.500  0.500  0.500
+    """
+    several, outside = found["ensembles"], found["outside"]
+    sizes = dict.fromkeys(size for pools in several.values() for by_size in pools.values() for size in by_size)
+    pools = dict.fromkeys(pool for of in several.values() for pool in of)
+    rows = []
+    for size, pool, kind in product(list(sizes)[::2], pools, several):
+        if size in several[kind][pool] and not (size == "1" and pool != next(iter(pools))):  # one network needs no pool
+            told = [one[kind][pool]["auroc"][size]["entropy"] for one in outside.values()]
+            values = [several[kind][pool][size][name] for name in ENSEMBLE] + told
+            name = f"{size} {kind}" + (f", {pool} pool" if size != "1" else "")
+            rows.append([name, *(f"{value['mean']:.3f}" for value in values)])
+    return _aligned(rows, [*ENSEMBLE.values(), *(f"AUROC {other}" for other in outside)])
 
 
 def _number(value: float | None, form: str) -> str:

@@ -117,17 +117,28 @@ def load_task(name: str, seed: int = 0, folder: str | Path | None = None, fetch:
     """
     source = choose("task", name, TASKS)
     form = next(iter(source.forms)) if form is None else form
-    scaling = choose(f"form of {name}", form, source.forms)
+    choose(f"form of {name}", form, source.forms)
     raw = source.load(seed=seed, folder=folder, fetch=fetch)
-    mean, scale = (0.0, 1.0) if scaling is None else scaling(raw.x_train)
+    read = reader(source, form, raw.x_train)
 
     def examples(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
-        scaled = torch.from_numpy(x if scaling is None else ((x - mean) / scale).astype(np.float32))
-        return scaled.unflatten(1, source.image) if form == "image" else scaled, torch.from_numpy(y.astype(np.int64))
+        return read(x), torch.from_numpy(y.astype(np.int64))
 
     parts = [examples(raw.x_train, raw.y_train), examples(raw.x_test, raw.y_test)]
     official = None if raw.official is None else examples(*raw.official)
     return Task(name, *parts[0], *parts[1], raw.class_names, form, official, raw.vocabulary)
+
+
+def reader(source: Source, form: str, x_train: np.ndarray) -> Callable[[np.ndarray], Tensor]:
+    """Return how raw inputs become what networks read: scaled by statistics of `x_train` alone, and in the shape of the form."""
+    scaling = source.forms[form]
+    mean, scale = (0.0, 1.0) if scaling is None else scaling(x_train)
+
+    def read(x: np.ndarray) -> Tensor:
+        scaled = torch.from_numpy(x if scaling is None else ((x - mean) / scale).astype(np.float32))
+        return scaled.unflatten(1, source.image) if form == "image" else scaled
+
+    return read
 
 
 def validation_task(task: Task, share: float = 0.25, seed: int = 0) -> Task:
