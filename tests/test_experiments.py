@@ -19,13 +19,14 @@ import geoflow
 from geoflow import training
 from geoflow.evaluation.baselines import BASELINES
 from geoflow.flow import Flow
+from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
 from geoflow.velocity import VELOCITIES, complete_sizes
 from geoflow.zoo import store
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.recipes import zoo_defaults
 from geoflow.zoo.store import read_zoo
-from geoflow.zoo.tasks import load_task
+from geoflow.zoo.tasks import TASKS, load_task
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = {
@@ -552,6 +553,78 @@ def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
     assert (folder / "figures" / "curve.png").exists() and "4 steps" in capsys.readouterr().out
 
 
+# Ensembles beside those of the zoo
+
+
+@pytest.fixture(scope="module")
+def compared(finished, place) -> Path:
+    """The folder of a comparison of ensembles."""
+    return launch(place, "posterior", named=(), checkpoint=str(finished), count=8)
+
+
+def test_posterior_scores_ensembles_beside_the_zoo(finished, compared):
+    found, first = read(compared, "posterior.json"), read(finished, "metrics.json")
+    sizes = ["1", "2", "4", "8"]
+    assert found["shown"] == 8 and found["zoo_of_the_flow"] and found["zoo_runs"] == 8 and found["outside"] == {}
+    for kind in ("generated", "zoo"):
+        for pool in ("linear", "log"):
+            one = found["ensembles"][kind][pool]
+            assert list(one) == sizes and [one[size]["groups"] for size in sizes] == [8, 4, 2, 1]
+    single, whole = (found["ensembles"]["generated"]["linear"][size] for size in ("1", "8"))
+    for score in ("accuracy", "nll", "ece"):
+        assert single[score] == pytest.approx(first["generated"][score], abs=1e-5)
+        assert whole[score]["mean"] == pytest.approx(first["ensemble"]["generated"][score], abs=1e-5)
+    logarithmic = found["ensembles"]["generated"]["log"]["8"]["nll"]["mean"]
+    assert logarithmic == pytest.approx(first["ensemble"]["generated"]["log_pool"]["nll"], abs=1e-5)
+    assert {path.stem for path in (compared / "figures").iterdir()} == {"ensembles", "reliability", "selective"}
+    assert "4 zoo, log pool" in (compared / "cout.txt").read_text()
+
+
+def test_the_members_of_a_deep_ensemble_share_no_run(generator):
+    from lab.ensembles import deep_ensemble
+
+    zoo = store.Zoo(torch.arange(10.0).view(5, 2, 1), NetworkSpec((), ()), {})
+    members = deep_ensemble(zoo, 4, generator).flatten().tolist()
+    assert len(set(members)) == 4 and {*members} <= {1.0, 3.0, 5.0, 7.0, 9.0}, "the last snapshot of each run"
+    assert len(deep_ensemble(zoo, 256, generator)) == 5
+
+
+def test_posterior_meets_other_tasks_of_the_same_shape(place, monkeypatch, capsys):
+    monkeypatch.setitem(TASKS, "mirrored", TASKS["digits"])
+    made = launch(place, named=(), task="digits", hidden=[4], zoo={"epochs": 1, "batch": 16}, **TINY)
+    folder = launch(place, "posterior", named=(), checkpoint=str(made), count=4)
+    told = read(folder, "posterior.json")["outside"]["mirrored"]["generated"]["linear"]
+    assert {name: one["mean"] for name, one in told["auroc"]["4"].items()} == {"entropy": 0.5, "information": 0.5}, "the same examples"
+    assert "information" not in told["auroc"]["1"] and sum(told["entropy"]["inside"]) == pytest.approx(1)
+    assert (folder / "figures" / "outside_mirrored.png").exists() and "AUROC mirrored" in capsys.readouterr().out
+
+    def absent(*_, **__):
+        raise FileNotFoundError("mirrored is nowhere.")
+
+    monkeypatch.setattr("lab.collect.outside_inputs", absent)
+    folder = launch(place, "posterior", named=(), checkpoint=str(made), count=4)
+    assert "Examples of other tasks are left out: mirrored is nowhere." in capsys.readouterr().out
+    assert read(folder, "posterior.json")["outside"] == {}
+
+
+def test_posterior_says_where_the_zoo_is_another_one(finished, place, tmp_path, capsys):
+    flow = Flow.load(finished / "flow.safetensors")
+    flow.config = {**flow.config, "zoo": "made elsewhere"}
+    flow.save(tmp_path / "flow.safetensors")
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    folder = launch(place, "posterior", named=(), checkpoint=str(tmp_path), count=4)
+    assert "The flow was fitted to another zoo of this configuration." in capsys.readouterr().out
+    assert read(folder, "posterior.json")["zoo_of_the_flow"] is False
+
+
+def test_posterior_needs_the_run_folder(finished, place, tmp_path):
+    from lab.options import InputError
+
+    (tmp_path / "flow.safetensors").write_bytes((finished / "flow.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"config\.json is missing: this command needs the run folder of the flow"):
+        launch(place, "posterior", named=(), checkpoint=str(tmp_path), count=4)
+
+
 def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
     monkeypatch.setattr("lab.assess.SMALL", 2)
     ensembles = read(launch(place, "evaluate", named=(), checkpoint=str(finished)), "metrics.json")["ensemble"]
@@ -590,6 +663,8 @@ def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
         ("sample", {"sizes": {"node": 32}}, r"so sizes\.node=32 would change nothing"),
         ("transfer", {"hidden": [9], "start": 0.1}, "another network has other units: for transfer leave start=0"),
         ("sharpen", {"sharpness": 0.0}, "sharpen goes up from 0"),
+        ("posterior", {"count": 1}, "posterior compares ensembles, and count=1 makes none"),
+        ("posterior", {"task": "wine"}, "for another task use transfer"),
         ("evaluate", {"seed": 4}, "evaluate scores the saved samples, so"),
         ("sample", {"hidden": [9]}, "for another hidden use transfer"),
         ("evaluate", {"task": "wine"}, "for another task use transfer"),
@@ -599,7 +674,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
     from lab.options import InputError
 
     with pytest.raises(InputError, match=words):
-        launch(place, command, named=(), checkpoint=str(finished), count=2, steps=2, **config)
+        launch(place, command, named=(), checkpoint=str(finished), **{"count": 2, "steps": 2} | config)
 
 
 # Running statistics

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.wiring import spec_of
 from geoflow.zoo.networks import NETWORKS, build_network, together
+from geoflow.zoo.outside import others_of, outside_inputs
 from geoflow.zoo.store import Zoo, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
 from lab.architectures import network_options
@@ -57,6 +59,11 @@ def task_for(name: str, seed: int, part: str, network: str) -> Task:
     """Return the data in the form that the network reads, split by the seed. Networks are scored on the test part."""
     task = load_task(name, seed, form=NETWORKS[network].form)
     return validation_task(task, seed=seed) if part == "validation" else task
+
+
+def outside_of(task: Task, seed: int) -> dict[str, Float[Tensor, "examples ..."]]:
+    """Return the test inputs of other tasks, by their names, in the form and the scale that the networks of this task read."""
+    return {other: outside_inputs(task.name, other, seed, form=task.form) for other in others_of(task.name)}
 
 
 def network_for(task: Task, config: Mapping) -> nn.Module:

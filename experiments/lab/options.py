@@ -19,7 +19,7 @@ from lab.architectures import NETWORK, OF_NETWORKS, network_options, network_set
 from lab.folder import described, sampled_with, samples_file
 
 DEVICES = ("auto", "cpu", "cuda")
-FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages")  # the commands on a saved flow
+FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages", "posterior")  # the commands on a saved flow
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
@@ -140,6 +140,8 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     if command == "sharpen" and not own["sharpness"]:
         raise InputError("sharpen goes up from 0 to the sharpness that you give, such as sharpness=2.")
+    if command == "posterior" and config["count"] == 1:
+        raise InputError("posterior compares ensembles, and count=1 makes none. Draw at least 2 networks; powers of two use them all.")
     _check({**config, **own})
     if not further and config["batch"] is None:
         own |= {"batch": min(BATCH, _seen_runs({**config, **own}) * own["snapshots"])}
