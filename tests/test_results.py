@@ -9,6 +9,7 @@ import geoflow
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = "digits, geometric"
+POOLED = {"ensembles", "reliability", "selective", "outside_mirrored14"}  # the figures of what posterior found
 LARGEST = 25 * 10**6  # bytes of results/
 
 
@@ -37,6 +38,27 @@ def content(seed=0):
     """What is kept of a run on the digits, by file."""
     folder = ROOT / "results" / "main_job" / f"digits-geometric-{seed}"
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config")}
+
+
+def ensembles():
+    """What posterior.json may hold."""
+    half = {"mean": 0.5, "std": 0.1}
+    one = {"groups": 2, "accuracy": half, "nll": half, "brier": half, "ece": half, "area": half}
+    told = {"entropy": {"mean": 0.9, "std": 0.0}, "information": {"mean": 0.8, "std": 0.0}}
+    auroc = {"1": {"entropy": told["entropy"]}, "2": told, "4": told}
+    entropy = {"edges": [0.0, 1.0, 2.0], "inside": [0.9, 0.1], "outside": [0.2, 0.8]}
+
+    def each(found):
+        return {kind: dict.fromkeys(("linear", "log"), found) for kind in ("generated", "zoo")}
+
+    return {
+        "task": "digits",
+        "shown": 4,
+        "ensembles": each(dict.fromkeys(("1", "2", "4"), one)),
+        "reliability": each({"share": [1.0], "confidence": [0.9], "accuracy": [0.8]}),
+        "selective": each({"coverage": [0.5, 1.0], "accuracy": [1.0, 0.9]}),
+        "outside": {"mirrored14": each({"auroc": auroc, "entropy": entropy})},
+    }
 
 
 def a_run(folder, command="main", **content):
@@ -156,6 +178,7 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     how = {"task": "digits", "hidden": [32], "count": 8, "solver": "euler", "steps": 32, "start": 0.0, "sharpness": 0.1, "guidance": 0.0}
     wider = {name: new[name] for name in ("generated", "ensemble", "task")} | {"parameters": 2410}
     results.keep("main_job", a_run(tmp_path / "wider", "transfer", metrics=wider, config=how | checkpoint | {"seed": 0}))
+    results.keep("main_job", a_run(tmp_path / "pooled", "posterior", posterior=ensembles(), config=checkpoint))
     rebuild()
     readme = (tmp_path / "README.md").read_text()
     assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
@@ -166,7 +189,10 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     worst, other = (" / ".join(three(new[kind][score]["mean"]) for score in ("accuracy", "nll")) for kind in ("generated", "zoo"))
     assert f"| t = 0 | {worst} | the rest {worst}, 0 {other} |" in page and f"| t = 0.5 | {other} |  |" in page
     assert "| digits | 32 | 2,410 | 8 | ." in page and "commits abcdefg." in page
-    assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff"}
+    assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff", *POOLED}
+    assert f"## Ensembles beside those of the zoo: {DIGITS}, seed 0" in page
+    assert "| 1 zoo | .500 | .500 | .500 | .500 | .500 | .900 |" in page
+    assert "| 4 generated, log pool | .500 | .500 | .500 | .500 | .500 | .900 / .800 |" in page and "| 2 zoo" not in page
     assert "Not all runs are made yet" in (elsewhere / "README.md").read_text()
     again = results.keep("main_job", tmp_path / "0")  # what was found of the older flow goes
     assert {path.name for path in again.iterdir()} == {"metrics.json", "config.json", "ran.json"}

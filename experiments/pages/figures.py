@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import pandas as pd
+from lab.ensembles import figures_of
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.boards import plot_board, plot_rows
@@ -37,6 +38,9 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
         drawn = {label: _by_distance(frame.loc[label, seed], found) for label, (seed, found) in sharper.items()}
         label, (seed, _) = next(iter(sharper.items()))
         shown["tradeoff"] = plot_tradeoff(drawn, summary(frame.loc[label, seed], "zoo"), f"{title}: quality against diversity")
+    for number, (label, seed, found) in enumerate(beside(study, "posterior")):
+        made = figures_of(found, f"{title}: {label}, seed {seed}")
+        shown |= {f"{name}{number or ''}": figure for name, figure in made.items()}
     return shown
 
 

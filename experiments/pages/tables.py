@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from geoflow.evaluation.report import ENSEMBLE
+
 LOST = 3  # layers that are named for a time
 TIE = 5e-4  # nats by which two baselines may differ by chance
 MEANS = ("mean_network", "rescaled_mean")
@@ -105,6 +107,24 @@ def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
         }
         for one in sorted(found, key=lambda one: (one["task"] != "mnist", one["parameters"]))
     )
+
+
+def of_ensembles(found: Mapping) -> pd.DataFrame:
+    """Return a table of what posterior.json says of single networks, of the size that its figures show, and of the largest ensembles."""
+    several, outside = found["ensembles"], found["outside"]
+    largest = max(int(size) for pools in several.values() for by_size in pools.values() for size in by_size)
+    lines = []
+    for size in dict.fromkeys(("1", str(found["shown"]), str(largest))):
+        for pool in ("linear", "log") if size != "1" else ("linear",):
+            for kind in (kind for kind, pools in several.items() if size in pools[pool]):
+                scored = {title: three(several[kind][pool][size][score]["mean"]) for score, title in ENSEMBLE.items()}
+                told = {f"AUROC {other}": _told(of[kind][pool]["auroc"][size]) for other, of in outside.items()}
+                lines.append({"networks": f"{size} {kind}" + (f", {pool} pool" if size != "1" else "")} | scored | told)
+    return pd.DataFrame(lines)
+
+
+def _told(auroc: Mapping) -> str:
+    return " / ".join(three(one["mean"]) for one in auroc.values())
 
 
 def machine(frame: pd.DataFrame) -> str:

@@ -13,7 +13,7 @@ from pages.figures import MAIN, figures
 from pages.kept import RESULTS, beside, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
-from pages.tables import by_label, by_sharpness, by_time, machine, quality, transfers
+from pages.tables import by_label, by_sharpness, by_time, machine, of_ensembles, quality, transfers
 from pages.templating import rendered
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "figures"
@@ -23,6 +23,10 @@ CAPTIONS = {
     "sizes": "Over the number of training runs in the zoo. Near 0 the networks are copies, near 1 they are as new as another run.",
     "curve": "Networks that one flow draws in 1, 2, 4 and more steps of the solver.",
     "tradeoff": "Networks that one flow draws with more and more sharpness, from 0 (hollow) on. To the left they are more alike.",
+    "ensembles": "Ensembles of generated networks beside ensembles of the zoo. A band is the deviation over ensembles of one size.",
+    "reliability": "Accuracy by confidence. On the dotted line an ensemble is right as often as it says, and below it is too sure.",
+    "selective": "Accuracy on the answers of highest confidence. A curve that falls late means that an ensemble knows when it is wrong.",
+    "outside": "How well ensembles tell examples of another task from their own: 1 is always, .5 is chance. Right: entropies of both.",
 }
 
 
@@ -61,7 +65,8 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         sharpness=found,
         stages=[(label, seed, by_time(one)) for label, seed, one in beside(study, "stages")],
         transfers=transfers([one for *_, one in beside(study, "transfer-*")]),
-        captions={name: CAPTIONS[name.rstrip("0123456789")] for name in pictures if name != MAIN},
+        ensembles=[(label, seed, of_ensembles(one)) for label, seed, one in beside(study, "posterior")],
+        captions={name: CAPTIONS[name.rstrip("0123456789").partition("_")[0]] for name in pictures if name != MAIN},
         machine=machine(frame),
         missing=len(list(STUDIES[study].runs())) - len(frame),
     )
