@@ -46,6 +46,7 @@ SCORES = {"accuracy": STATISTICS, "nll": STATISTICS, "ece": STATISTICS}
 PLACED = {**SCORES, "novelty": float, "spread": float}
 POOLED = {"accuracy": float, "nll": float, "ece": float}
 ENSEMBLE = {"n": int, **POOLED, "log_pool": POOLED}
+PAIR = {"iou": float, "against": int, "jensen_shannon": float, "wasserstein": float}
 SCHEMA = {
     "zoo": SCORES,
     "generated": SCORES,
@@ -53,6 +54,7 @@ SCHEMA = {
     | {name: {**PLACED, "spread": type(None)} for name in ("mean_network", "rescaled_mean")},
     "ensemble": {"generated": ENSEMBLE, "zoo": ENSEMBLE},
     "diversity": dict.fromkeys(("zoo", "generated"), dict.fromkeys(("distance", "disagreement"), float)),
+    "pairwise": {"generated_generated": PAIR, "generated_zoo": PAIR, "zoo_zoo": PAIR},
     "novelty": dict.fromkeys(("generated_to_train", "heldout_to_train", "zoo_leave_one_out", "ratio", "copies", "spread"), float)
     | {"layers": {"0": float, "2": float}},
     "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), float),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from geoflow.canonical import align
 from geoflow.evaluation.baselines import BASELINES, baseline
+from geoflow.evaluation.diversity import pairwise
 from geoflow.evaluation.metrics import Scores, disagreement, evaluate, pooled_scores, summary
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
 from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights
@@ -61,6 +62,11 @@ class Exam:
         different = disagreement(self.network, self.spec, thetas.to(self.device), self.x)
         learned = torch.ones(self.spec.weights, dtype=torch.bool).index_fill(0, statistics_of(self.spec), False)
         return {"distance": spread(canonical[:, learned]), "disagreement": different}
+
+    def pairwise(self, thetas: Thetas, zoo: Zoo, generator: torch.Generator) -> dict[str, dict]:
+        """Return how different pairs of generated and trained networks are, in the measures of the literature."""
+        several = (some.to(self.device) for some in (thetas, zoo.networks))
+        return pairwise(self.network, self.spec, *several, zoo.run_of, self.x, self.y, generator)
 
     def _ensemble(self, thetas: Thetas) -> dict:
         found = pooled_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
@@ -125,6 +131,7 @@ def assess(
         "diversity": {
             name: exam.diversity(canonical, networks) for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
         },
+        "pairwise": exam.pairwise(thetas, fitted, generator),
         **recalibrated(exam.spec, seen),
     }
     figures = {

@@ -11,6 +11,9 @@ COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
 ENSEMBLE = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece": "ECE", "area": "area"}
 DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
 
+PAIRS = {"iou": "max IoU of mistakes", "jensen_shannon": "JS distance of predictions", "wasserstein": "Wasserstein distance of weights"}
+OF_TWO = {"generated_generated": "generated, generated", "generated_zoo": "generated, zoo", "zoo_zoo": "zoo, zoo"}
+
 CAPTIONS = {
     "scores": "Accuracy and negative log-likelihood of single networks. Vertical lines mark the means. Good networks lie as the zoo's do.",
     "loss": "Loss of the flow at each training step, and its running mean. It shows whether the training has settled.",
@@ -130,6 +133,7 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         "## Diversity\n\nHow different are two networks of one set? *distance* is their root mean square distance in the flow's canonical "
         "weights. *disagreement* is the share of examples for which they predict different classes.",
         _markdown(["networks", "distance", "disagreement"], diversity),
+        *_pairs(metrics.get("pairwise")),
         "## Time",
         _markdown(["phase", "seconds"], times),
         *_figures(folder),
@@ -149,6 +153,26 @@ def _statistics(examples: int | None) -> list[str]:
         return ["Running statistics of the generated networks and of the baselines were not measured anew."]
     return [f"Running statistics of the generated networks and of the baselines were measured anew on {examples:,} training inputs; the "
             "zoo's networks keep theirs."]  # fmt: skip
+
+
+def _pairs(found: Mapping[str, Mapping] | None) -> list[str]:
+    """Return the part on pairs of networks. Runs that were scored before it was measured have none."""
+    if found is None:
+        return []
+    rows = [
+        [words, str(found[pair]["against"]), *(_number(found[pair][measure], ".4f") for measure in PAIRS)] for pair, words in OF_TWO.items()
+    ]
+    return [
+        "## Pairs of networks\n\nThe measures of the literature between two generated networks, between a generated network and the zoo, "
+        "and between two networks of the zoo from different runs.\n\n"
+        "- *max IoU of mistakes* is the share of mistakes that a network has in common with the most similar other one. A copy has 1, and "
+        "new networks have what networks of the zoo have. It grows with the number of others, so compare rows with the same number.\n"
+        "- *JS distance of predictions* is the mean Jensen-Shannon distance of two predictions, from 0 (equal) to 1. If it is below the "
+        "zoo's, generated networks are too much alike.\n"
+        "- *Wasserstein distance of weights* compares the sorted weights of balanced networks. It says whether weights are as large as the "
+        "zoo's, and nothing about copies.",
+        _markdown(["networks", "others", *PAIRS.values()], rows),
+    ]
 
 
 def _rows(metrics: Mapping) -> Iterator[list[str]]:
