@@ -9,10 +9,11 @@
 .venv/bin/python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
 .venv/bin/python experiments/run.py stages with checkpoint=runs/3 count=64
 .venv/bin/python experiments/run.py posterior with checkpoint=runs/3
+.venv/bin/python experiments/run.py rivals with checkpoint=runs/3
 """
 
 from configuration import ex
-from uses import analysis, main_job, networks, posterior  # noqa: F401  each adds its commands to ex
+from uses import analysis, main_job, networks, posterior, rivals  # noqa: F401  each adds its commands to ex
 
 ex.doc = __doc__
 

@@ -61,6 +61,18 @@ def ensembles():
     }
 
 
+def rivals():
+    """What rivals.json may hold."""
+
+    def scored(nll):
+        values = {"accuracy": 0.9, "nll": nll, "brier": 0.2, "ece": 0.03, "area": 0.99}
+        return {name: {"mean": value, "std": 0.01} for name, value in values.items()}
+
+    alone = {"members": 1, "repeats": 5, "linear": scored(0.3), "log": scored(0.3), "seconds": 1.234}
+    ours = {"members": 64, "repeats": 4, "linear": scored(0.2), "log": scored(0.1), "seconds": 1234.0}
+    return {"task": "digits", "rivals": {"one network": alone, "flow, ensemble of 64": ours}}
+
+
 def a_run(folder, command="main", **content):
     """A run folder with what Sacred, and the command, wrote into it."""
     folder.mkdir(exist_ok=True)
@@ -114,7 +126,6 @@ def test_a_kept_flow_is_that_of_its_run():
         assert {name: fitted[name] for name in ("flow", "task", "seed", "iterations")} == {
             name: config[name] for name in ("flow", "task", "seed", "iterations")
         }
-
 
 
 def test_the_readme_and_the_overview_show_what_the_kept_runs_make():
@@ -179,6 +190,7 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     wider = {name: new[name] for name in ("generated", "ensemble", "task")} | {"parameters": 2410}
     results.keep("main_job", a_run(tmp_path / "wider", "transfer", metrics=wider, config=how | checkpoint | {"seed": 0}))
     results.keep("main_job", a_run(tmp_path / "pooled", "posterior", posterior=ensembles(), config=checkpoint))
+    results.keep("main_job", a_run(tmp_path / "rivals", "rivals", rivals=rivals(), config=checkpoint))
     rebuild()
     readme = (tmp_path / "README.md").read_text()
     assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
@@ -191,6 +203,9 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     assert "| digits | 32 | 2,410 | 8 | ." in page and "commits abcdefg." in page
     assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff", *POOLED}
     assert f"## Ensembles beside those of the zoo: {DIGITS}, seed 0" in page
+    assert f"## Other ways to get an ensemble: {DIGITS}, seed 0" in page
+    assert "| one network | - | .900 | .300 | .200 | .030 | 1.23 |" in page, "which needs no pool"
+    assert "| flow, ensemble of 64 | log | .900 | .100 | .200 | .030 | 1.23e+03 |" in page, "the pool with the lower NLL"
     assert "| 1 zoo | .500 | .500 | .500 | .500 | .500 | .900 |" in page
     assert "| 4 generated, log pool | .500 | .500 | .500 | .500 | .500 | .900 / .800 |" in page and "| 2 zoo" not in page
     assert "Not all runs are made yet" in (elsewhere / "README.md").read_text()

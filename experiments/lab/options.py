@@ -19,7 +19,7 @@ from lab.architectures import NETWORK, OF_NETWORKS, network_options, network_set
 from lab.folder import described, sampled_with, samples_file
 
 DEVICES = ("auto", "cpu", "cuda")
-FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages", "posterior")  # the commands on a saved flow
+FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages", "posterior", "rivals")  # the commands on a saved flow
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",

@@ -123,6 +123,16 @@ def of_ensembles(found: Mapping) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def of_rivals(found: Mapping) -> pd.DataFrame:
+    """Return a table of what rivals.json says of the ways to get an ensemble. Scores are of the pool with the lower NLL."""
+    lines = []
+    for name, one in found["rivals"].items():
+        pool = min((pool for pool in ("linear", "log") if pool in one), key=lambda pool: one[pool]["nll"]["mean"])
+        scored = {title: three(one[pool][score]["mean"]) for score, title in ENSEMBLE.items() if score != "area"}
+        lines.append({"networks": name, "pool": pool if one["members"] > 1 else "-"} | scored | {"seconds": f"{one['seconds']:.3g}"})
+    return pd.DataFrame(lines)
+
+
 def _told(auroc: Mapping) -> str:
     return " / ".join(three(one["mean"]) for one in auroc.values())
 

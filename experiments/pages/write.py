@@ -13,7 +13,7 @@ from pages.figures import MAIN, figures
 from pages.kept import RESULTS, beside, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
-from pages.tables import by_label, by_sharpness, by_time, machine, of_ensembles, quality, transfers
+from pages.tables import by_label, by_sharpness, by_time, machine, of_ensembles, of_rivals, quality, transfers
 from pages.templating import rendered
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "figures"
@@ -66,6 +66,7 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         stages=[(label, seed, by_time(one)) for label, seed, one in beside(study, "stages")],
         transfers=transfers([one for *_, one in beside(study, "transfer-*")]),
         ensembles=[(label, seed, of_ensembles(one)) for label, seed, one in beside(study, "posterior")],
+        rivals=[(label, seed, of_rivals(one)) for label, seed, one in beside(study, "rivals")],
         captions={name: CAPTIONS[name.rstrip("0123456789").partition("_")[0]] for name in pictures if name != MAIN},
         machine=machine(frame),
         missing=len(list(STUDIES[study].runs())) - len(frame),

@@ -41,7 +41,7 @@ def pairwise(
     At most NETWORKS networks of each kind are compared, on at most EXAMPLES examples, both drawn by `generator`. All numbers are None if
     there is no other network.
 
-    Source: Gupta et al. 2026, DeepWeightFlow, arXiv 2601.05052. The overlap of mistakes is that of Wang et al. 2024, Neural network
+    Source: DeepWeightFlow, arXiv 2601.05052. The overlap of mistakes is that of Wang et al. 2024, Neural network
     diffusion, arXiv 2402.13144.
 
     >>> import torch, geoflow

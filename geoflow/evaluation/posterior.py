@@ -120,6 +120,19 @@ def graded(
     return _joined(found)
 
 
+@torch.no_grad()
+def grade(log_probs: Float[Tensor, "nets examples classes"], y: Int[Tensor, " examples"], pool: str = "linear") -> Graded:
+    """Return the answers of the one ensemble of all members, whose log-probabilities are given, graded by the labels.
+
+    Raises ValueError for an unknown pool, and for labels that are no classes.
+
+    >>> grade(torch.tensor([[[.9, .1]], [[.5, .5]]]).log(), torch.tensor([0])).nll.exp()  # 1 / .7
+    tensor([[1.4286]])
+    """
+    choose("pool", pool, POOLS)
+    return _graded(*_pooled(log_probs.double().log_softmax(-1), len(log_probs), pool, 1), y)
+
+
 def scores_of(found: Graded) -> dict[str, dict[str, float]]:
     """Return mean and standard deviation over ensembles of accuracy, NLL, Brier score, ECE and `area`. One ensemble has deviation 0.
 

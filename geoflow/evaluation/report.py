@@ -91,6 +91,31 @@ def ensembles_table(found: Mapping) -> str:
     return _aligned(rows, [*ENSEMBLE.values(), *(f"AUROC {other}" for other in outside)])
 
 
+def rivals_table(found: Mapping[str, Mapping]) -> str:
+    """Return as plain text the scores and the cost of several ways to get an ensemble, which rivals.json holds.
+
+    Scores are means over repeats. A way with several members has a row for each pool. A network alone, and a closed form, need none.
+
+    >>> one = {name: {"mean": 0.5, "std": 0.1} for name in ENSEMBLE}
+    >>> print(rivals_table({"SWAG": {"members": 64, "linear": one, "log": one, "seconds": 12.34}}))
+                       accuracy            NLL          Brier            ECE  seconds
+    SWAG          0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100     12.3
+    SWAG, log pool  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100     12.3
+    """
+    scores = [name for name in ENSEMBLE if name != "area"]
+    rows = [
+        [name + (", log pool" if pool == "log" else ""), *(_spread(one[pool][score]) for score in scores), f"{one['seconds']:.3g}"]
+        for name, one in found.items()
+        for pool in ("linear", "log")
+        if pool in one
+    ]
+    return _aligned(rows, [*(ENSEMBLE[score] for score in scores), "seconds"])
+
+
+def _spread(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.3f} ± {value['std']:.3f}"
+
+
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
