@@ -1,7 +1,7 @@
 """Keep finished runs in results/, and rebuild its pages and the README's table from them.
 
 .venv/bin/python experiments/results.py main_job runs/1 runs/2    keeps these runs in results/main_job, and rebuilds all pages
-.venv/bin/python experiments/results.py mnist runs/6              keeps what curve, sharpen, stages, transfer, posterior or rivals found of its flow
+.venv/bin/python experiments/results.py mnist runs/6              keeps what a command, such as sharpen or posterior, found of its flow
 .venv/bin/python experiments/results.py                           rebuilds all pages
 """
 

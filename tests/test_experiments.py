@@ -627,6 +627,36 @@ def test_posterior_needs_the_run_folder(finished, place, tmp_path):
         launch(place, "posterior", named=(), checkpoint=str(tmp_path), count=4)
 
 
+def test_rivals_stand_beside_the_flow_at_their_cost(finished, place, monkeypatch, capsys):
+    from rivals.methods import RIVALS
+    from uses import rivals
+
+    without_packages = {name: RIVALS[name] for name in ("single network", "deep ensemble of 64", "SWAG")}
+    monkeypatch.setattr(rivals, "RIVALS", without_packages)
+    monkeypatch.setattr(rivals, "REPEATS", 2)
+    found = read(launch(place, "rivals", named=(), checkpoint=str(finished), count=8), "rivals.json")["rivals"]
+    assert list(found) == [*without_packages, "flow, ensemble of 8"]
+    assert {name: (one["members"], one["repeats"]) for name, one in found.items()} == {
+        "single network": (1, 2), "deep ensemble of 64": (64, 2), "SWAG": (64, 2), "flow, ensemble of 8": (8, 1),
+    }  # fmt: skip
+    assert found["single network"]["seconds"] < found["deep ensemble of 64"]["seconds"] and "log" not in found["single network"]
+    ours, first = found["flow, ensemble of 8"], read(finished, "metrics.json")
+    assert ours["linear"]["nll"]["mean"] == pytest.approx(first["ensemble"]["generated"]["nll"], abs=1e-5)
+    assert ours["parts"]["flow"] == first["time"]["train"] and ours["seconds"] == pytest.approx(sum(ours["parts"].values()))
+    assert ours["parts"]["zoo"] == pytest.approx(found["deep ensemble of 64"]["seconds"] * 12 / 64)
+    assert "SWAG, log pool" in capsys.readouterr().out
+
+
+def test_rivals_refuse_a_zoo_from_one_start(place, finished, tmp_path):
+    from lab.options import InputError
+
+    (tmp_path / "flow.safetensors").write_bytes((finished / "flow.safetensors").read_bytes())
+    config = read(finished, "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"zoo": config["zoo"] | {"origin": "shared", "common": 1}}))
+    with pytest.raises(InputError, match="the zoo of this flow has one common start"):
+        launch(place, "rivals", named=(), checkpoint=str(tmp_path), count=8)
+
+
 def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
     monkeypatch.setattr("lab.assess.SMALL", 2)
     ensembles = read(launch(place, "evaluate", named=(), checkpoint=str(finished)), "metrics.json")["ensemble"]
