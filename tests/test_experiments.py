@@ -598,7 +598,7 @@ def test_posterior_meets_other_tasks_of_the_same_shape(place, monkeypatch, capsy
     told = read(folder, "posterior.json")["outside"]["mirrored"]["generated"]["linear"]
     assert {name: one["mean"] for name, one in told["auroc"]["4"].items()} == {"entropy": 0.5, "information": 0.5}, "the same examples"
     assert "information" not in told["auroc"]["1"] and sum(told["entropy"]["inside"]) == pytest.approx(1)
-    assert (folder / "figures" / "outside_mirrored.png").exists() and "AUROC mirrored" in capsys.readouterr().out
+    assert (folder / "figures" / "outside_mirrored.png").exists() and "mirrored: entropy" in capsys.readouterr().out
 
     def absent(*_, **__):
         raise FileNotFoundError("mirrored is nowhere.")

@@ -334,9 +334,10 @@ def made_up(kinds=("generated", "zoo")) -> dict:
 
 def test_the_table_has_a_row_for_every_second_size():
     lines = ensembles_table(made_up()).splitlines()
-    assert lines[0].split() == ["accuracy", "NLL", "Brier", "ECE", "area", "AUROC", "fashion"]
+    assert lines[0].split() == ["accuracy", "NLL", "Brier", "ECE", "area", "fashion:", "entropy", "fashion:", "information"]
     names = ["1 generated", "1 zoo"] + [f"4 {kind}, {pool} pool" for pool in POOLS for kind in ("generated", "zoo")]
     assert [line.split("  ")[0] for line in lines[1:]] == names
+    assert lines[1].split()[-2:] == ["0.900", "-"] and lines[-1].split()[-2:] == ["0.900", "0.900"]
 
 
 def test_the_table_lacks_what_a_small_zoo_cannot_make():

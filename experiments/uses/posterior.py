@@ -17,6 +17,8 @@ from geoflow.training import fingerprint
 from geoflow.zoo.tasks import Task
 from uses.writing import folder_of, timed
 
+AUROC = "The last columns say how well entropy and information tell examples of another task from their own (AUROC): .5 is chance."
+
 
 @ex.command
 @plainly()
@@ -38,7 +40,7 @@ def posterior(_config, _run):
     found = how | {"parameters": spec.weights, "zoo_runs": len(trained), "zoo_of_the_flow": same, "time": seconds} | found
     write_json(folder / "posterior.json", found)
     save_figures(folder / "figures", figures_of(found, f"{_config['flow']} flow on {task.name}"))
-    print(ensembles_table(found), f"Written to {folder}", sep="\n\n")
+    print(ensembles_table(found), *([AUROC] if found["outside"] else []), f"Written to {folder}", sep="\n\n")
 
 
 def _others(task: Task, seed: int) -> dict[str, Shaped[torch.Tensor, "examples ..."]]:

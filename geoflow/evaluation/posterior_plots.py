@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from geoflow.evaluation.plots import BLACK, BLUE, GREY, LIGHT, ORANGE, VERMILION, plain_ticks
 
 COLOURS = {"generated": BLUE, "zoo": BLACK}
 STYLES = {"linear": "-", "log": "--"}  # by the pool
-PANELS = {"accuracy": "accuracy", "nll": "negative log-likelihood (nats, log scale)", "brier": "Brier score", "ece": "ECE"}
+PANELS = {"accuracy": "accuracy", "nll": "NLL (nats, log scale)", "brier": "Brier score", "ece": "ECE"}
 SCORES = {"entropy": ("-", "o"), "information": (":", "s")}  # what tells examples of another task
 
 Value = Mapping[str, float]  # mean and std over ensembles
@@ -42,7 +43,8 @@ def plot_ensembles(found: ByKind, title: str = "Ensembles by their size") -> Fig
 def plot_reliability(found: ByKind, title: str = "Reliability") -> Figure:
     """Draw accuracy over confidence, with a panel for each pool, and below it the share of examples in each bin.
 
-    `found` holds share, confidence and accuracy of the bins. Below the diagonal, networks are too sure.
+    `found` holds share, confidence and accuracy of the bins. A larger mark has more examples. Below the diagonal, networks are
+    too sure.
 
     >>> one = {"share": [0.0, 1.0], "confidence": [None, 0.9], "accuracy": [None, 0.8]}
     >>> len(plot_reliability({"generated": {"linear": one, "log": one}}).axes)
@@ -58,11 +60,14 @@ def plot_reliability(found: ByKind, title: str = "Reliability") -> Figure:
             points = [point for point in zip(*(bins[name] for name in ("confidence", "accuracy", "share")), strict=True) if point[2]]
             confidence, accuracy, share = zip(*points, strict=True)
             colour = COLOURS.get(kind, ORANGE)
-            upper.plot(confidence, accuracy, color=colour, marker="o", markersize=4, linewidth=1.4, label=kind)
+            upper.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.5)
+            upper.scatter(confidence, accuracy, [8 + 140 * one**0.5 for one in share], color=colour, alpha=0.7, linewidth=0, label=kind)
             lower.plot(confidence, share, color=colour, marker="o", markersize=3, linewidth=1.2)
-        upper.set(title=f"{pool} pool", xlim=(0, 1.01), ylim=(0, 1.03))
+        upper.set(title=f"{pool} pool", xlim=(0, 1.03), ylim=(0, 1.05))
         lower.set(xlabel="confidence", yscale="log")
-        plain_ticks(lower.yaxis)
+        lower.yaxis.set_major_locator(LogLocator(numticks=4))
+        lower.yaxis.set_major_formatter("{x:g}")
+        lower.yaxis.set_minor_formatter(NullFormatter())
         for axes in (upper, lower):
             _plain(axes)
     grid[0, 0].set_ylabel("accuracy")

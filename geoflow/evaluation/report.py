@@ -70,8 +70,8 @@ def diversity_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
 def ensembles_table(found: Mapping) -> str:
     """Return as plain text the scores of ensembles that posterior.json holds, for every second size, pool and kind of networks.
 
-    `area` is the mean accuracy over the coverage. A column for each other task has the AUROC of the entropy. Values are means over
-    ensembles.
+    `area` is the mean accuracy over the coverage. Two columns for each other task have the AUROC of the entropy and of the information,
+    which a single network lacks. Values are means over ensembles.
 
     >>> one = {"groups": 2} | {name: {"mean": 0.5, "std": 0.1} for name in ENSEMBLE}
     >>> print(ensembles_table({"ensembles": {"zoo": {"log": {"4": one}}}, "outside": {}}))
@@ -84,11 +84,13 @@ def ensembles_table(found: Mapping) -> str:
     rows = []
     for size, pool, kind in product(list(sizes)[::2], pools, several):
         if size in several[kind][pool] and not (size == "1" and pool != next(iter(pools))):  # one network needs no pool
-            told = [one[kind][pool]["auroc"][size]["entropy"] for one in outside.values()]
-            values = [several[kind][pool][size][name] for name in ENSEMBLE] + told
+            told = [one[kind][pool]["auroc"][size] for one in outside.values()]
+            values = [several[kind][pool][size][name] for name in ENSEMBLE]
+            values += [one.get(name) for one in told for name in ("entropy", "information")]
             name = f"{size} {kind}" + (f", {pool} pool" if size != "1" else "")
-            rows.append([name, *(f"{value['mean']:.3f}" for value in values)])
-    return _aligned(rows, [*ENSEMBLE.values(), *(f"AUROC {other}" for other in outside)])
+            rows.append([name, *("-" if value is None else f"{value['mean']:.3f}" for value in values)])
+    titles = [f"{other}: {name}" for other in outside for name in ("entropy", "information")]
+    return _aligned(rows, [*ENSEMBLE.values(), *titles])
 
 
 def rivals_table(found: Mapping[str, Mapping]) -> str:
@@ -98,8 +100,8 @@ def rivals_table(found: Mapping[str, Mapping]) -> str:
 
     >>> one = {name: {"mean": 0.5, "std": 0.1} for name in ENSEMBLE}
     >>> print(rivals_table({"SWAG": {"members": 64, "linear": one, "log": one, "seconds": 12.34}}))
-                       accuracy            NLL          Brier            ECE  seconds
-    SWAG          0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100     12.3
+                         accuracy            NLL          Brier            ECE  seconds
+    SWAG            0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100     12.3
     SWAG, log pool  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100     12.3
     """
     scores = [name for name in ENSEMBLE if name != "area"]
