@@ -143,17 +143,32 @@ def test_a_missing_package_is_said_with_its_cure():
 
 
 @needs_packages
-@pytest.mark.parametrize(("name", "members"), [("last-layer Laplace", 1), ("SGHMC", 64)])
-def test_packages_give_log_probabilities(setting, name, members):
+def test_a_laplace_approximation_knows_that_it_does_not_know_its_last_layer(setting):
     from rivals.methods import RIVALS, single
 
-    said = RIVALS[name](setting, seed=0)
-    assert said.shape == (members, 30, 3)
-    torch.testing.assert_close(said.exp().sum(-1), torch.ones(members, 30))
-    assert (said.exp().mean(0).argmax(-1) == setting.task.y_test).float().mean() > 0.8
-    if name == "last-layer Laplace":
-        alone = single(setting, 1, 0)
-        assert said.exp().amax(-1).mean() < alone.exp().amax(-1).mean(), "it knows that it does not know its last layer"
+    said, alone = RIVALS["last-layer Laplace"](setting, seed=0), single(setting, 1, 0)
+    assert said.shape == alone.shape == (1, 30, 3)
+    torch.testing.assert_close(said.exp().sum(-1), torch.ones(1, 30))
+    assert said.exp().amax(-1).mean() < alone.exp().amax(-1).mean()
+    assert (said.argmax(-1) == alone.argmax(-1)).float().mean() > 0.9
+
+
+@needs_packages
+def test_a_chain_begins_at_the_trained_network_and_leaves_it(setting):
+    from rivals.methods import sghmc, single
+
+    said, alone = sghmc(setting, 0, burn_in=2, thin=1, count=20), single(setting, 1, 0)
+    assert said.shape == (20, 30, 3) and said.isfinite().all()
+    apart = (said.exp() - alone.exp()).abs().mean((1, 2))
+    assert 0 < apart[0] < apart[-5:].mean()
+
+
+@needs_packages
+def test_a_chain_that_diverges_is_said(setting):
+    from rivals.methods import sghmc
+
+    with pytest.raises(FloatingPointError, match=r"diverged with lr=1000\.0 in epoch \d\. Lower it"):
+        sghmc(setting, 0, burn_in=5, thin=1, count=2, lr=1000.0)
 
 
 @needs_packages
