@@ -1,5 +1,6 @@
 """Ensembles of growing size: what they say of each example, how good that is, and how sure."""
 
+import json
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ import geoflow
 from geoflow.evaluation import posterior, posterior_plots
 from geoflow.evaluation.metrics import POOLS, ece, ensemble_scores
 from geoflow.evaluation.posterior import INFORMATION, answers, graded, scores_of
+from geoflow.evaluation.records import outside_record, reliability_record, scores_record, selective_record
 from geoflow.evaluation.reliability import auroc, reliability, selective
 from geoflow.evaluation.report import ensembles_table
 from geoflow.zoo.networks import mlp
@@ -250,6 +252,30 @@ def test_scores_are_means_and_deviations_over_ensembles(networks):
     first, second = found[4].nll.mean(1).tolist()
     assert values["nll"] == pytest.approx({"mean": (first + second) / 2, "std": abs(first - second) / math.sqrt(2)})
     assert list(values) == ["accuracy", "nll", "brier", "ece", "area"] and all(value["std"] == 0 for value in one.values())
+
+
+# Records
+
+
+def test_records_are_plain_numbers_of_what_was_found(networks):
+    network, spec, thetas, x, _ = networks
+    found = graded(*networks)
+    record = {
+        "scores": scores_record(found),
+        "reliability": reliability_record(found, 4),
+        "selective": selective_record(found, 4),
+        "outside": outside_record(answers(network, spec, thetas, 10 * x), found, 4),
+    }
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    scores, bins, curve, outside = (record[name]["log"] for name in record)
+    assert {size: one["groups"] for size, one in scores.items()} == {"1": 11, "2": 5, "4": 2, "8": 1}
+    assert scores["4"]["nll"] == scores_of(found["log"][4])["nll"]
+    assert None in bins["accuracy"] and sum(bins["share"]) == pytest.approx(1)
+    assert curve["coverage"][-1] == 1 and curve["accuracy"][-1] == pytest.approx(scores["4"]["accuracy"]["mean"])
+    assert len(curve["coverage"]) == len(curve["accuracy"]) and curve["coverage"] == sorted(set(curve["coverage"]))
+    assert [*outside["auroc"]["1"]] == ["entropy"] and [*outside["auroc"]["4"]] == ["entropy", "information"]
+    assert outside["auroc"]["4"]["entropy"]["mean"] < 0.5, "these networks are surer of larger inputs"
+    assert sum(outside["entropy"]["inside"]) == pytest.approx(1) == sum(outside["entropy"]["outside"])
 
 
 # Inputs of other tasks
