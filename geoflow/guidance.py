@@ -4,11 +4,11 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from geoflow.chart import Chart
+from geoflow.outputs import outputs_of
 from geoflow.population import run
 from geoflow.vector import unpack
 
@@ -20,15 +20,19 @@ def no_guidance(chart: Chart) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, t: torch.zeros(())
 
 
-def task_guidance(network: nn.Module, x: Float[Tensor, "examples ..."], y: Int[Tensor, " examples"], strength: float) -> Guidance:
-    """Return a guidance that lowers the mean cross-entropy L of every sampled network on the examples (x, y).
+def task_guidance(
+    network: nn.Module, x: Shaped[Tensor, "examples ..."], y: Shaped[Tensor, "examples ..."], strength: float, outputs: str = "classes"
+) -> Guidance:
+    """Return a guidance that lowers the mean negative log-likelihood L of the examples (x, y) under every sampled network.
 
     It adds this Riemannian gradient to the velocity, for all samples at once:
 
         -strength * grad_x L(f_theta(x))
 
-    `network` gives the architecture that is sampled. Its weights play no role. Source: Erdogan 2025,
-    with the sign that lowers the loss.
+    `network` gives the architecture that is sampled. Its weights play no role. `outputs` names what its outputs mean, a row of OUTPUTS.
+    For classes, L is the mean cross-entropy. Source: Erdogan 2025, with the sign that lowers the loss.
+
+    Raises ValueError for targets that are not of this kind, or that a network with so many outputs cannot predict.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)
@@ -39,7 +43,11 @@ def task_guidance(network: nn.Module, x: Float[Tensor, "examples ..."], y: Int[T
     torch.Size([5, 6])
     """
 
+    kind = outputs_of(outputs)
     network = deepcopy(network).to(x.device).eval()  # a copy, so that the caller's network keeps its mode and buffers
+    kind.check(x, y)
+    with torch.no_grad():
+        kind.check_fit(network(x[:1]).shape[-1], y)
 
     def on(chart: Chart):
         fixed = {tensor.name for tensor in chart.spec.tensors if not tensor.learned}  # the statistics of batch norm get no gradient
@@ -48,8 +56,7 @@ def task_guidance(network: nn.Module, x: Float[Tensor, "examples ..."], y: Int[T
             """Return the sum of the losses of all networks. Each keeps its own gradient in it."""
             states = unpack(chart.spec, chart.theta(points))
             states |= {name: states[name].detach() for name in fixed}
-            logits = run(network, states, x)
-            return cross_entropy(logits.flatten(0, 1), y.repeat(len(points)), reduction="sum") / len(y)
+            return kind.nll(run(network, states, x), y).mean(1).sum()
 
         def bend(point: Float[Tensor, "nets size"], t: Tensor) -> Float[Tensor, "nets size"]:
             with torch.enable_grad():

@@ -19,6 +19,7 @@ _PERCEPTRONS = {
     },
     "digits": {"independent": _ROWS | {"runs": 2048, "epochs": 40, "batch": 32, "weight_decay": 0.15}},
     "iris": {"independent": _ROWS | {"runs": 512, "epochs": 80, "batch": 16, "snapshots": 2, "every": 4}},
+    "diabetes": {"independent": _ROWS | {"runs": 512, "epochs": 40, "batch": 32, "lr": 3e-3, "snapshots": 2, "every": 2}},
     "wine": {"independent": _ROWS | {"runs": 512, "epochs": 40, "batch": 16, "snapshots": 2, "every": 4}},
 } | {name: {"independent": _PIXELS} for name in ("mnist", "fashion", "mnist14", "fashion14")}
 
