@@ -32,7 +32,7 @@ def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Tas
     if config["guidance"]:
         some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "guidance"))[:GUIDING_EXAMPLES]
         x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
-        guidance = task_guidance(network, x, y, config["guidance"])
+        guidance = task_guidance(network, x, y, config["guidance"], task.outputs)
     thetas = sample(
         flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], start=config["start"],
         sharpness=config["sharpness"], guidance=guidance, generator=generator,

@@ -13,7 +13,7 @@ from pages.figures import MAIN, figures
 from pages.kept import RESULTS, beside, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
-from pages.tables import by_label, by_sharpness, by_time, machine, quality, transfers
+from pages.tables import by_label, by_sharpness, by_time, machine, outputs_in, quality, titles, transfers
 from pages.templating import rendered
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "figures"
@@ -59,7 +59,7 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         **_shown(study, frame, "../.."),
         quality=quality(frame),
         sharpness=found,
-        stages=[(label, seed, by_time(one)) for label, seed, one in beside(study, "stages")],
+        stages=[(label, seed, by_time(one, outputs_in(rows[label]))) for label, seed, one in beside(study, "stages")],
         transfers=transfers([one for *_, one in beside(study, "transfer-*")]),
         captions={name: CAPTIONS[name.rstrip("0123456789")] for name in pictures if name != MAIN},
         machine=machine(frame),
@@ -72,5 +72,5 @@ def _shown(study: str, frame: pd.DataFrame, root: str) -> dict:
     rows = by_label(frame)
     complete = {*STUDIES[study].about} <= {*rows}
     several = len(rows) >= MANY and frame["config.task"].nunique() == 1
-    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN}
+    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN, "scores": titles(outputs_in(frame))}
     return shown | {"answer": answer(study, rows, root) if complete else None}
