@@ -94,7 +94,6 @@ def test_a_kept_flow_is_that_of_its_run():
         }
 
 
-
 def test_the_readme_and_the_overview_show_what_the_kept_runs_make():
     from pages.kept import RESULTS, read
     from pages.readme import BEGIN, END, ROWS, inserted, shown

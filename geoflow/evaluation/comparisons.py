@@ -67,6 +67,41 @@ def plot_sharpness(
     return figure
 
 
+def plot_learning(starts: Mapping[str, Mapping[int, Summary]], title: str, level: float | None = None, outputs: str = "classes") -> Figure:
+    """Draw the two main scores over the steps of a training, with a line for each start and a band of one deviation.
+
+    `starts` holds a summary for each step. A dashed line marks the `level` of the first score, which is the accuracy for classes. `outputs`
+    names the kind of outputs, a row of OUTPUTS.
+
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
+    >>> len(plot_learning({"random": {0: one, 8: one}, "generated": {0: one, 8: one}}, "Digits").axes)
+    2
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2)
+    for axes, (field, said) in zip(panels, main_columns(outputs).items(), strict=True):
+        for number, (name, scores) in enumerate(starts.items()):
+            colour, mean, spread = (BLACK, BLUE, ORANGE, VERMILION)[number % 4], *_parts(scores, field)
+            axes.plot(list(scores), mean, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4, label=name)
+            low = [max(m - s, m / 4) if said.log else m - s for m, s in zip(mean, spread, strict=True)]
+            axes.fill_between(list(scores), low, [m + s for m, s in zip(mean, spread, strict=True)], color=colour, alpha=0.15, linewidth=0)
+        if level is not None and axes is panels[0]:
+            axes.axhline(level, color=GREY, linestyle="--", linewidth=1)
+        axes.set_xscale("symlog", linthresh=1)
+        ticks = [0, *(2**n for n in range(0, 20, 2) if 2**n <= max(map(max, starts.values())))]
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.minorticks_off()
+        axes.set(xlabel="training steps", ylabel=said.long_label)
+        _finish(axes, said.log)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _parts(scores: Mapping[int, Summary], field: str) -> tuple[list[float], list[float]]:
+    return tuple([one[field][part] for one in scores.values()] for part in ("mean", "std"))
+
+
 def plot_tradeoff(
     flows: Mapping[str, Sequence[tuple[float, Summary]]],
     zoo: Summary,
