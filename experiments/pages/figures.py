@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 import pandas as pd
+from lab.labels import by_kind
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.boards import plot_board, plot_rows
-from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_tradeoff
+from geoflow.evaluation.comparisons import plot_curve, plot_learning, plot_sizes, plot_tradeoff
 from pages.kept import beside
 from pages.studies import STUDIES
 from pages.tables import BASELINES, NAMES, best, by_label
@@ -37,6 +38,15 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
         drawn = {label: _by_distance(frame.loc[label, seed], found) for label, (seed, found) in sharper.items()}
         label, (seed, _) = next(iter(sharper.items()))
         shown["tradeoff"] = plot_tradeoff(drawn, summary(frame.loc[label, seed], "zoo"), f"{title}: quality against diversity")
+    for number, (label, seed, found) in enumerate(beside(study, "guide-*")):
+        rows = by_kind({name: one["test"] for name, one in found["ways"].items() if one["test"]})
+        shown[f"guide{number or ''}"] = plot_rows(
+            rows, f"{title}: {label}, seed {seed}, to {found['task']}, {found['gradients']} gradients"
+        )
+    for number, (label, seed, found) in enumerate(beside(study, "finetune-*")):
+        starts = {name: {int(step): one for step, one in start["scores"].items()} for name, start in found["starts"].items()}
+        name = f"{title}: {label}, seed {seed}, trained further on {found['task']}"
+        shown[f"finetune{number or ''}"] = plot_learning(starts, name, found["level"])
     return shown
 
 
