@@ -92,7 +92,7 @@ def config():
     }
     tuning = {
         "steps": 512,  # of `finetune`: training steps
-        "level": 0.8,  # of `finetune`: the accuracy whose first step is reported
+        "level": 0.8,  # of `finetune`: the accuracy (of real targets R²) whose first step is reported
     }
     checkpoint = None  # for the commands on a saved flow: a run folder or a `flow.safetensors`; default: none
     # where and with which random numbers

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from geoflow.outputs import Outputs, outputs_of
+from geoflow.zoo.tasks import TASKS
+
 LOST = 3  # layers that are named for a time
 TIE = 5e-4  # nats by which two baselines may differ by chance
 MEANS = ("mean_network", "rescaled_mean")
@@ -21,15 +24,26 @@ def three(value: float) -> str:
     return "-" if pd.isna(value) else f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
+def outputs_in(runs: pd.DataFrame) -> str:
+    """Return what the outputs of the networks of most runs mean: a row of OUTPUTS."""
+    return TASKS[runs["config.task"].mode()[0]].outputs
+
+
+def titles(outputs: str) -> list[str]:
+    """Return the titles of the two scores that tables show, such as accuracy and NLL."""
+    kind = outputs_of(outputs)
+    return [kind.columns[score].title for score in kind.main]
+
+
 def mean_of(runs: pd.DataFrame, kind: str, score: str) -> float:
-    """Return the mean accuracy, NLL or ECE over runs of a kind of networks: zoo, generated or a baseline."""
+    """Return the mean of a score, such as NLL, over runs of a kind of networks: zoo, generated or a baseline."""
     kind = kind if kind in ("zoo", "generated") else f"baselines.{kind}"
     return runs[f"{kind}.{score}.mean"].mean(skipna=False)
 
 
 def scores(runs: pd.DataFrame, kind: str) -> str:
-    """Return accuracy / NLL of a kind of networks."""
-    return " / ".join(three(mean_of(runs, kind, score)) for score in ("accuracy", "nll"))
+    """Return the two main scores of a kind of networks, such as accuracy / NLL."""
+    return " / ".join(three(mean_of(runs, kind, score)) for score in outputs_of(outputs_in(runs)).main)
 
 
 def best(runs: pd.DataFrame, names: Sequence[str] = BASELINES) -> str:
@@ -40,7 +54,7 @@ def best(runs: pd.DataFrame, names: Sequence[str] = BASELINES) -> str:
 
 
 def quality(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the main table of a page, with a line for each label. Scores are accuracy / NLL."""
+    """Return the main table of a page, with a line for each label. Scores are the two main ones, such as accuracy / NLL."""
     lines = []
     for label, runs in by_label(frame).items():
         top = best(runs)
@@ -66,11 +80,11 @@ def novelty(runs: pd.DataFrame, baseline: str | None = None) -> str:
 
 def by_sharpness(found: Mapping, runs: pd.DataFrame) -> pd.DataFrame:
     """Return a table of what the networks of one flow gain by sharpness, and how alike they become."""
-    zoo = runs.iloc[0]["diversity.zoo.distance"]
+    zoo, outputs = runs.iloc[0]["diversity.zoo.distance"], outputs_in(runs)
     return pd.DataFrame(
         {
             "sharpness": sharpness,
-            "accuracy / NLL": _pair(one["generated"]),
+            " / ".join(titles(outputs)): _pair(one["generated"], outputs),
             "NLL on training data": three(one["training"]["nll"]["mean"]),
             "distance of two, zoo: 1": three(one["diversity"]["generated"]["distance"] / zoo),
         }
@@ -78,19 +92,25 @@ def by_sharpness(found: Mapping, runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def by_time(found: Mapping) -> pd.DataFrame:
+def by_time(found: Mapping, outputs: str) -> pd.DataFrame:
     """Return a table of networks of the zoo that a flow made anew from times on their paths, and of the LOST layers that cost most."""
-    lines = [{"made anew from": "the networks themselves", "accuracy / NLL": _pair(found["zoo"]), "layers that cost most alone": ""}]
+    kind, title = outputs_of(outputs), " / ".join(titles(outputs))
+    lines = [{"made anew from": "the networks themselves", title: _pair(found["zoo"], outputs), "layers that cost most alone": ""}]
     for time, one in found["whole"].items():
         alone = found["layers"].get(time, {})
-        worst = sorted(alone, key=lambda layer: alone[layer]["accuracy"]["mean"])[:LOST]
-        named = ", ".join(f"{layer or 'the rest'} {_pair(alone[layer])}" for layer in worst)
-        lines.append({"made anew from": f"t = {time}", "accuracy / NLL": _pair(one), "layers that cost most alone": named})
+        worst = _worst_first(alone, kind)[:LOST]
+        named = ", ".join(f"{layer or 'the rest'} {_pair(alone[layer], outputs)}" for layer in worst)
+        lines.append({"made anew from": f"t = {time}", title: _pair(one, outputs), "layers that cost most alone": named})
     return pd.DataFrame(lines)
 
 
-def _pair(summary: Mapping) -> str:
-    return " / ".join(three(summary[score]["mean"]) for score in ("accuracy", "nll"))
+def _worst_first(alone: Mapping[str, Mapping], kind: Outputs) -> list[str]:
+    score = kind.main[0]
+    return sorted(alone, key=lambda layer: alone[layer][score]["mean"], reverse=not kind.columns[score].higher)
+
+
+def _pair(summary: Mapping, outputs: str) -> str:
+    return " / ".join(three(summary[score]["mean"]) for score in outputs_of(outputs).main)
 
 
 def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
@@ -101,7 +121,7 @@ def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
             "hidden": "-".join(map(str, one["hidden"])),
             "parameters": f"{one['parameters']:,}",
             "networks": one["count"],
-            "accuracy / NLL": _pair(one["generated"]),
+            " / ".join(titles(TASKS[one["task"]].outputs)): _pair(one["generated"], TASKS[one["task"]].outputs),
         }
         for one in sorted(found, key=lambda one: (one["task"] != "mnist", one["parameters"]))
     )
@@ -109,12 +129,12 @@ def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
 
 def by_way(found: Mapping) -> pd.DataFrame:
     """Return a table of ways to guide one flow, and of training with as many gradients."""
-    settings = {"guided": "strength", "Adam": "learning rate"}
+    settings, outputs = {"guided": "strength", "Adam": "learning rate"}, TASKS[found["task"]].outputs
     return pd.DataFrame(
         {
             "networks": name,
             "setting": next((f"{what} {one['chosen']:g}" for begin, what in settings.items() if name.startswith(begin)), ""),
-            "accuracy / NLL": _pair(one["test"]) if one["test"] else "diverged",
+            " / ".join(titles(outputs)): _pair(one["test"], outputs) if one["test"] else "diverged",
             "minutes": f"{one['seconds'] / 60:.1f}" if "seconds" in one else "",
         }
         for name, one in found["ways"].items()
@@ -122,13 +142,14 @@ def by_way(found: Mapping) -> pd.DataFrame:
 
 
 def by_start(found: Mapping) -> pd.DataFrame:
-    """Return a table of trainings from several starts: scores at the beginning and at the end, and when an accuracy was reached."""
+    """Return a table of trainings from several starts: scores at the beginning and at the end, and when a level was reached."""
+    outputs = TASKS[found["task"]].outputs
     return pd.DataFrame(
         {
             "start": name,
             "learning rate": f"{one['lr']:g}",
-            "before": _pair(one["scores"]["0"]),
-            f"after {list(one['scores'])[-1]} steps": _pair(list(one["scores"].values())[-1]),
+            "before": _pair(one["scores"]["0"], outputs),
+            f"after {list(one['scores'])[-1]} steps": _pair(list(one["scores"].values())[-1], outputs),
             f"steps to {three(found['level'])}": "-" if one["reached"] is None else one["reached"],
         }
         for name, one in found["starts"].items()

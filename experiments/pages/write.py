@@ -13,7 +13,7 @@ from pages.figures import MAIN, figures
 from pages.kept import RESULTS, beside, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
-from pages.tables import by_label, by_sharpness, by_start, by_time, by_way, machine, quality, transfers
+from pages.tables import by_label, by_sharpness, by_start, by_time, by_way, machine, outputs_in, quality, titles, transfers
 from pages.templating import rendered
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "figures"
@@ -61,7 +61,7 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         **_shown(study, frame, "../.."),
         quality=quality(frame),
         sharpness=found,
-        stages=[(label, seed, by_time(one)) for label, seed, one in beside(study, "stages")],
+        stages=[(label, seed, by_time(one, outputs_in(rows[label]))) for label, seed, one in beside(study, "stages")],
         guided=[(label, seed, one, by_way(one)) for label, seed, one in beside(study, "guide-*")],
         tuned=[(label, seed, one, by_start(one)) for label, seed, one in beside(study, "finetune-*")],
         transfers=transfers([one for *_, one in beside(study, "transfer-*")]),
@@ -76,5 +76,5 @@ def _shown(study: str, frame: pd.DataFrame, root: str) -> dict:
     rows = by_label(frame)
     complete = {*STUDIES[study].about} <= {*rows}
     several = len(rows) >= MANY and frame["config.task"].nunique() == 1
-    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN}
+    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN, "scores": titles(outputs_in(frame))}
     return shown | {"answer": answer(study, rows, root) if complete else None}

@@ -16,6 +16,7 @@ from geoflow.evaluation.comparisons import plot_learning
 from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import scores_table
+from geoflow.outputs import outputs_of
 from geoflow.randomness import randomness
 from uses.writing import folder_of
 
@@ -27,6 +28,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # learning rates of Adam
 def finetune(_config, _run):
     """Train networks further on task=fashion, for example: from the flow of checkpoint=runs/3, from random ones, and from its zoo's."""
     folder, data = folder_of(_run), labelled(_config)
+    kind = outputs_of(data.task.outputs)
     count, level, steps = _config["count"], _config["tuning"]["level"], milestones(_config["tuning"]["steps"])
     starts = {
         "random networks": fresh_networks(data.task, _config, data.spec, count),
@@ -40,14 +42,17 @@ def finetune(_config, _run):
     for name, start in tqdm(starts.items(), desc="starts", unit="start", disable=not at_terminal()):
         if start is not None:
             curves[name] = learning_curve(data, start, steps, _config["seed"])
-            curves[name]["reached"] = reached(curves[name]["scores"], level)
+            curves[name]["reached"] = reached(curves[name]["scores"], level, kind.main[0])
     how = {name: _config[name] for name in ("task", "flow", "count", "seed", "guidance", "guiding")}
     how |= {"own_task": data.flow.config["task"], "examples": len(data.task.x_train), "batch": data.batch, "level": level}
     write_json(folder / "finetune.json", how | {"starts": curves})
     title = f"{data.task.name}: training from several starts ({count} networks each, {len(data.task.x_train):,} examples)"
-    save_figures(folder / "figures", {"finetune": plot_learning({name: one["scores"] for name, one in curves.items()}, title, level)})
+    shown = plot_learning({name: one["scores"] for name, one in curves.items()}, title, level, data.task.outputs)
+    save_figures(folder / "figures", {"finetune": shown})
     ends = {f"{name}, step {step} (lr {one['lr']:g})": one["scores"][step] for name, one in curves.items() for step in (0, steps[-1])}
-    print(scores_table(ends), *(said(name, one["reached"], level) for name, one in curves.items()), f"Written to {folder}", sep="\n\n")
+    wanted = f"{kind.columns[kind.main[0]].title} {level:g}"
+    lines = (said(name, one["reached"], wanted) for name, one in curves.items())
+    print(scores_table(ends, data.task.outputs), *lines, f"Written to {folder}", sep="\n\n")
 
 
 def milestones(last: int) -> list[int]:
@@ -81,10 +86,10 @@ def learning_curve(data: Labelled, start: Tensor, steps: list[int], seed: int) -
     return {"lr": best, "tried": {f"{lr:g}": nll for lr, nll in tried.items()}, "scores": scores}
 
 
-def reached(scores: Mapping[int, Mapping], level: float) -> int | None:
-    """Return the first of the scored steps at which the mean accuracy is at least `level`, or None."""
-    return next((step for step, one in scores.items() if one["accuracy"]["mean"] >= level), None)
+def reached(scores: Mapping[int, Mapping], level: float, score: str = "accuracy") -> int | None:
+    """Return the first of the scored steps at which the mean of a score is at least `level`, or None."""
+    return next((step for step, one in scores.items() if one[score]["mean"] >= level), None)
 
 
-def said(name: str, step: int | None, level: float) -> str:
-    return f"{name}: accuracy {level:g} " + ("is not reached" if step is None else f"after {step} steps")
+def said(name: str, step: int | None, wanted: str) -> str:
+    return f"{name}: {wanted} " + ("is not reached" if step is None else f"after {step} steps")

@@ -72,8 +72,9 @@ def guide(_config, _run):
     how |= {"own_task": data.flow.config["task"], "examples": len(data.task.x_train), "batch": data.batch, "gradients": gradients}
     write_json(folder / "guide.json", how | {"ways": found})
     rows = {name: one["test"] for name, one in found.items() if one["test"]}
-    save_figures(folder / "figures", {"guide": plot_rows(by_kind(rows), f"{data.task.name}: guidance and training, {gradients} gradients")})
-    print(scores_table({named(name, found[name]): one for name, one in rows.items()}), f"Written to {folder}", sep="\n\n")
+    title, outputs = f"{data.task.name}: guidance and training, {gradients} gradients", data.task.outputs
+    save_figures(folder / "figures", {"guide": plot_rows(by_kind(rows), title, outputs)})
+    print(scores_table({named(name, found[name]): one for name, one in rows.items()}, outputs), f"Written to {folder}", sep="\n\n")
 
 
 def best_of(values: Iterable[float], make: Callable[[float, int], Tensor], data: Labelled, count: int) -> dict:

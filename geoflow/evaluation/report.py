@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from geoflow.files import whole
+from geoflow.outputs import Outputs, outputs_of
 
-COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
 DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
 
 CAPTIONS = {
-    "scores": "Accuracy and negative log-likelihood of single networks. Vertical lines mark the means. Good networks lie as the zoo's do.",
+    "scores": "{main} of single networks. Vertical lines mark the means. Good networks lie as the zoo's do.",
     "loss": "Loss of the flow at each training step, and its running mean. It shows whether the training has settled.",
     "weights": "Zoo, generated networks and sampling paths in the plane of the zoo's principal components. Generated networks should "
     "spread as the zoo does.",
@@ -29,7 +29,7 @@ def metrics_table(metrics: Mapping) -> str:
 
     The rows are the zoo (if it is there), the generated networks, each baseline and the ensembles. An ensemble averages probabilities. With
     `log_pool`, a second row has the scores for averaged log-probabilities. Ensembles are named zoo or generated. A suffix behind "_" may
-    tell several apart.
+    tell several apart. The columns are those of the kind of outputs that `metrics["outputs"]` names. Without it they are those of classes.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(metrics_table({"zoo": one, "generated": one, "baselines": {}, "ensemble": {}}))
@@ -37,36 +37,53 @@ def metrics_table(metrics: Mapping) -> str:
     zoo        0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
     generated  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
     """
-    return _aligned(_rows(metrics))
+    kind = _kind(metrics)
+    return _aligned(_rows(metrics, kind), _titles(kind))
 
 
-def scores_table(scores: Mapping[str, Mapping]) -> str:
-    """Return accuracy, NLL and ECE of named sets of networks as plain text. The scores come from `summary`.
+def scores_table(scores: Mapping[str, Mapping], outputs: str = "classes") -> str:
+    """Return the scores of named sets of networks as plain text. The scores come from `summary`.
+
+    `outputs` names the kind of outputs, a row of OUTPUTS. For classes the scores are accuracy, NLL and ECE.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(scores_table({"8 steps": one}))
                   accuracy            NLL            ECE
     8 steps  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
     """
-    return _aligned(_single(scores))
+    kind = outputs_of(outputs)
+    return _aligned(_single(scores, kind), _titles(kind))
 
 
-def diversity_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Return as plain text how far apart two networks of each set are, and how often they predict different classes.
+def diversity_table(found: Mapping[str, Mapping[str, float | None]], outputs: str = "classes") -> str:
+    """Return as plain text how far apart two networks of each set are, in their weights and in their predictions.
+
+    `outputs` names the kind of outputs, a row of OUTPUTS. For classes, predictions are apart where they are different classes.
 
     >>> print(diversity_table({"zoo": {"distance": 30.5, "disagreement": 0.0421}}))
          distance  disagreement
     zoo      30.5        0.0421
     """
-    rows = ([name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in found.items())
-    return _aligned(rows, DIVERSITY)
+    return _aligned(_apart(found), ["distance", outputs_of(outputs).apart.title])
+
+
+def _apart(found: Mapping[str, Mapping[str, float | None]]) -> list[list[str]]:
+    return [[name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in found.items()]
+
+
+def _kind(metrics: Mapping) -> Outputs:
+    return outputs_of(metrics.get("outputs", "classes"))
+
+
+def _titles(kind: Outputs) -> list[str]:
+    return [column.title for column in kind.columns.values()]
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _aligned(rows: Iterable[list[str]], titles: Iterable[str] = COLUMNS.values()) -> str:
+def _aligned(rows: Iterable[list[str]], titles: Iterable[str]) -> str:
     rows = [["", *titles], *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in rows]
@@ -78,19 +95,17 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
 
     It has tables of scores, novelty, diversity and times, the figures of `folder`/figures, and the configuration.
     """
-    folder = Path(folder)
+    folder, kind = Path(folder), _kind(metrics)
     layers = {f"novelty of layer {name}": ratio for name, ratio in metrics["novelty"]["layers"].items()}
     found = {name: value for name, value in (metrics["novelty"] | layers).items() if name != "layers"}
     novelty = [[NAMES.get(name, name), "-" if value is None else f"{value:.4g}"] for name, value in found.items()]
-    diversity = [[name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in metrics["diversity"].items()]
     part = f"{config.get('part', 'test')} part of the data"
     times = [[name, f"{seconds:.1f}"] for name, seconds in metrics["time"].items()]
     parts = [
         f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
         f"The networks have {metrics['parameters']:,} parameters. Scores are measured on the {part}. They are the mean ± standard "
-        "deviation over single networks. NLL is the negative log-likelihood in nats, and ECE the expected calibration error. An ensemble "
-        "averages the probabilities of its networks, with *log pool* their log-probabilities.",
-        _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
+        f"deviation over single networks. {kind.said}{_units(metrics)}",
+        _markdown(["networks", *_titles(kind)], _rows(metrics, kind)),
         *_statistics(metrics.get("recalibrated")),
         "## Novelty\n\nAre the networks new? Distances are medians. Every layer has the same share of them. Two training networks are 1 "
         "apart (root mean square).\n\n"
@@ -102,17 +117,23 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         "much alike.",
         _markdown(["", "value"], novelty),
         "## Diversity\n\nHow different are two networks of one set? *distance* is their root mean square distance in the flow's canonical "
-        "weights. *disagreement* is the share of examples for which they predict different classes.",
-        _markdown(["networks", "distance", "disagreement"], diversity),
+        f"weights. *{kind.apart.title}* is {kind.apart.words}.",
+        _markdown(["networks", "distance", kind.apart.title], _apart(metrics["diversity"])),
         "## Time",
         _markdown(["phase", "seconds"], times),
-        *_figures(folder),
+        *_figures(folder, kind),
         "## Configuration\n\n```json\n" + json.dumps(config, indent=2, sort_keys=True, default=str) + "\n```",
     ]
     path = folder / "report.md"
     with whole(path) as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _units(metrics: Mapping) -> str:
+    """Return what the unit of each real target is."""
+    units = ", ".join(f"{target['deviation']:.4g} for {target['name']}" for target in metrics.get("targets", ()))
+    return units and f" Targets are counted in standard deviations of the training part: {units}."
 
 
 def _statistics(examples: int | None) -> list[str]:
@@ -125,18 +146,19 @@ def _statistics(examples: int | None) -> list[str]:
             "zoo's networks keep theirs."]  # fmt: skip
 
 
-def _rows(metrics: Mapping) -> Iterator[list[str]]:
-    """Yield name, accuracy, NLL and ECE of every set of networks."""
-    yield from _single({name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"]))
+def _rows(metrics: Mapping, kind: Outputs) -> Iterator[list[str]]:
+    """Yield the name and the scores of every set of networks."""
+    yield from _single({name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"]), kind)
     for name, scores in metrics["ensemble"].items():
         for one, how in ((scores, ""), (scores.get("log_pool"), ", log pool")):
             if one:
-                yield [f"ensemble of {scores['n']} {name.split('_')[0]}{how}", *(f"{one[c]:.3f}" + " " * len(" ± 0.000") for c in COLUMNS)]
+                numbers = (f"{one[column]:.3f}" + " " * len(" ± 0.000") for column in kind.columns)
+                yield [f"ensemble of {scores['n']} {name.split('_')[0]}{how}", *numbers]
 
 
-def _single(scores: Mapping[str, Mapping]) -> Iterator[list[str]]:
+def _single(scores: Mapping[str, Mapping], kind: Outputs) -> Iterator[list[str]]:
     for name, one in scores.items():
-        yield [name.replace("_", " "), *(f"{one[c]['mean']:.3f} ± {one[c]['std']:.3f}" for c in COLUMNS)]
+        yield [name.replace("_", " "), *(f"{one[c]['mean']:.3f} ± {one[c]['std']:.3f}" for c in kind.columns)]
 
 
 def _markdown(header: list[str], rows) -> str:
@@ -144,6 +166,8 @@ def _markdown(header: list[str], rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _figures(folder: Path) -> list[str]:
-    found = [name for name in CAPTIONS if (folder / "figures" / f"{name}.png").exists()]
-    return ["## Figures", *(f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in found)] if found else []
+def _figures(folder: Path, kind: Outputs) -> list[str]:
+    first, second = (kind.columns[field].words for field in kind.main)
+    said = {name: caption.format(main=f"{first[0].upper()}{first[1:]} and {second}") for name, caption in CAPTIONS.items()}
+    found = [name for name in said if (folder / "figures" / f"{name}.png").exists()]
+    return ["## Figures", *(f"![{said[name]}](figures/{name}.png)\n\n*{said[name]}*" for name in found)] if found else []

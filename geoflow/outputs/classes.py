@@ -44,7 +44,7 @@ class ClassOutputs(Outputs):
     """
 
     columns: ClassVar[Mapping[str, Column]] = {
-        "accuracy": Column("accuracy", "accuracy", higher=True),
+        "accuracy": Column("accuracy", "accuracy", higher=True, best=1.0),
         "nll": Column("NLL", "negative log-likelihood", "nats", log=True),
         "ece": Column("ECE", "expected calibration error"),
     }
@@ -53,7 +53,11 @@ class ClassOutputs(Outputs):
         "linear": Pool(lambda log_probs, y: log_probs, lambda some: some.logsumexp(0), lambda total, nets, y: total - log(nets)),
         "log": Pool(lambda log_probs, y: log_probs, lambda some: some.sum(0), lambda total, nets, y: (total / nets).log_softmax(-1)),
     }
-    apart: ClassVar[Column] = Column("disagreement", "share of examples for which they predict different classes")
+    apart: ClassVar[Column] = Column("disagreement", "the share of examples for which they predict different classes")
+    said: ClassVar[str] = (
+        "NLL is the negative log-likelihood in nats, and ECE the expected calibration error. An ensemble averages the probabilities of its "
+        "networks, with *log pool* their log-probabilities."
+    )
 
     def units(self, count: int) -> int:
         return count

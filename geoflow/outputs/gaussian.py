@@ -117,17 +117,23 @@ class GaussianOutputs(Outputs):
     """
 
     columns: ClassVar[Mapping[str, Column]] = {
-        "mse": Column("MSE", "mean squared error", "in target variances"),
+        "mse": Column("MSE", "mean squared error", "squared deviations"),
         "nll": Column("NLL", "negative log-likelihood", "nats"),
-        "r2": Column("R²", "share of the variance explained, R²", higher=True),
-        "calibration": Column("calibration error", "calibration error of predictive intervals"),
+        "r2": Column("R²", "R²", "1 is perfect", higher=True, best=1.0),
+        "calibration": Column("calibration", "calibration error of intervals"),
     }
     main: ClassVar[tuple[str, str]] = ("r2", "nll")
     pools: ClassVar[Mapping[str, Pool]] = {
         "linear": Pool(_facts, _add_facts, _mixture),
         "log": Pool(_precisions, lambda some: some.sum(0), _product),
     }
-    apart: ClassVar[Column] = Column("difference of means", "mean absolute difference of their means, in standard deviations of the target")
+    apart: ClassVar[Column] = Column("difference", "the mean absolute difference of the means that they predict, in target deviations")
+    said: ClassVar[str] = (
+        "Each network predicts a Gaussian. MSE is the mean squared error of its mean, NLL its negative log-likelihood in nats, and R² the "
+        "share of the variance that its mean explains: 1 is perfect, and 0 is as good as the mean of the targets. *Calibration* is how far "
+        "the shares of targets inside its intervals are from what they should be. An ensemble predicts the mixture of its networks, with "
+        "*log pool* their normalised product."
+    )
 
     def units(self, count: int) -> int:
         return 2 * count

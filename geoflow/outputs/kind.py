@@ -15,7 +15,7 @@ class Column:
     """What tables and figures say of a score.
 
     `title` heads a column, `words` is the full name, and `unit` is what it is counted in. `log` asks for a logarithmic axis. `higher` is
-    True if more is better.
+    True if more is better, and `best` is what a perfect network has, if figures are to show it.
 
     >>> Column("NLL", "negative log-likelihood", "nats", log=True).label
     'NLL (nats, log scale)'
@@ -26,6 +26,15 @@ class Column:
     unit: str = ""
     log: bool = False
     higher: bool = False
+    best: float | None = None
+
+    def worse(self, one: float, other: float) -> bool:
+        """Return whether the first of two scores is worse.
+
+        >>> Column("accuracy", "accuracy", higher=True).worse(0.8, 0.9)
+        True
+        """
+        return one < other if self.higher else one > other
 
     @property
     def label(self) -> str:
@@ -66,12 +75,14 @@ class Outputs(ABC):
     - `main` names the two scores of figures and short tables: how often or how closely it is right, and the likelihood.
     - `pools` holds the ways to average an ensemble.
     - `apart` says what `disagreement` measures, as a column of a table.
+    - `said` explains the columns and the pools in a report.
     """
 
     columns: ClassVar[Mapping[str, Column]]
     main: ClassVar[tuple[str, str]]
     pools: ClassVar[Mapping[str, Pool]]
     apart: ClassVar[Column]
+    said: ClassVar[str]
 
     @abstractmethod
     def units(self, count: int) -> int:
