@@ -155,6 +155,16 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     how = {"task": "digits", "hidden": [32], "count": 8, "solver": "euler", "steps": 32, "start": 0.0, "sharpness": 0.1, "guidance": 0.0}
     wider = {name: new[name] for name in ("generated", "ensemble", "task")} | {"parameters": 2410}
     results.keep("main_job", a_run(tmp_path / "wider", "transfer", metrics=wider, config=how | checkpoint | {"seed": 0}))
+    seen = {"task": "fashion", "own_task": "digits", "examples": 4000, "gradients": 512, "count": 8}
+    ways = {
+        "unguided": {"test": new["generated"]},
+        "guided: velocity": {"test": None, "chosen": 10.0, "seconds": 60.0},
+        "Adam from random networks": {"test": new["zoo"], "chosen": 0.01, "seconds": 6.0},
+    }
+    results.keep("main_job", a_run(tmp_path / "guided", "guide", guide=seen | {"ways": ways}, config=checkpoint | {"task": "fashion"}))
+    starts = {"random networks": {"lr": 0.01, "reached": 8, "scores": {"0": new["generated"], "8": new["zoo"]}}}
+    tuned = seen | {"starts": starts, "level": 0.8}
+    results.keep("main_job", a_run(tmp_path / "tuned", "finetune", finetune=tuned, config=checkpoint | {"task": "fashion"}))
     rebuild()
     readme = (tmp_path / "README.md").read_text()
     assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
@@ -165,7 +175,17 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     worst, other = (" / ".join(three(new[kind][score]["mean"]) for score in ("accuracy", "nll")) for kind in ("generated", "zoo"))
     assert f"| t = 0 | {worst} | the rest {worst}, 0 {other} |" in page and f"| t = 0.5 | {other} |  |" in page
     assert "| digits | 32 | 2,410 | 8 | ." in page and "commits abcdefg." in page
-    assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff"}
+    assert f"## Guided to fashion with 4,000 labels: {DIGITS}, seed 0" in page and "with 512 gradients" in page
+    assert f"| unguided |  | {worst} |  |" in page and "| guided: velocity | strength 10 | diverged | 1.0 |" in page
+    assert f"| Adam from random networks | learning rate 0.01 | {other} | 0.1 |" in page
+    assert f"| random networks | 0.01 | {worst} | {other} | 8 |" in page
+    assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {
+        "scoreboard",
+        "curve",
+        "tradeoff",
+        "guide",
+        "finetune",
+    }
     assert "Not all runs are made yet" in (elsewhere / "README.md").read_text()
     again = results.keep("main_job", tmp_path / "0")  # what was found of the older flow goes
     assert {path.name for path in again.iterdir()} == {"metrics.json", "config.json", "ran.json"}
@@ -186,7 +206,7 @@ def test_a_run_that_the_study_does_not_have_is_refused(tmp_path, elsewhere, chan
 def test_a_run_of_another_command_is_refused(tmp_path, elsewhere):
     import results
 
-    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer"):
+    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer, guide, finetune"):
         results.keep("mnist", a_run(tmp_path / "run", "evaluate", metrics={}, config={"task": "mnist"}))
     with pytest.raises(SystemExit, match="holds no finished run"):
         results.keep("mnist", tmp_path / "nothing")

@@ -76,3 +76,10 @@ def nll_of(exam: Exam, thetas: Tensor) -> float:
     """Return the mean NLL of networks. It is infinite if one is not finite."""
     found = summary(exam.single(thetas))["nll"]["mean"]
     return found if found == found else float("inf")
+
+
+def by_kind(rows: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Return the means of the scores, under the kind of each row."""
+    kinds = {"unguided": "unguided", "guided": "guided", "Adam": "trained by Adam"}
+    means = {name: {score: value["mean"] for score, value in one.items()} for name, one in rows.items()}
+    return {name: {next(kind for begin, kind in kinds.items() if name.startswith(begin)): one} for name, one in means.items()}

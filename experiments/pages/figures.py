@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 
 import pandas as pd
+from lab.labels import by_kind
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.boards import plot_board, plot_rows
-from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_tradeoff
+from geoflow.evaluation.comparisons import plot_curve, plot_learning, plot_sizes, plot_tradeoff
 from geoflow.outputs import outputs_of
+from geoflow.zoo.tasks import TASKS
 from pages.kept import beside
 from pages.studies import STUDIES
 from pages.tables import BASELINES, NAMES, best, by_label, outputs_in
@@ -39,6 +41,14 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
         label, (seed, _) = next(iter(sharper.items()))
         zoo = summary(frame.loc[label, seed], "zoo", outputs)
         shown["tradeoff"] = plot_tradeoff(drawn, zoo, f"{title}: quality against diversity", outputs)
+    for number, (label, seed, found) in enumerate(beside(study, "guide-*")):
+        rows = by_kind({name: one["test"] for name, one in found["ways"].items() if one["test"]})
+        name = f"{title}: {label}, seed {seed}, guided to {found['task']} with {found['gradients']} gradients"
+        shown[f"guide{number or ''}"] = plot_rows(rows, name, TASKS[found["task"]].outputs)
+    for number, (label, seed, found) in enumerate(beside(study, "finetune-*")):
+        starts = {name: {int(step): one for step, one in start["scores"].items()} for name, start in found["starts"].items()}
+        name = f"{title}: {label}, seed {seed}, trained further on {found['task']}"
+        shown[f"finetune{number or ''}"] = plot_learning(starts, name, found["level"], TASKS[found["task"]].outputs)
     return shown
 
 

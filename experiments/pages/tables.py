@@ -127,6 +127,35 @@ def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
     )
 
 
+def by_way(found: Mapping) -> pd.DataFrame:
+    """Return a table of ways to guide one flow, and of training with as many gradients."""
+    settings, outputs = {"guided": "strength", "Adam": "learning rate"}, TASKS[found["task"]].outputs
+    return pd.DataFrame(
+        {
+            "networks": name,
+            "setting": next((f"{what} {one['chosen']:g}" for begin, what in settings.items() if name.startswith(begin)), ""),
+            " / ".join(titles(outputs)): _pair(one["test"], outputs) if one["test"] else "diverged",
+            "minutes": f"{one['seconds'] / 60:.1f}" if "seconds" in one else "",
+        }
+        for name, one in found["ways"].items()
+    )
+
+
+def by_start(found: Mapping) -> pd.DataFrame:
+    """Return a table of trainings from several starts: scores at the beginning and at the end, and when a level was reached."""
+    outputs = TASKS[found["task"]].outputs
+    return pd.DataFrame(
+        {
+            "start": name,
+            "learning rate": f"{one['lr']:g}",
+            "before": _pair(one["scores"]["0"], outputs),
+            f"after {list(one['scores'])[-1]} steps": _pair(list(one["scores"].values())[-1], outputs),
+            f"steps to {three(found['level'])}": "-" if one["reached"] is None else one["reached"],
+        }
+        for name, one in found["starts"].items()
+    )
+
+
 def machine(frame: pd.DataFrame) -> str:
     """Say which devices computed the runs, and which commits made them."""
     on = ", ".join(sorted({f"{threads:.0f} thread{'s' * (threads > 1)} of {cpu}" if device == "cpu" else device

@@ -13,7 +13,7 @@ from pages.figures import MAIN, figures
 from pages.kept import RESULTS, beside, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
-from pages.tables import by_label, by_sharpness, by_time, machine, outputs_in, quality, titles, transfers
+from pages.tables import by_label, by_sharpness, by_start, by_time, by_way, machine, outputs_in, quality, titles, transfers
 from pages.templating import rendered
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "figures"
@@ -22,6 +22,8 @@ CAPTIONS = {
     "rows": "Rows of the table: the zoo, the generated networks, and the baseline with the lowest NLL.",
     "sizes": "Over the number of training runs in the zoo. Near 0 the networks are copies, near 1 they are as new as another run.",
     "curve": "Networks that one flow draws in 1, 2, 4 and more steps of the solver.",
+    "guide": "Ways to guide one flow to labelled data, and training by Adam with as many gradients.",
+    "finetune": "Training from several starts. A band is one standard deviation over networks. The dashed line is the accuracy to reach.",
     "tradeoff": "Networks that one flow draws with more and more sharpness, from 0 (hollow) on. To the left they are more alike.",
 }
 
@@ -60,6 +62,8 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         quality=quality(frame),
         sharpness=found,
         stages=[(label, seed, by_time(one, outputs_in(rows[label]))) for label, seed, one in beside(study, "stages")],
+        guided=[(label, seed, one, by_way(one)) for label, seed, one in beside(study, "guide-*")],
+        tuned=[(label, seed, one, by_start(one)) for label, seed, one in beside(study, "finetune-*")],
         transfers=transfers([one for *_, one in beside(study, "transfer-*")]),
         captions={name: CAPTIONS[name.rstrip("0123456789")] for name in pictures if name != MAIN},
         machine=machine(frame),

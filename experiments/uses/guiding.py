@@ -7,7 +7,7 @@ from configuration import ex
 from lab.collect import at_terminal, training_networks
 from lab.draw import generate
 from lab.folder import write_json
-from lab.labels import Labelled, fresh_networks, labelled, nll_of
+from lab.labels import Labelled, by_kind, fresh_networks, labelled, nll_of
 from lab.options import plainly
 from torch import Tensor
 from tqdm import tqdm
@@ -96,13 +96,6 @@ def best_of(values: Iterable[float], make: Callable[[float, int], Tensor], data:
     except Diverged:
         test = None
     return {"chosen": chosen, "tried": seen, "test": test, "seconds": perf_counter() - begun}
-
-
-def by_kind(rows: Mapping[str, Mapping]) -> dict[str, dict]:
-    """Return the means of the scores, under the kind of each row."""
-    kinds = {"unguided": "unguided", "guided": "guided", "Adam": "trained by Adam"}
-    means = {name: {score: value["mean"] for score, value in one.items()} for name, one in rows.items()}
-    return {name: {next(kind for begin, kind in kinds.items() if name.startswith(begin)): one} for name, one in means.items()}
 
 
 def named(name: str, one: Mapping) -> str:
