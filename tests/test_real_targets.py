@@ -1,11 +1,16 @@
 """The main job and the commands on a saved flow serve a task whose targets are real numbers."""
 
+import math
+
 import pytest
+import torch
 
 from geoflow.evaluation.baselines import BASELINES
 from geoflow.evaluation.boards import plot_board, plot_rows
-from geoflow.evaluation.comparisons import plot_curve, plot_sharpness, plot_sizes, plot_tradeoff
+from geoflow.evaluation.comparisons import plot_curve, plot_learning, plot_sharpness, plot_sizes, plot_tradeoff
+from geoflow.evaluation.plots import plot_scores
 from geoflow.evaluation.report import diversity_table, metrics_table, scores_table
+from geoflow.outputs import RegressionScores
 from tests.test_experiments import EXPERIMENTS, FIGURES, FILES, STATISTICS, launch, read, types_of
 
 COLUMNS = ["MSE", "NLL", "R²", "calibration"]
@@ -122,11 +127,24 @@ def test_figures_have_the_labels_of_the_kind():
         plot_curve({1: one, 2: one}, outputs="gaussian"),
         plot_sharpness({0.0: one}, {0.0: one}, {0.0: 2.0}, outputs="gaussian"),
         plot_tradeoff({"geometric": [(1.0, one), (0.9, one)]}, one, outputs="gaussian"),
+        plot_learning({"random networks": {0: one, 8: one}}, "diabetes", 0.3, "gaussian"),
         plot_sizes({"geometric": [(8, new, one, one), (16, new, one, one)]}, outputs="gaussian"),
     ]
     for figure in figures:
         labels = [label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel())]
         assert any("R²" in label for label in labels) and not any("accuracy" in label for label in labels)
         shown = [axes for axes in figure.axes if "NLL" in axes.get_xlabel() or "log-likelihood" in axes.get_ylabel()]
-        assert all(axes.get_xscale() == "linear" or "solver" in axes.get_xlabel() for axes in shown)
+        assert all(axes.get_xscale() == "linear" for axes in shown if "NLL" in axes.get_xlabel())
         assert all(axes.get_yscale() == "linear" for axes in shown)
+
+
+def test_a_failing_network_does_not_stretch_the_axes_of_the_others():
+    """It is drawn at the edge, with its loss of 1,000 nats or without end."""
+    good = torch.linspace(-0.2, 0.2, 30)
+    zoo = RegressionScores(mse=good + 0.5, nll=good, r2=good + 0.5, calibration=good.abs())
+    bad = RegressionScores(*(torch.tensor([value, good[3]]) for value in (1e3, math.inf, -1e3, 0.5)))
+    figure = plot_scores({"zoo": zoo, "mean_network": bad}, outputs="gaussian")
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert -1 < low < high < 1.5, axes.get_xlabel()
+    assert [axes.get_xlabel() for axes in figure.axes[-2:]] == ["R² (1 is perfect)", "negative log-likelihood (nats)"]

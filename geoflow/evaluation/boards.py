@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from geoflow.evaluation.plots import BLACK, BLUE, GREY, ORANGE, main_columns, plain_ticks
+from geoflow.evaluation.plots import BLACK, BLUE, GREY, ORANGE, main_columns, plain_ticks, usual_range
 from geoflow.outputs import Column
 
 ROW = 0.36  # inches
-WIDE = 4.0  # quartile distances from the quartiles: what lies farther out is marked at the edge
 NOVELTY = Column("novelty", "novelty", "copy: 0, another run: 1")
 
 
@@ -51,7 +49,7 @@ def plot_rows(rows: Mapping[str, Mapping[str, Mapping[str, float]]], title: str,
     figure = Figure(figsize=(10, 1.5 + 0.28 * len(rows)), layout="constrained")
     figure.suptitle(title)
     for axes, (field, said) in zip(figure.subplots(1, 2, sharey=True), main_columns(outputs).items(), strict=True):
-        low, high = _limits([one[kind][field] for one in rows.values() for kind in one])
+        low, high = usual_range([one[kind][field] for one in rows.values() for kind in one])
         for kind, marker in zip(kinds, "|oDs^v", strict=False):
             found = [(row, one[kind][field]) for row, one in enumerate(rows.values()) if kind in one]
             inside = [(value, row) for row, value in found if low <= value <= high]
@@ -67,14 +65,6 @@ def plot_rows(rows: Mapping[str, Mapping[str, Mapping[str, float]]], title: str,
         _rows(axes, list(rows), said)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds), frameon=False)
     return figure
-
-
-def _limits(values: list[float]) -> tuple[float, float]:
-    """A range that a few failing runs do not stretch."""
-    first, third = np.quantile(values, [0.25, 0.75])
-    slack = max(WIDE * (third - first), 1e-9)
-    inside = [value for value in values if first - slack <= value <= third + slack]
-    return min(inside), max(inside)
 
 
 def _colour(kind: str) -> str:

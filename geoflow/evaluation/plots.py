@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from geoflow.outputs import Column, RegressionScores, Scores, outputs_of
 BLACK, ORANGE, BLUE, VERMILION, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "#D55E00", "#8C8C8C", "#A8A8A8"
 COLOURS = {"zoo": BLACK, "generated": BLUE}
 BINS = 40
+WIDE = 4.0  # quartile distances from the quartiles: what lies farther out is marked at the edge
 DPI = 150
 SHOWN_NETWORKS = 1000
 SHOWN_PATHS = 12
@@ -33,7 +35,8 @@ def plot_scores(
 ) -> Figure:
     """Draw histograms of the two main scores of a kind of outputs, with one row for each named set of networks.
 
-    For classes they are accuracy and negative log-likelihood. A vertical line marks the mean.
+    For classes they are accuracy and negative log-likelihood. A vertical line marks the mean. Where neither a logarithm nor a best value
+    bounds the axis, values far outside the usual range are drawn at its edge.
 
     >>> one = Scores(torch.rand(9), torch.rand(9) + 0.1, torch.rand(9))
     >>> len(plot_scores({"zoo": one, "generated": one}).axes)
@@ -44,8 +47,14 @@ def plot_scores(
     grid = figure.subplots(len(scores), 2, sharex="col", squeeze=False)
     for column, (field, said) in enumerate(main_columns(outputs).items()):
         values = {name: getattr(one, field).detach().flatten().cpu() for name, one in scores.items()}
-        pooled = torch.cat([*values.values(), torch.tensor([] if said.best is None else [said.best])])
-        edges = _log_edges(pooled) if said.log else _edges(pooled)
+        pooled = torch.cat(list(values.values()))
+        if said.log:
+            edges = _log_edges(pooled)
+        elif said.best is not None:
+            edges = _edges(torch.cat([pooled, torch.tensor([said.best])]))
+        else:
+            low, high = usual_range(pooled[pooled.isfinite()].tolist())
+            values, edges = {name: v.clamp(low, high) for name, v in values.items()}, _edges(torch.tensor([low, high]))
         for row, (name, v) in enumerate(values.items()):
             _ridge(grid[row, column], v, edges, COLOURS.get(name, ORANGE))
         grid[-1, column].set_xlabel(said.long_label)
@@ -135,6 +144,18 @@ def main_columns(outputs: str) -> dict[str, Column]:
     """
     kind = outputs_of(outputs)
     return {field: kind.columns[field] for field in kind.main}
+
+
+def usual_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return a range that a few failing runs do not stretch.
+
+    >>> usual_range([1.0, 1.1, 1.2, 1.3, 90.0])
+    (1.0, 1.3)
+    """
+    first, third = np.quantile(values, [0.25, 0.75])
+    slack = max(WIDE * (third - first), 1e-9)
+    inside = [value for value in values if first - slack <= value <= third + slack]
+    return min(inside), max(inside)
 
 
 def save_figures(folder: str | Path, figures: Mapping[str, Figure]) -> list[Path]:

@@ -119,7 +119,7 @@ class GaussianOutputs(Outputs):
     columns: ClassVar[Mapping[str, Column]] = {
         "mse": Column("MSE", "mean squared error", "squared deviations"),
         "nll": Column("NLL", "negative log-likelihood", "nats"),
-        "r2": Column("R²", "R²", "1 is perfect", higher=True, best=1.0),
+        "r2": Column("R²", "R²", "1 is perfect", higher=True),
         "calibration": Column("calibration", "calibration error of intervals"),
     }
     main: ClassVar[tuple[str, str]] = ("r2", "nll")

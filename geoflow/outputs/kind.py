@@ -15,7 +15,7 @@ class Column:
     """What tables and figures say of a score.
 
     `title` heads a column, `words` is the full name, and `unit` is what it is counted in. `log` asks for a logarithmic axis. `higher` is
-    True if more is better, and `best` is what a perfect network has, if figures are to show it.
+    True if more is better. `best` is what a perfect network has, where networks come near it. Figures then show it.
 
     >>> Column("NLL", "negative log-likelihood", "nats", log=True).label
     'NLL (nats, log scale)'
