@@ -563,7 +563,7 @@ def test_a_flow_without_its_run_is_guided_without_training_networks(finished, pl
 def test_finetune_draws_learning_curves(finished, place, capsys):
     from uses.finetuning import RATES, milestones
 
-    options = {"tuning": {"steps": 20, "level": 0.7}, "guidance": 1.0, "steps": 4}
+    options = {"tuning": {"steps": 20, "level": 0.7}, "guidance": 1.0, "guiding": {"examples": 100}, "steps": 4}
     folder = launch(place, "finetune", named=(), checkpoint=str(finished), count=3, **options)
     found = read(folder, "finetune.json")
     assert set(found["starts"]) == {f"{start} networks" for start in ("random", "generated", "training", "guided")}
