@@ -45,14 +45,18 @@ def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
     """Return the guidance that the options ask for, on labelled training examples."""
     if not config["guidance"]:
         return no_guidance
-    how = dict(config["guiding"])
-    count, batch = how.pop("examples") or len(task.x_train), how.pop("batch")
+    count, batch = config["guiding"]["examples"] or len(task.x_train), config["guiding"]["batch"]
     if count > len(task.x_train):
         raise ValueError(f"guiding.examples={count} is more than the {len(task.x_train)} training examples of {task.name}.")
     some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "labels"))[:count]
     x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
     generator = randomness(config["seed"], "guidance")
-    return task_guidance(network, x, y, config["guidance"], task.outputs, min(batch, count), generator, **how)
+    return task_guidance(network, x, y, config["guidance"], task.outputs, min(batch, count), generator, **way_of(config))
+
+
+def way_of(config: Mapping) -> dict:
+    """Return the arguments of `guide` that say how it guides."""
+    return {name: value for name, value in config["guiding"].items() if name not in ("examples", "batch")}
 
 
 def recalibrates(spec: NetworkSpec, config: Mapping) -> bool:

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 from configuration import ex
 from lab.collect import at_terminal, training_networks
-from lab.draw import generate, guidance_of
+from lab.draw import generate, way_of
 from lab.folder import write_json
 from lab.labels import Labelled, fresh_networks, labelled, nll_of
 from lab.options import plainly
 from torch import Tensor
 from tqdm import tqdm
 
+import geoflow
 from geoflow.descent import descend
 from geoflow.evaluation.comparisons import plot_learning
 from geoflow.evaluation.metrics import summary
@@ -36,7 +37,8 @@ def finetune(_config, _run):
         "training networks": training_networks(_config, data.spec, count),
     }
     if _config["guidance"]:
-        guidance = guidance_of(data.network, data.task, _config)
+        objective = data.objective(randomness(_config["seed"], "guidance"))
+        guidance = geoflow.guide(objective, _config["guidance"], **way_of(_config))
         starts["guided networks"] = generate(data.flow, data.network, data.spec, data.task, _config, guidance)[0]
     curves = {}
     for name, start in tqdm(starts.items(), desc="starts", unit="start", disable=not at_terminal()):

@@ -68,7 +68,7 @@ def plot_rows(rows: Mapping[str, Mapping[str, Mapping[str, float]]], title: str,
 
 
 def _colour(kind: str) -> str:
-    return {"zoo": BLACK, "generated": BLUE, "mean network": GREY}.get(kind, ORANGE)
+    return {"zoo": BLACK, "generated": BLUE, "guided": BLUE, "mean network": GREY, "unguided": GREY}.get(kind, ORANGE)
 
 
 def _short(value: float) -> str:

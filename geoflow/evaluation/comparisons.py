@@ -89,7 +89,9 @@ def plot_learning(starts: Mapping[str, Mapping[int, Summary]], title: str, level
         if level is not None and axes is panels[0]:
             axes.axhline(level, color=GREY, linestyle="--", linewidth=1)
         axes.set_xscale("symlog", linthresh=1)
-        ticks = [0, *(2**n for n in range(0, 20, 2) if 2**n <= max(map(max, starts.values())))]
+        last = max(map(max, starts.values()))
+        axes.set_xlim(-0.3, 1.4 * last)
+        ticks = [0, *(2**n for n in range(0, 20, 2) if 2**n <= last)]
         axes.set_xticks(ticks, list(map(str, ticks)))
         axes.minorticks_off()
         axes.set(xlabel="training steps", ylabel=said.long_label)
