@@ -80,7 +80,20 @@ def config():
     start = None  # the time that sampling begins at, on paths from noise to the centre of the aligned zoo
     sharpness = None  # how far sampling goes beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     recalibrate = None  # whether running statistics are measured anew, where there are any
-    guidance = 0.0  # strength of the pull towards a low training loss
+    guidance = 0.0  # strength of the pull towards a low loss on labelled examples
+    guiding = {
+        "at": "point",  # where its gradient is taken
+        "unit": "velocity",  # what its gradient is measured by: `velocity` serves every task with one strength
+        "schedule": "constant",  # how its strength changes with time
+        "yields": False,  # whether the flow stands still in coordinates where it would raise the loss
+        "repeats": 1,  # gradients in each step of the solver
+        "examples": None,  # training examples whose labels are seen; default: all
+        "batch": 1000,  # random examples for each gradient, or all where there are fewer
+    }
+    tuning = {
+        "steps": 512,  # of `finetune`: training steps
+        "level": 0.8,  # of `finetune`: the accuracy (of real targets R²) whose first step is reported
+    }
     checkpoint = None  # for the commands on a saved flow: a run folder or a `flow.safetensors`; default: none
     # where and with which random numbers
     device = "auto"  # where to compute
@@ -173,6 +186,13 @@ def deep():
     task = "digits"
     iterations = 1500
     count = 128
+
+
+@ex.named_config  # guidance to data that are not the flow's own, such as `task=fashion`
+def elsewhere():
+    guidance = 30.0
+    guiding = {"unit": "average", "schedule": "falling", "yields": True, "repeats": 8}
+    steps = 64
 
 
 @ex.option_hook

@@ -5,6 +5,8 @@
 .venv/bin/python experiments/run.py sample with checkpoint=runs/3 count=16
 .venv/bin/python experiments/run.py evaluate with checkpoint=runs/3
 .venv/bin/python experiments/run.py transfer with checkpoint=runs/3 'hidden=[32]'
+.venv/bin/python experiments/run.py guide with checkpoint=runs/3 count=16
+.venv/bin/python experiments/run.py finetune with checkpoint=runs/3 count=8
 .venv/bin/python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
 .venv/bin/python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
 .venv/bin/python experiments/run.py stages with checkpoint=runs/3 count=64
@@ -13,7 +15,7 @@
 """
 
 from configuration import ex
-from uses import analysis, main_job, networks, posterior, rivals  # noqa: F401  each adds its commands to ex
+from uses import analysis, finetuning, guiding, main_job, networks, posterior, rivals  # noqa: F401  each adds its commands to ex
 
 ex.doc = __doc__
 

@@ -5,7 +5,7 @@ from geoflow.chart import FLOWS
 from geoflow.evaluation.metrics import evaluate
 from geoflow.flow import Flow
 from geoflow.graph import graph_of
-from geoflow.guidance import task_guidance
+from geoflow.guidance import guide, task_guidance
 from geoflow.pyg import to_pyg
 from geoflow.sampling import sample
 from geoflow.statistics import recalibrate
@@ -23,6 +23,7 @@ __all__ = [
     "evaluate",
     "fit",
     "graph_of",
+    "guide",
     "pack",
     "permute",
     "random_symmetry",

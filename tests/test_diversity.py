@@ -169,6 +169,14 @@ def test_a_single_network_has_no_other(population):
     assert all(value is not None for value in found["generated_zoo"].values())
 
 
+def test_real_targets_have_distances_of_weights_only(population):
+    network, spec, thetas, x, _ = population
+    run_of, generator = torch.arange(6), torch.Generator().manual_seed(0)
+    found = pairwise(network, spec, thetas[:6], thetas[6:], run_of, x, torch.zeros(60, 1), generator, outputs="gaussian")
+    for pair, one in compare(population, thetas[:6], thetas[6:]).items():
+        assert found[pair] == {**one, "iou": None, "jensen_shannon": None}
+
+
 # The report
 
 

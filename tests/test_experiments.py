@@ -155,9 +155,12 @@ def test_samples_load_into_the_network(finished):
         "start": 0.0,
         "sharpness": 0.0,
         "guidance": 0.0,
+        "guiding": {
+            "at": "point", "unit": "velocity", "schedule": "constant", "yields": False, "repeats": 1, "examples": None, "batch": 1000,
+        },
         "recalibrate": "auto",
         "seed": 0,
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -327,7 +330,8 @@ def test_help_says_what_we_say_of_commands_options_and_configurations(capsys):
     options, configurations = options_of(source, DEFAULTS), configurations_of(source)
     assert configurations.keys() == ex.named_configs.keys()
     single = {name for name, value in DEFAULTS.items() if not isinstance(value, dict)}
-    assert {option.name for option in options} == single | {f"{group}.{key}" for group in ("zoo", "sizes") for key in DEFAULTS[group]}
+    grouped = {f"{group}.{key}" for group in DEFAULTS if group not in single for key in DEFAULTS[group]}
+    assert {option.name for option in options} == single | grouped
     answer = ask("help", capsys)
     ours, flags = answer.split("Flags, in front of the word")
     said = [f"{name} {' '.join(command.__doc__.split())}" for name, command in ex.commands.items() if not command.__doc__.startswith("\n")]
@@ -362,7 +366,8 @@ def test_an_option_without_a_comment_is_refused():
     from lab.words import options_of
 
     with pytest.raises(ValueError, match=r"lr, zoo\.epochs: no comment"):
-        options_of("def config():\n    # the flow\n    lr = 1\n    zoo = {\n        'epochs': None,\n    }\n", {"lr": 1, "zoo": {}})
+        defaults = {"lr": 1, "zoo": {"epochs": None}}
+        options_of("def config():\n    # the flow\n    lr = 1\n    zoo = {\n        'epochs': None,\n    }\n", defaults)
 
 
 def test_every_size_of_a_field_is_an_option():
@@ -497,6 +502,86 @@ def test_networks_that_are_none_are_not_written(finished, place):
 
     with pytest.raises(InputError, match=r"4 of 4 networks came out with NaN or Inf\. Lower guidance or sharpness"):
         launch(place, "sample", named=(), checkpoint=str(finished), count=4, sharpness=1e30)
+
+
+def test_guidance_that_diverges_keeps_what_was_made_before(finished, place, capsys, monkeypatch):
+    """100 networks are drawn in batches of 3; the loss grows without bound from the third batch on."""
+    from lab.folder import read_samples
+    from lab.options import InputError
+
+    from geoflow import guidance, sampling
+
+    monkeypatch.setattr(sampling, "CHUNK", {"cpu": 3 * 43, "cuda": 3 * 43})
+    calls, rise = [], guidance.RISE
+
+    def limit(*_):
+        calls.append(0)
+        return rise if len(calls) <= 2 * 4 else -1e9
+
+    monkeypatch.setattr(guidance, "RISE", type("Limit", (), {"__mul__": limit})())
+    with pytest.raises(InputError, match=r"Guidance diverged at t = 0: .* 6 of 100 networks were finished before") as said:
+        launch(place, "sample", named=(), checkpoint=str(finished), count=100, steps=4, guidance=0.1)
+    folder = Path(str(said.value).rpartition("kept in ")[2].rstrip("."))
+    assert read_samples(folder / "samples.safetensors").thetas.shape == (6, 43)
+
+
+def test_a_huge_strength_is_no_success(finished, place):
+    from lab.options import InputError
+
+    with pytest.raises(InputError, match=r"Guidance diverged at t = 0\..* 0 of 4 networks were finished before"):
+        launch(place, "sample", named=(), checkpoint=str(finished), count=4, guidance=1e6)
+
+
+def test_guide_compares_ways_with_training(finished, place, capsys):
+    """All ways take as many gradients. The chosen setting is the best of those tried, by examples that are not the test part."""
+    from lab.labels import labelled
+    from uses.guiding import RATES, STRENGTHS, WAYS
+
+    folder = launch(place, "guide", named=(), checkpoint=str(finished), count=3, steps=4, guiding={"repeats": 2, "examples": 50})
+    found = read(folder, "guide.json")
+    assert (found["task"], found["own_task"], found["examples"], found["batch"], found["gradients"]) == ("iris", "iris", 40, 40, 8)
+    trained = [f"Adam from {start} networks" for start in ("random", "generated", "training")]
+    assert list(found["ways"]) == ["unguided", *(f"guided: {way}" for way in WAYS), *trained]
+    for name, one in list(found["ways"].items())[1:]:
+        grid = RATES if name.startswith("Adam") else STRENGTHS[WAYS[name.removeprefix("guided: ")]["unit"]]
+        assert [float(value) for value in one["tried"]] == list(grid) and one["gradients"] == 8
+        known = {float(value): nll for value, nll in one["tried"].items() if nll is not None}
+        assert one["chosen"] == min(known, key=known.get)
+    best = min(one["test"]["nll"]["mean"] for name, one in found["ways"].items() if name.startswith("guided") and one["test"])
+    assert best < found["ways"]["unguided"]["test"]["nll"]["mean"]
+    assert (folder / "figures" / "guide.png").exists() and "guided: velocity (strength" in capsys.readouterr().out
+    from run import ex
+
+    data = labelled(ex.current_run.config)
+    parts = [data.task.x_train, data.valid.x, data.test.x]
+    assert [len(part) for part in parts] == [40, 10, 30]
+    rows = [set(map(tuple, part.tolist())) for part in parts]
+    assert not rows[0] & rows[1]
+
+
+def test_a_flow_without_its_run_is_guided_without_training_networks(finished, place, tmp_path):
+    (tmp_path / "flow.safetensors").write_bytes((finished / "flow.safetensors").read_bytes())
+    folder = launch(place, "guide", named=(), checkpoint=str(tmp_path / "flow.safetensors"), count=2, steps=2)
+    assert "Adam from training networks" not in read(folder, "guide.json")["ways"]
+
+
+def test_finetune_draws_learning_curves(finished, place, capsys):
+    from uses.finetuning import RATES, milestones
+
+    options = {"tuning": {"steps": 20, "level": 0.7}, "guidance": 1.0, "guiding": {"examples": 100}, "steps": 4}
+    folder = launch(place, "finetune", named=(), checkpoint=str(finished), count=3, **options)
+    found = read(folder, "finetune.json")
+    assert set(found["starts"]) == {f"{start} networks" for start in ("random", "generated", "training", "guided")}
+    steps = [str(step) for step in milestones(20)]
+    assert steps == ["0", "1", "2", "3", "4", "6", "8", "11", "16", "20"]
+    for one in found["starts"].values():
+        assert list(one["scores"]) == steps and one["lr"] in RATES
+        assert one["scores"]["20"]["nll"]["mean"] < one["scores"]["0"]["nll"]["mean"]
+        reached = [int(step) for step, at in one["scores"].items() if at["accuracy"]["mean"] >= 0.7]
+        assert one["reached"] == (reached[0] if reached else None)
+    zoo = read(finished, "metrics.json")["zoo"]["accuracy"]
+    assert abs(found["starts"]["training networks"]["scores"]["0"]["accuracy"]["mean"] - zoo["mean"]) < 4 * zoo["std"] + 0.05
+    assert (folder / "figures" / "finetune.png").exists() and "accuracy 0.7 after" in capsys.readouterr().out
 
 
 def test_a_folder_without_flow_and_samples_says_so(finished, place):
@@ -778,7 +863,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
     ("argv", "words"),
     [
         ("with flow=geometri", "Unknown flow 'geometri'. Known: euclidean, normalized, geometric, geometric_polar."),
-        ("with task=minst", "Unknown task 'minst'. Known: breast_cancer, digits, iris, wine, mnist, fashion, mnist14, fashion14, sst2."),
+        ("with task=minst", "Unknown task 'minst'. Known: breast_cancer, digits, iris, wine, diabetes, mnist, fashion, mnist14,"),
         ("with network=lenet", "Unknown network 'lenet'. Known: mlp, residual_mlp, cnn, resnet, vit, bert."),
         ("with network=vit task=breast_cancer", "network=vit reads images, and task=breast_cancer has none. Tasks for vit: digits"),
         ("with task=sst2", "network=mlp reads rows of a table, and task=sst2 has none. Tasks for mlp: breast_cancer"),
@@ -812,6 +897,13 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with lr=-1", "lr=-1 must be a number above 0."),
         ("with zoo.epochs=0", "zoo.epochs=0 must be a whole number of at least 1."),
         ("with guidance=-0.1", "guidance=-0.1 must be a number of at least 0."),
+        ("with guiding.at=end", "Unknown guiding.at 'end'. Known: point, endpoint, through."),
+        ("with guiding.unit=adam", "Unknown guiding.unit 'adam'. Known: loss, velocity, average."),
+        ("with guiding.yields=maybe", "Unknown guiding.yields 'maybe'. Known: False, True."),
+        ("with guiding.repeats=0", "guiding.repeats=0 must be a whole number of at least 1."),
+        ("with guiding.example=5", "There is no option 'guiding.example'. Is it guiding.examples"),
+        ("with guiding=1", "guiding is a group of options, such as guiding.at=..."),
+        ("with tuning.level=2", "tuning.level=2 must be a number between 0 and 1."),
         ("with seed=-1", "seed=-1 must be a whole number"),
         ("with runs=2 snapshots=4", "leave 1 to fit the flow on"),
         ("with batch=32 runs=10 snapshots=1", "batch=32 is more than the 9 networks that the flow is fitted to"),
@@ -820,7 +912,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),
         ("with xyzzy=3", "There is no option 'xyzzy'. Known: task, network, hidden, activation"),
         ("with zoo=cosine", "zoo is a group of options, such as zoo.epochs=..."),
-        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, curve, sharpen"),
+        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, guide, finetune, curve, sharpen"),
         ("curve with steps=8", "curve with checkpoint=runs/3"),
         ("sample with count=2", "sample with checkpoint=runs/3"),
         ("transfer with hidden=[32]", "transfer with checkpoint=runs/3"),

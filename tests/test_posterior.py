@@ -14,16 +14,20 @@ from torch.func import functional_call
 
 import geoflow
 from geoflow.evaluation import posterior, posterior_plots
-from geoflow.evaluation.metrics import POOLS, ece, ensemble_scores
+from geoflow.evaluation.ensemble_tables import ensembles_table
+from geoflow.evaluation.growing import columns_of, grouped, scores_by_size
+from geoflow.evaluation.metrics import ensemble_scores
 from geoflow.evaluation.posterior import INFORMATION, answers, graded, scores_of
-from geoflow.evaluation.records import outside_record, reliability_record, scores_record, selective_record
+from geoflow.evaluation.records import numbers_record, outside_record, pooled_record, reliability_record, scores_record, selective_record
 from geoflow.evaluation.reliability import auroc, reliability, selective
-from geoflow.evaluation.report import ensembles_table
+from geoflow.outputs import OUTPUTS, outputs_of
+from geoflow.outputs.classes import ece
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.outside import others_of, outside_inputs
 from geoflow.zoo.tasks import TASKS, load_task
 
 CLASSES = 3
+POOLS = outputs_of("classes").pools
 
 
 @pytest.fixture
@@ -174,6 +178,65 @@ def test_a_network_with_one_class_is_refused(how):
     spec = geoflow.spec_of(network, torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"gives 1 number for each example\. A distribution over classes needs at least 2"):
         answers(network, spec, torch.zeros(4, 3), torch.zeros(5, 2), **how)
+
+
+# Any kind of outputs
+
+
+def targets_of(outputs, networks):
+    """Networks and targets for a kind of outputs. Those for real targets give two means and two log-variances."""
+    *_, x, _ = networks
+    if outputs == "classes":
+        return networks
+    network = mlp(4, [6], 4)
+    spec = geoflow.spec_of(network, x[:2])
+    thetas = torch.stack([geoflow.pack(spec, mlp(4, [6], 4).state_dict()) for _ in range(11)])
+    return network, spec, thetas, x, torch.randn(60, 2)
+
+
+@pytest.mark.parametrize("change", [{}, {"batch": 7}, {"batch_size": 13}])
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_scores_by_size_are_those_of_each_ensemble_alone(networks, outputs, change):
+    network, spec, thetas, x, y = targets_of(outputs, networks)
+    found = scores_by_size(network, spec, thetas, x, y, groups=4, outputs=outputs, **change)
+    assert [*found] == [*outputs_of(outputs).pools]
+    for pool, by_size in found.items():
+        assert {size: len(one.nll) for size, one in by_size.items()} == {1: 4, 2: 4, 4: 2, 8: 1}
+        for size, one in by_size.items():
+            for group in range(len(one.nll)):
+                members = thetas[group * size : (group + 1) * size]
+                alone = vars(ensemble_scores(network, spec, members, x, y, pool=pool, outputs=outputs))
+                for name, value in alone.items():
+                    torch.testing.assert_close(vars(one)[name][group], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_pooled_predictions_have_the_scores_of_their_ensemble(networks, outputs):
+    network, spec, thetas, x, y = targets_of(outputs, networks)
+    kind = outputs_of(outputs)
+    prediction = torch.stack([kind.prediction(functional_call(network, geoflow.unpack(spec, theta), x)) for theta in thetas[:4]])
+    for pool in kind.pools:
+        found = pooled_record(prediction.detach(), y, pool, outputs)
+        alone = vars(ensemble_scores(network, spec, thetas[:4], x, y, pool=pool, outputs=outputs))
+        assert found.keys() == columns_of(outputs).keys()
+        assert {name: found[name] for name in alone} == pytest.approx({name: value.item() for name, value in alone.items()}, abs=1e-5)
+    record = numbers_record(scores_by_size(network, spec, thetas, x, y, outputs=outputs))["linear"]["4"]
+    assert record["groups"] == 2 and {*record} - {"groups"} == {*kind.columns} and record["nll"]["std"] > 0
+
+
+def test_graded_and_scores_by_size_agree(networks):
+    wide, narrow = graded(*networks), scores_by_size(*networks)
+    for pool, by_size in wide.items():
+        for size, one in by_size.items():
+            torch.testing.assert_close(one.nll.mean(1), narrow[pool][size].nll, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(one.correct.float().mean(1), narrow[pool][size].accuracy)
+
+
+def test_no_ensemble_is_made_of_what_is_left(generator):
+    members = torch.randn(11, 3, generator=generator)
+    divided = grouped(members, 4, 9)
+    assert divided.shape == (4, 2, 3) and torch.equal(divided[:, 1], members[4:8])
+    assert grouped(members, 12).shape == (12, 0, 3)
 
 
 def test_every_pool_says_what_its_members_hold():
@@ -360,7 +423,7 @@ def made_up(kinds=("generated", "zoo")) -> dict:
 
 def test_the_table_has_a_row_for_every_second_size():
     lines = ensembles_table(made_up()).splitlines()
-    assert lines[0].split() == ["accuracy", "NLL", "Brier", "ECE", "area", "fashion:", "entropy", "fashion:", "information"]
+    assert lines[0].split() == ["accuracy", "NLL", "ECE", "Brier", "area", "fashion:", "entropy", "fashion:", "information"]
     names = ["1 generated", "1 zoo"] + [f"4 {kind}, {pool} pool" for pool in POOLS for kind in ("generated", "zoo")]
     assert [line.split("  ")[0] for line in lines[1:]] == names
     assert lines[1].split()[-2:] == ["0.900", "-"] and lines[-1].split()[-2:] == ["0.900", "0.900"]
@@ -376,6 +439,9 @@ def test_the_table_lacks_what_a_small_zoo_cannot_make():
 @pytest.mark.parametrize("kinds", [("generated", "zoo"), ("generated",)])
 def test_figures_are_drawn(kinds, tmp_path):
     found = made_up(kinds)
+    half = {"mean": 0.5, "std": 0.1}
+    numbers = {size: {score: half for score in columns_of("gaussian")} for size in ("1", "2")}
+    posterior_plots.plot_ensembles({kind: dict.fromkeys(POOLS, numbers) for kind in kinds}, outputs="gaussian").savefig(tmp_path / "n.png")
     figures = [
         posterior_plots.plot_ensembles(found["ensembles"]),
         posterior_plots.plot_reliability(found["reliability"]),

@@ -34,9 +34,9 @@ def elsewhere(tmp_path, monkeypatch):
     return folder
 
 
-def content(seed=0):
-    """What is kept of a run on the digits, by file."""
-    folder = ROOT / "results" / "main_job" / f"digits-geometric-{seed}"
+def content(seed=0, study="main_job", row="digits-geometric"):
+    """What is kept of a run, by default one on the digits, by file."""
+    folder = ROOT / "results" / study / f"{row}-{seed}"
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config")}
 
 
@@ -191,6 +191,16 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     results.keep("main_job", a_run(tmp_path / "wider", "transfer", metrics=wider, config=how | checkpoint | {"seed": 0}))
     results.keep("main_job", a_run(tmp_path / "pooled", "posterior", posterior=ensembles(), config=checkpoint))
     results.keep("main_job", a_run(tmp_path / "rivals", "rivals", rivals=rivals(), config=checkpoint))
+    seen = {"task": "fashion", "own_task": "digits", "examples": 4000, "gradients": 512, "count": 8}
+    ways = {
+        "unguided": {"test": new["generated"]},
+        "guided: velocity": {"test": None, "chosen": 10.0, "seconds": 60.0},
+        "Adam from random networks": {"test": new["zoo"], "chosen": 0.01, "seconds": 6.0},
+    }
+    results.keep("main_job", a_run(tmp_path / "guided", "guide", guide=seen | {"ways": ways}, config=checkpoint | {"task": "fashion"}))
+    starts = {"random networks": {"lr": 0.01, "reached": 8, "scores": {"0": new["generated"], "8": new["zoo"]}}}
+    tuned = seen | {"starts": starts, "level": 0.8}
+    results.keep("main_job", a_run(tmp_path / "tuned", "finetune", finetune=tuned, config=checkpoint | {"task": "fashion"}))
     rebuild()
     readme = (tmp_path / "README.md").read_text()
     assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
@@ -201,19 +211,55 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     worst, other = (" / ".join(three(new[kind][score]["mean"]) for score in ("accuracy", "nll")) for kind in ("generated", "zoo"))
     assert f"| t = 0 | {worst} | the rest {worst}, 0 {other} |" in page and f"| t = 0.5 | {other} |  |" in page
     assert "| digits | 32 | 2,410 | 8 | ." in page and "commits abcdefg." in page
-    assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff", *POOLED}
     assert f"## Ensembles beside those of the zoo: {DIGITS}, seed 0" in page
     assert f"## Other ways to get an ensemble: {DIGITS}, seed 0" in page
-    assert "| one network | - | .900 | .300 | .200 | .030 | 1.23 |" in page, "which needs no pool"
-    assert "| flow, ensemble of 64 | log | .900 | .100 | .200 | .030 | 1.23e+03 |" in page, "the pool with the lower NLL"
+    assert "| one network | - | .900 | .300 | .030 | .200 | 1.23 |" in page, "which needs no pool"
+    assert "| flow, ensemble of 64 | log | .900 | .100 | .030 | .200 | 1.23e+03 |" in page, "the pool with the lower NLL"
     assert "| 1 zoo | .500 | .500 | .500 | .500 | .500 | .900 |" in page
     assert "| 4 generated, log pool | .500 | .500 | .500 | .500 | .500 | .900 / .800 |" in page and "| 2 zoo" not in page
+    assert f"## Guided to fashion with 4,000 labels: {DIGITS}, seed 0" in page and "with 512 gradients" in page
+    assert f"| unguided |  | {worst} |  |" in page and "| guided: velocity | strength 10 | diverged | 1.0 |" in page
+    assert f"| Adam from random networks | learning rate 0.01 | {other} | 0.1 |" in page
+    assert f"| random networks | 0.01 | {worst} | {other} | 8 |" in page
+    assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {
+        "scoreboard",
+        "curve",
+        "tradeoff",
+        "guide",
+        "finetune",
+        *POOLED,
+    }
     assert "Not all runs are made yet" in (elsewhere / "README.md").read_text()
     again = results.keep("main_job", tmp_path / "0")  # what was found of the older flow goes
     assert {path.name for path in again.iterdir()} == {"metrics.json", "config.json", "ran.json"}
     (tmp_path / "curve" / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "nowhere")}))
     with pytest.raises(SystemExit, match="it is not known which flow drew the networks"):
         results.keep("main_job", tmp_path / "curve")
+
+
+def test_the_pages_of_real_targets_name_their_scores(tmp_path, elsewhere):
+    from pages.write import rebuild
+
+    import results
+
+    run = content(study="diabetes", row="1000-steps-of-32")
+    results.keep("diabetes", a_run(tmp_path / "0", **run))
+    new, checkpoint = run["metrics"], {"checkpoint": str(tmp_path / "0")}
+    curve = {"steps": {"1": new["generated"], "2": new["generated"]}}
+    results.keep("diabetes", a_run(tmp_path / "curve", "curve", curve=curve, config=checkpoint))
+    one = {"generated": new["generated"], "training": new["zoo"], "diversity": {"generated": new["diversity"]["generated"]}}
+    results.keep("diabetes", a_run(tmp_path / "sharper", "sharpen", sharpness={"sharpness": {"0.5": one, "1": one}}, config=checkpoint))
+    poor = new["baselines"]["gaussian"]
+    stages = {"zoo": new["zoo"], "whole": {"0": poor}, "layers": {"0": {"0": new["zoo"], "2": poor}}}
+    results.keep("diabetes", a_run(tmp_path / "stages", "stages", stages=stages, config=checkpoint))
+    rebuild()
+    page = (elsewhere / "diabetes" / "README.md").read_text(encoding="utf-8")
+    pairs = {kind: " / ".join(f"{one[score]['mean']:.3f}".removeprefix("0") for score in ("r2", "nll")) for kind, one in
+             (("zoo", new["zoo"]), ("poor", poor))}  # fmt: skip
+    assert "Scores are R² / NLL of single networks" in page and "![R², NLL and novelty of zoo" in page and "accuracy" not in page
+    assert "| sharpness | R² / NLL |" in page and "| made anew from | R² / NLL |" in page
+    assert f"| t = 0 | {pairs['poor']} | 2 {pairs['poor']}, 0 {pairs['zoo']} |" in page, "the layer with the lowest R² comes first"
+    assert {path.stem for path in (elsewhere / "diabetes" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff"}
 
 
 @pytest.mark.parametrize("change", [{"part": "validation"}, {"hidden": [12]}, {"solver": "heun"}, {"count": 64}, {"seed": 9}])
@@ -228,7 +274,7 @@ def test_a_run_that_the_study_does_not_have_is_refused(tmp_path, elsewhere, chan
 def test_a_run_of_another_command_is_refused(tmp_path, elsewhere):
     import results
 
-    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer"):
+    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer, guide, finetune"):
         results.keep("mnist", a_run(tmp_path / "run", "evaluate", metrics={}, config={"task": "mnist"}))
     with pytest.raises(SystemExit, match="holds no finished run"):
         results.keep("mnist", tmp_path / "nothing")

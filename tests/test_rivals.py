@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import geoflow
+from geoflow.evaluation.records import pooled_record
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.recipes import zoo_defaults
 from geoflow.zoo.tasks import Task, load_task
@@ -93,7 +94,7 @@ def test_too_little_for_a_covariance_is_refused(snapshots, count, rank):
 def test_a_way_gives_log_probabilities_by_its_seed(setting, name):
     from rivals.methods import RIVALS
 
-    way = RIVALS[name]
+    way = RIVALS[name].way
     said = way(setting, seed=1)
     assert said.shape == ({"single network": 1, "deep ensemble of 16": 16}.get(name, 64), 30, 3)
     torch.testing.assert_close(said.exp().sum(-1), torch.ones(said.shape[:2]))
@@ -101,12 +102,26 @@ def test_a_way_gives_log_probabilities_by_its_seed(setting, name):
     assert (said.mean(0).argmax(-1) == setting.task.y_test).float().mean() > 0.8
 
 
+@pytest.mark.parametrize("name", ["single network", "SWAG", pytest.param("SGHMC", marks=needs_packages)])
+def test_a_way_gives_predictions_of_real_targets(name):
+    from rivals.methods import NOT_OF_A_RUN, RIVALS, Setting, sghmc
+
+    task = load_task("diabetes")
+    build = partial(mlp, task.features, [5], classes=2)
+    recipe = {option: value for option, value in zoo_defaults("mlp", "diabetes").items() if option not in NOT_OF_A_RUN} | {"epochs": 5}
+    setting = Setting(build, geoflow.spec_of(build(), task.x_train[:2]), task, recipe, "cpu")
+    said = sghmc(setting, 0, burn_in=2, thin=1, count=4) if name == "SGHMC" else RIVALS[name].way(setting, seed=0)
+    assert said.shape[1:] == (len(task.x_test), 2) and said.isfinite().all()
+    found = pooled_record(said, task.y_test, "linear", task.outputs)
+    assert found["mse"] < 1.2 and RIVALS[name].outputs == ("classes", "gaussian"), "about the variance of the targets, or less"
+
+
 def test_swag_stays_near_the_run_that_it_began_with(setting):
     """Its networks are nearer to each other than those of a deep ensemble."""
     from rivals.methods import RIVALS
 
     def spread(name):
-        return RIVALS[name](setting, seed=0).exp().var(0).mean()
+        return RIVALS[name].way(setting, seed=0).exp().var(0).mean()
 
     assert 0 < spread("SWAG") < spread("deep ensemble of 16")
 
@@ -146,7 +161,7 @@ def test_a_missing_package_is_said_with_its_cure():
 def test_a_laplace_approximation_knows_that_it_does_not_know_its_last_layer(setting):
     from rivals.methods import RIVALS, single
 
-    said, alone = RIVALS["last-layer Laplace"](setting, seed=0), single(setting, 1, 0)
+    said, alone = RIVALS["last-layer Laplace"].way(setting, seed=0), single(setting, 1, 0)
     assert said.shape == alone.shape == (1, 30, 3)
     torch.testing.assert_close(said.exp().sum(-1), torch.ones(1, 30))
     assert said.exp().amax(-1).mean() < alone.exp().amax(-1).mean()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,8 +18,10 @@ from geoflow.zoo.outside import others_of, outside_inputs
 from geoflow.zoo.store import Zoo, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
 from lab.architectures import network_options
-from lab.folder import ROOT
-from lab.options import zoo_settings
+from lab.folder import ROOT, config_of, configured
+from lab.options import device_of, zoo_settings
+
+FEW = 16  # training networks to compare with
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,20 @@ def collect(config: Mapping, device: str) -> Collected:
     settings, seed, shown = zoo_settings(config), config["zoo"]["seed"], at_terminal()
     zoo = load_zoo(cache_of(config), build, spec, task, settings, seed, device, progress=shown, together=at_once)
     return Collected(task, network, spec, *split_runs(zoo, config["heldout"], randomness(config["seed"], "split")))
+
+
+def training_networks(config: Mapping, spec: NetworkSpec, count: int) -> Tensor | None:
+    """Return the first networks of the zoo of a checkpoint, at most FEW. They are trained if the cache does not hold them.
+
+    Return None if they have another architecture than `spec`, or if the checkpoint has no run folder that says how they were trained.
+    """
+    if not configured(config["checkpoint"]):
+        return None
+    few = dict(config_of(config["checkpoint"])) | {"runs": min(FEW, max(2, count)), "heldout": 0.5, "cache": config["cache"]}
+    found = collect(few, device_of(config["device"]))
+    if (found.spec.sites, found.spec.tensors) != (spec.sites, spec.tensors):
+        return None
+    return torch.cat([found.fitted.networks, found.heldout.networks])[:count]
 
 
 def at_terminal() -> bool:

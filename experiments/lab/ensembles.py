@@ -7,9 +7,10 @@ from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from geoflow.evaluation.posterior import SIZES, answers, graded
+from geoflow.evaluation.growing import SIZES, scores_by_size
+from geoflow.evaluation.posterior import answers, graded
 from geoflow.evaluation.posterior_plots import plot_ensembles, plot_outside, plot_reliability, plot_selective
-from geoflow.evaluation.records import outside_record, reliability_record, scores_record, selective_record
+from geoflow.evaluation.records import numbers_record, outside_record, reliability_record, scores_record, selective_record
 from geoflow.zoo.store import Zoo
 from lab.assess import SMALL, Exam
 
@@ -19,10 +20,15 @@ Thetas = Float[Tensor, "nets weights"]
 def measure(exam: Exam, kinds: Mapping[str, Thetas], others: Mapping[str, Shaped[Tensor, "examples ..."]]) -> dict:
     """Return what posterior.json says of ensembles of each kind of networks.
 
-    `others` holds inputs of other tasks. Reliability, selective prediction and histograms are those of ensembles of SMALL networks, or of
-    as many as every kind has.
+    `others` holds inputs of other tasks. Reliability, selective prediction and histograms are known of classes. They are those of ensembles
+    of SMALL networks, or of as many as every kind has.
     """
     shown = max(size for size in SIZES if size <= min(SMALL, *map(len, kinds.values())))
+    nothing = {"reliability": {}, "selective": {}, "outside": {}}
+    return {"outputs": exam.outputs, "shown": shown} | nothing | MEASURES[exam.outputs](exam, kinds, others, shown)
+
+
+def _of_classes(exam: Exam, kinds: Mapping[str, Thetas], others: Mapping[str, Tensor], shown: int) -> dict:
     network, spec, device = exam.network, exam.spec, exam.device
     found = {kind: graded(network, spec, thetas.to(device), exam.x, exam.y) for kind, thetas in kinds.items()}
 
@@ -31,7 +37,6 @@ def measure(exam: Exam, kinds: Mapping[str, Thetas], others: Mapping[str, Shaped
         return {kind: outside_record(met[kind], found[kind], shown) for kind in kinds}
 
     return {
-        "shown": shown,
         "ensembles": {kind: scores_record(one) for kind, one in found.items()},
         "reliability": {kind: reliability_record(one, shown) for kind, one in found.items()},
         "selective": {kind: selective_record(one, shown) for kind, one in found.items()},
@@ -39,14 +44,25 @@ def measure(exam: Exam, kinds: Mapping[str, Thetas], others: Mapping[str, Shaped
     }
 
 
+def _of_numbers(exam: Exam, kinds: Mapping[str, Thetas], others: Mapping[str, Tensor], shown: int) -> dict:
+    def scored(thetas: Thetas) -> dict:
+        thetas = thetas.to(exam.device)
+        return numbers_record(scores_by_size(exam.network, exam.spec, thetas, exam.x, exam.y, outputs=exam.outputs))
+
+    return {"ensembles": {kind: scored(thetas) for kind, thetas in kinds.items()}}
+
+
+MEASURES = {"classes": _of_classes, "gaussian": _of_numbers}  # by the kind of outputs
+
+
 def figures_of(found: Mapping, title: str) -> dict[str, Figure]:
     """Draw what `measure` returned. `found` also names the `task`."""
     shown = found["shown"]
-    made = {
-        "ensembles": plot_ensembles(found["ensembles"], f"{title}: ensembles by their size"),
-        "reliability": plot_reliability(found["reliability"], f"{title}: reliability of ensembles of {shown}"),
-        "selective": plot_selective(found["selective"], f"{title}: accuracy of ensembles of {shown} where they are sure"),
-    }
+    made = {"ensembles": plot_ensembles(found["ensembles"], f"{title}: ensembles by their size", found.get("outputs", "classes"))}
+    if found["reliability"]:
+        made["reliability"] = plot_reliability(found["reliability"], f"{title}: reliability of ensembles of {shown}")
+    if found["selective"]:
+        made["selective"] = plot_selective(found["selective"], f"{title}: accuracy of ensembles of {shown} where they are sure")
     for other, one in found["outside"].items():
         made[f"outside_{other}"] = plot_outside(one, found["task"], other, shown, f"{title}: networks of {found['task']} meet {other}")
     return made

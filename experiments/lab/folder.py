@@ -138,6 +138,11 @@ def sampled_with(checkpoint: str, names: Iterable[str]) -> dict:
     return {name: config[name] for name in names if config.get(name) is not None}
 
 
+def configured(checkpoint: str) -> bool:
+    """Return whether a checkpoint lies in the folder of a run, which says how its zoo was trained."""
+    return (flow_file(checkpoint).parent / "config.json").exists()
+
+
 def config_of(checkpoint: str) -> Mapping:
     """Return the configuration of the run of a checkpoint. Raises FileNotFoundError if there is only a flow."""
     path = flow_file(checkpoint).parent / "config.json"

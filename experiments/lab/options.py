@@ -7,26 +7,30 @@ from difflib import get_close_matches
 import torch
 from sacred.utils import SacredError, SacredInterrupt
 
-from geoflow import training
+from geoflow import guidance, training
 from geoflow.choices import choose
+from geoflow.guidance import PLACES, UNITS
 from geoflow.sampling import SOLVERS
 from geoflow.velocity import complete_sizes
 from geoflow.zoo.networks import NETWORKS
 from geoflow.zoo.networks.mlp import ACTIVATIONS, NORMS
+from geoflow.zoo.recipes import ORIGINS
 from geoflow.zoo.tasks import TASKS
 from geoflow.zoo.train import SCHEDULES
 from lab.architectures import NETWORK, OF_NETWORKS, network_options, network_settings, whole_network, with_defaults
 from lab.folder import described, sampled_with, samples_file
 
 DEVICES = ("auto", "cpu", "cuda")
-FURTHER = ("sample", "evaluate", "transfer", "curve", "sharpen", "stages", "posterior", "rivals")  # the commands on a saved flow
+# the commands on a saved flow
+FURTHER = ("sample", "evaluate", "transfer", "guide", "finetune", "curve", "sharpen", "stages", "posterior", "rivals")
+ELSEWHERE = ("transfer", "guide", "finetune")  # those that serve other networks and data than the flow's own
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
     "ema", "part",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "recalibrate", "seed")
+SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "guiding", "recalibrate", "seed")
 BATCH = 32  # networks in a training step of the flow, if the zoo has as many
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
@@ -71,6 +75,12 @@ NUMBERS: dict[str, Number] = {
     "guidance": NOT_NEGATIVE,
     "seed": SEED,
 }
+# group of options: those that name a row of a table, and those that are numbers
+GROUP_CHOICES: dict[str, dict[str, Mapping | tuple]] = {
+    "zoo": {"origin": ORIGINS, "schedule": SCHEDULES},
+    "guiding": {"at": PLACES, "unit": UNITS, "schedule": guidance.SCHEDULES, "yields": (False, True)},
+    "tuning": {},
+}
 ZOO_NUMBERS: dict[str, Number] = {
     "epochs": COUNT,
     "batch": COUNT,
@@ -81,7 +91,20 @@ ZOO_NUMBERS: dict[str, Number] = {
     "examples": COUNT,
     "seed": SEED,
 }
-LEFT_OPEN = ("runs", "snapshots", "batch", *OF_NETWORKS, "zoo.common", "zoo.examples")  # options that may be None when they are checked
+GROUP_NUMBERS = {
+    "zoo": ZOO_NUMBERS,
+    "guiding": {"repeats": COUNT, "examples": COUNT, "batch": COUNT},
+    "tuning": {"steps": COUNT, "level": SHARE},
+}
+LEFT_OPEN = (
+    "runs",
+    "snapshots",
+    "batch",
+    *OF_NETWORKS,
+    "zoo.common",
+    "zoo.examples",
+    "guiding.examples",
+)  # options that may be None when they are checked
 
 
 class InputError(SacredError):
@@ -127,7 +150,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     for name in ("checkpoint", "cache"):
         if not isinstance(config[name], str) and not (name == "checkpoint" and config[name] is None):
             raise InputError(f"{name}={config[name]} must be a path, such as runs/3.")
-    for name in ("zoo", "sizes"):
+    for name in ("zoo", "sizes", "guiding", "tuning"):
         if not isinstance(config[name], Mapping):
             raise InputError(f"{name} is a group of options, such as {name}.{next(iter(defaults[name]))}=...")
     asked = {name: value for name, value in config.items() if value != defaults[name]}
@@ -135,7 +158,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
     further = command in FURTHER
     own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
-    inherited = [name for name in SAMPLER if not (name == "start" and command == "transfer")]  # a start leads to the flow's own units
+    inherited = [name for name in SAMPLER if not (name == "start" and command in ELSEWHERE)]  # a start leads to the flow's own units
     sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     if command == "sharpen" and not own["sharpness"]:
@@ -187,7 +210,7 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     changed = [name for name in NETWORK if network[name] != made_for[name]]
     if command == "transfer" and not changed:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
-    if command != "transfer" and changed:
+    if command not in ELSEWHERE and changed:
         raise InputError(f"{command} serves the network that the flow was fitted to; for another {' or '.join(changed)} use transfer.")
     if asked.get("start") and {*changed} - {"task"}:
         raise InputError("start leads to the zoo's centre, and another network has other units: for transfer leave start=0.")
@@ -215,14 +238,22 @@ def _check(config: Mapping) -> None:
     if hidden is not None and not (isinstance(hidden, list | tuple) and all(type(n) is int and n >= 1 for n in hidden)):
         raise InputError(f"hidden={hidden} must be a list of widths of at least 1, such as hidden=[16,16].")
     device_of(config["device"])
+    for group in ("guiding", "tuning"):
+        _check_group(config, group)
     if config["runs"] is not None:
+        _check_group(config, "zoo")
         _check_zoo(config)
 
 
+def _check_group(config: Mapping, group: str) -> None:
+    for option, table in GROUP_CHOICES[group].items():
+        if config[group][option] not in table:
+            choose(f"{group}.{option}", str(config[group][option]), dict.fromkeys(map(str, table)))
+    for option, number in GROUP_NUMBERS[group].items():
+        _check_number(f"{group}.{option}", config[group][option], number)
+
+
 def _check_zoo(config: Mapping) -> None:
-    for option, number in ZOO_NUMBERS.items():
-        _check_number(f"zoo.{option}", config["zoo"][option], number)
-    choose("zoo.schedule", str(config["zoo"]["schedule"]), SCHEDULES)
     runs, snapshots, zoo = config["runs"], config["snapshots"], config["zoo"]
     if zoo["origin"] == "independent" and zoo["common"] is not None:
         raise InputError(

@@ -12,7 +12,7 @@ from sacred.utils import ensure_wellformed_argv
 
 from lab.architectures import NETWORK
 from lab.folder import ROOT
-from lab.options import FURTHER, SAMPLING
+from lab.options import ELSEWHERE, FURTHER, SAMPLING
 from lab.words import Option, configurations_of, options_of
 
 PROGRAM = "experiments/run.py"
@@ -70,8 +70,8 @@ class Program(Experiment):
             parts.append("\n".join(["Example:", *examples]))
         if command not in FURTHER:
             return "\n\n".join([*parts, f"It takes all options but checkpoint. {PROGRAM} help lists them."])
-        of_a_network = NETWORK if command == "transfer" else ()
-        served = [option for option in self._options() if option.name in ("checkpoint", *of_a_network, *SAMPLING, "device", "cache")]
+        names = {"checkpoint", *(NETWORK if command in ELSEWHERE else ()), *SAMPLING, "device", "cache"}
+        served = [option for option in self._options() if {option.name, option.name.partition(".")[0]} & names]
         served = [replace(option, default="the flow's own") if option.name in NETWORK else option for option in served]
         return "\n\n".join([*parts, *_sections(served)])
 

@@ -16,7 +16,7 @@ from sacred.arg_parser import get_config_updates
 from pages.studies import STUDIES, Arguments
 
 RESULTS = ROOT / "results"
-FREE = ("cache", "device", "every", "checkpoint")  # options that do not change a result
+FREE = ("cache", "device", "every", "checkpoint", "tuning")  # options that do not change the result of a main job
 ENSEMBLES = 64  # number of networks in the ensembles that pages show
 
 
@@ -52,7 +52,7 @@ def _record(folder: Path) -> dict:
 def beside(study: str, kind: str) -> Iterator[tuple[str, int, Mapping]]:
     """Yield label, seed and content of each file in which a command kept what it found of a saved flow.
 
-    `kind` names the files: curve, sharpness or transfer-*.
+    `kind` names the files: curve, sharpness, transfer-* or guide-*, for example.
     """
     for label, seed, _ in STUDIES[study].runs():
         for path in sorted(folder_of(study, label, seed).glob(f"{kind}.json")):
@@ -69,7 +69,8 @@ def resolved(arguments: Arguments) -> Mapping:
 
 def of_the_result(config: Mapping) -> dict:
     """Return the options that decide a result, as they are after a pass through JSON."""
-    return json.loads(json.dumps({name: value for name, value in config.items() if name not in FREE}))
+    free = (*FREE, *(() if config["guidance"] else ("guiding",)))
+    return json.loads(json.dumps({name: value for name, value in config.items() if name not in free}))
 
 
 def place_of(study: str, config: Mapping) -> tuple[str, int] | None:

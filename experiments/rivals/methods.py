@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geoflow.evaluation.predictions import divided, predictors
+from geoflow.outputs import OUTPUTS, outputs_of
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate, statistics_of
@@ -19,6 +20,7 @@ from geoflow.zoo.train import train_zoo
 from rivals.packages import laplace_log_probs, sghmc_samples
 from rivals.swag import draw_swag, fit_swag
 
+Said = Float[Tensor, "members examples units"]  # what each member predicts
 BATCH = 2 * 10**5
 MEMBERS = 64  # networks that SWAG and the sampler give
 SNAPSHOTS = 30  # epochs of SWAG behind the training, one snapshot each
@@ -44,18 +46,18 @@ class Setting:
     device: str
 
 
-def single(setting: Setting, count: int, seed: int) -> Float[Tensor, "members examples classes"]:
+def single(setting: Setting, count: int, seed: int) -> Said:
     """Train `count` networks at once, as a zoo is trained."""
     return said_by(setting, trained(setting, count, seed)[:, -1])
 
 
-def laplace(setting: Setting, seed: int) -> Float[Tensor, "1 examples classes"]:
+def laplace(setting: Setting, seed: int) -> Said:
     """Train one network, and approximate the posterior of its last layer."""
     theta = trained(setting, 1, seed)[0, -1]
     return laplace_log_probs(setting.build(), setting.spec, theta, setting.task, setting.task.x_test, LAPLACE_PRECISION)
 
 
-def swag(setting: Setting, seed: int, rate: float = SWAG_RATE) -> Float[Tensor, "members examples classes"]:
+def swag(setting: Setting, seed: int, rate: float = SWAG_RATE) -> Said:
     """Train one network, go on at a constant learning rate, and fit a Gaussian to the snapshots of that."""
     start = unpack(setting.spec, trained(setting, 1, seed)[0, -1])
     onward = {"epochs": SNAPSHOTS, "snapshots": SNAPSHOTS, "every": 1, "schedule": "constant", "lr": rate * setting.recipe["lr"]}
@@ -63,21 +65,28 @@ def swag(setting: Setting, seed: int, rate: float = SWAG_RATE) -> Float[Tensor, 
     return said_by(setting, _measured(setting, draw_swag(fit_swag(snapshots), MEMBERS, randomness(seed, "swag")), seed))
 
 
-def sghmc(setting: Setting, seed: int, **changes) -> Float[Tensor, "members examples classes"]:
+def sghmc(setting: Setting, seed: int, **changes) -> Said:
     """Train one network, and let a sampler go on from there."""
     theta, batch = trained(setting, 1, seed)[0, -1], setting.recipe["batch"]
     how = SGHMC | {"count": MEMBERS, "batch": batch, "generator": randomness(seed, "sghmc")} | changes
     return said_by(setting, sghmc_samples(setting.build(), setting.spec, theta, setting.task, **how))
 
 
-# name: a function of a setting and a seed, which gives what the members say of the test inputs
-RIVALS: dict[str, Callable[[Setting, int], Float[Tensor, "members examples classes"]]] = {
-    "single network": partial(single, count=1),
-    "deep ensemble of 16": partial(single, count=16),
-    "deep ensemble of 64": partial(single, count=64),
-    "last-layer Laplace": laplace,
-    "SWAG": swag,
-    "SGHMC": sghmc,
+@dataclass(frozen=True)
+class Rival:
+    """A row of RIVALS: a function of a setting and a seed that gives what the members predict, and the kinds of outputs that it serves."""
+
+    way: Callable[..., Said]
+    outputs: tuple[str, ...] = tuple(OUTPUTS)
+
+
+RIVALS = {
+    "single network": Rival(partial(single, count=1)),
+    "deep ensemble of 16": Rival(partial(single, count=16)),
+    "deep ensemble of 64": Rival(partial(single, count=64)),
+    "last-layer Laplace": Rival(laplace, ("classes",)),
+    "SWAG": Rival(swag),
+    "SGHMC": Rival(sghmc),
 }
 
 
@@ -87,10 +96,11 @@ def trained(setting: Setting, runs: int, seed: int, **changes) -> Float[Tensor, 
     return pack(setting.spec, train_zoo(setting.build, setting.task, runs=runs, seed=seed, device=setting.device, progress=False, **recipe))
 
 
-def said_by(setting: Setting, thetas: Float[Tensor, "members weights"]) -> Float[Tensor, "members examples classes"]:
-    """Return the log-probabilities of each network on the test inputs."""
+def said_by(setting: Setting, thetas: Float[Tensor, "members weights"]) -> Said:
+    """Return what each network predicts of the test inputs: log-probabilities of classes, or means and log-variances."""
     x = setting.task.x_test
-    chunks = predictors(setting.build(), setting.spec, thetas, x, BATCH)
+    kind = outputs_of(setting.task.outputs)
+    chunks = predictors(setting.build(), setting.spec, thetas, x, BATCH, None, kind.prediction)
     return torch.cat([torch.cat([predict(part) for part in divided(x, None)], 1) for predict in chunks])
 
 

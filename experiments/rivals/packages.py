@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from geoflow.outputs import outputs_of
 from geoflow.population import itself
 from geoflow.randomness import seed_global
 from geoflow.spec import NetworkSpec
@@ -60,13 +60,13 @@ def sghmc_samples(
     Raises FloatingPointError if the chain diverges.
     """
     posteriors = _imported("posteriors")
-    model, examples = itself(network, unpack(spec, theta)), len(task.x_train)
+    model, examples, kind = itself(network, unpack(spec, theta)), len(task.x_train), outputs_of(task.outputs)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
     def log_posterior(params: Mapping[str, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-        logits = functional_call(model, params, (task.x_train[rows],))
+        outputs = functional_call(model, params, (task.x_train[rows],))
         prior = -precision / 2 * sum(value.square().sum() for value in params.values())
-        return -cross_entropy(logits, task.y_train[rows]) + prior / examples, torch.empty(0)
+        return prior / examples - kind.nll(outputs[None], task.y_train[rows]).mean(), torch.empty(0)
 
     seed_global(int(torch.randint(2**62, (), generator=generator)))
     chain = posteriors.sgmcmc.sghmc.build(log_posterior, lr=lr, alpha=friction, temperature=1 / examples, momenta=0.0)

@@ -5,7 +5,7 @@ from configuration import ex
 from lab.advice import advice
 from lab.assess import Exam, assess
 from lab.collect import at_terminal, cache_of, collect
-from lab.draw import generate, measuring_examples, recalibrated, sampling_settings
+from lab.draw import generate, guidance_of, measuring_examples, recalibrated, sampling_settings
 from lab.folder import Samples, commit, save_samples, write_json
 from lab.options import device_name, device_of, flow_settings, plainly
 
@@ -41,7 +41,7 @@ def main(_config, _run):
         flow = train(untrained.to(device), points.to(device), checkpoint, _config["every"], at_terminal())
         flow.save(folder / "flow.safetensors")
     with timed(seconds, "sample"):
-        thetas, paths = generate(flow, network, spec, task, _config)
+        thetas, paths = generate(flow, network, spec, task, _config, guidance_of(network, task, _config))
         seen = measuring_examples(spec, task, _config, seed)
         made = settings | sampling_settings(_config) | recalibrated(spec, seen)
         save_samples(folder / "samples.safetensors", Samples(thetas, spec, made))

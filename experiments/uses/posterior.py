@@ -10,8 +10,8 @@ from lab.ensembles import deep_ensemble, figures_of, measure
 from lab.folder import config_of, write_json
 from lab.options import device_of, plainly
 
+from geoflow.evaluation.ensemble_tables import ensembles_table
 from geoflow.evaluation.plots import save_figures
-from geoflow.evaluation.report import ensembles_table
 from geoflow.randomness import randomness
 from geoflow.training import fingerprint
 from geoflow.zoo.tasks import Task

@@ -14,9 +14,11 @@ from lab.options import InputError, device_of, plainly, zoo_settings
 from rivals.methods import NOT_OF_A_RUN, RIVALS, Setting, said_by, timed
 from torch import Tensor
 
-from geoflow.evaluation.metrics import POOLS
-from geoflow.evaluation.posterior import grade, mean_and_spread, scores_of
-from geoflow.evaluation.report import rivals_table
+from geoflow.evaluation.ensemble_tables import rivals_table
+from geoflow.evaluation.posterior import mean_and_spread
+from geoflow.evaluation.records import pooled_record
+from geoflow.outputs import outputs_of
+from geoflow.zoo.tasks import Task
 from uses.writing import folder_of
 
 REPEATS = 5  # trainings of each way, with seeds of their own
@@ -33,30 +35,31 @@ def rivals(_config, _run):
     flow, network, spec, task = reopen(_config)
     recipe = {name: value for name, value in zoo_settings(made).items() if name not in NOT_OF_A_RUN} | {"every": 1}
     setting, found = Setting(partial(network_for, task, made), spec, task, recipe, device), {}
-    for name, way in RIVALS.items():
+    for name, rival in RIVALS.items():
+        if task.outputs not in rival.outputs:
+            print(f"{name} is left out, because it serves networks for {' and '.join(rival.outputs)} only.")
+            continue
         print(f"{name}, {REPEATS} times", flush=True)
-        several = [timed(partial(way, setting, seed=seed), device) for seed in range(REPEATS)]
-        found[name] = _scored([said for said, _ in several], task.y_test) | {"seconds": fmean(seconds for _, seconds in several)}
+        several = [timed(partial(rival.way, setting, seed=seed), device) for seed in range(REPEATS)]
+        found[name] = _scored([said for said, _ in several], task) | {"seconds": fmean(seconds for _, seconds in several)}
     thetas, seconds = timed(lambda: generate(flow, network, spec, task, _config)[0], device)
     ensembles = [some for some in thetas.split(SMALL) if len(some) == min(SMALL, len(thetas))]
     cost = _cost(_config["checkpoint"], found[ENSEMBLE]["seconds"] / 64 * made["runs"]) | {"sample": seconds}
-    ours = _scored([said_by(setting, some) for some in ensembles], task.y_test) | {"seconds": sum(cost.values()), "parts": cost}
+    ours = _scored([said_by(setting, some) for some in ensembles], task) | {"seconds": sum(cost.values()), "parts": cost}
     found[f"flow, ensemble of {len(ensembles[0])}"] = ours
     how = {name: _config[name] for name in ("task", "network", "flow", "solver", "steps", "start", "sharpness", "count", "seed")}
-    write_json(folder / "rivals.json", how | {"parameters": spec.weights, "rivals": found})
-    print(rivals_table(found), f"Written to {folder}", sep="\n\n")
+    write_json(folder / "rivals.json", how | {"outputs": task.outputs, "parameters": spec.weights, "rivals": found})
+    print(rivals_table(found, task.outputs), f"Written to {folder}", sep="\n\n")
 
 
-def _scored(several: Sequence[Tensor], y: Tensor) -> dict:
-    """Score ensembles, each by what its members say [members, examples, classes]. A closed form has one member and needs no pool."""
+def _scored(several: Sequence[Tensor], task: Task) -> dict:
+    """Score ensembles, each by what its members predict [members, examples, units]. A closed form has one member and needs no pool."""
     members = len(several[0])
-    pools = POOLS if members > 1 else ("linear",)
-    each = {pool: [scores_of(grade(said, y, pool)) for said in several] for pool in pools}
-    means = {
-        pool: {name: mean_and_spread(torch.tensor([one[name]["mean"] for one in scored])) for name in scored[0]}
-        for pool, scored in each.items()
+    pools = outputs_of(task.outputs).pools if members > 1 else ("linear",)
+    each = {pool: [pooled_record(said, task.y_test, pool, task.outputs) for said in several] for pool in pools}
+    return {"members": members, "repeats": len(several)} | {
+        pool: {name: mean_and_spread(torch.tensor([one[name] for one in scored])) for name in scored[0]} for pool, scored in each.items()
     }
-    return {"members": members, "repeats": len(several)} | means
 
 
 def _cost(checkpoint: str, zoo: float) -> dict[str, float]:

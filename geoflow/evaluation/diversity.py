@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from geoflow.canonical import balance
-from geoflow.evaluation.metrics import check_labels
 from geoflow.evaluation.predictions import divided, predictors
+from geoflow.outputs import outputs_of
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
 
@@ -17,6 +17,7 @@ EXAMPLES = 1000  # most examples that predictions are compared on
 ENTRIES = 2**22  # probabilities in work at once
 BATCH = 2 * 10**5
 
+PAIRS = (("generated", "generated"), ("generated", "zoo"), ("zoo", "zoo"))
 Pairs = Float[Tensor, "nets others"]
 
 
@@ -28,8 +29,9 @@ def pairwise(
     zoo: Float[Tensor, "trained weights"],
     run_of: Int[Tensor, " trained"],
     x: Shaped[Tensor, "examples ..."],
-    y: Int[Tensor, " examples"],
+    y: Shaped[Tensor, "examples ..."],
     generator: torch.Generator,
+    outputs: str = "classes",
 ) -> dict[str, dict[str, float | int | None]]:
     """Return how different two networks are: two generated ones, a generated and a trained one, and trained ones of two runs.
 
@@ -39,7 +41,7 @@ def pairwise(
     - `jensen_shannon`, `wasserstein`: means of `jensen_shannon` and `wasserstein` over all pairs.
 
     At most NETWORKS networks of each kind are compared, on at most EXAMPLES examples, both drawn by `generator`. All numbers are None if
-    there is no other network.
+    there is no other network. Mistakes and distances of predictions are those of classes, and None for other `outputs`.
 
     Source: DeepWeightFlow, arXiv 2601.05052. The overlap of mistakes is that of Wang et al. 2024, Neural network
     diffusion, arXiv 2402.13144.
@@ -52,25 +54,25 @@ def pairwise(
     >>> found["generated_zoo"]["iou"], found["generated_zoo"] == found["zoo_zoo"]
     (1.0, False)
     """
-    check_labels(x, y)
+    outputs_of(outputs).check(x, y)
     rows = torch.randperm(len(x), generator=generator)[:EXAMPLES].to(x.device)
     x, y = x[rows], y[rows]
     runs = {"generated": -1 - torch.arange(len(generated)), "zoo": run_of}  # a generated network is a run of its own
     whole = {"generated": generated, "zoo": zoo}
     some = {kind: torch.randperm(len(thetas), generator=generator)[:NETWORKS] for kind, thetas in whole.items()}
-    wrong = {kind: mistakes(network, spec, thetas, x, y) for kind, thetas in whole.items()}
-    said = {kind: _log_probs(network, spec, whole[kind][some[kind]], x) for kind in whole}
     weights = {kind: _learned(spec, whole[kind][some[kind]]) for kind in whole}
+    wrong, said = {}, {}
+    if outputs == "classes":
+        wrong = {kind: mistakes(network, spec, thetas, x, y) for kind, thetas in whole.items()}
+        said = {kind: _log_probs(network, spec, whole[kind][some[kind]], x) for kind in whole}
     found = {}
-    for kind, other in (("generated", "generated"), ("generated", "zoo"), ("zoo", "zoo")):
-        of_some, of_all = runs[kind][some[kind]], runs[other]
-        overlap = overlap_of_mistakes(wrong[kind][some[kind]], wrong[other])
-        largest = overlap.masked_fill((of_some[:, None] == of_all).to(overlap.device), -1).amax(1)
-        pairs = of_some[:, None] != of_all[some[other]]
+    for kind, other in PAIRS:
+        apart = runs[kind][some[kind]][:, None] != runs[other]
+        pairs = apart[:, some[other]]
         found[f"{kind}_{other}"] = {
-            "iou": largest[largest >= 0].mean().item() if (largest >= 0).any() else None,
-            "against": int((of_some[:, None] != of_all).sum(1).max()),
-            "jensen_shannon": _mean(jensen_shannon(said[kind], said[other]), pairs),
+            "iou": _largest(overlap_of_mistakes(wrong[kind][some[kind]], wrong[other]), apart) if wrong else None,
+            "against": int(apart.sum(1).max()),
+            "jensen_shannon": _mean(jensen_shannon(said[kind], said[other]), pairs) if said else None,
             "wasserstein": _mean(wasserstein(weights[kind], weights[other]), pairs),
         }
     return found
@@ -85,7 +87,7 @@ def mistakes(
     y: Int[Tensor, " examples"],
 ) -> Bool[Tensor, "nets examples"]:
     """Return which examples each network classifies wrongly. Raises ValueError as `evaluate` does."""
-    chunks = predictors(network, spec, thetas, x, BATCH)
+    chunks = predictors(network, spec, thetas, x, BATCH, None, outputs_of("classes").prediction)
     return torch.cat([torch.cat([predict(part).argmax(-1) for part in divided(x, None)], 1) != y for predict in chunks])
 
 
@@ -142,12 +144,18 @@ def _learned(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> Float[
 
 
 def _log_probs(network: nn.Module, spec: NetworkSpec, thetas: Tensor, x: Tensor) -> Float[Tensor, "nets examples classes"]:
-    chunks = predictors(network, spec, thetas, x, BATCH)
+    chunks = predictors(network, spec, thetas, x, BATCH, None, outputs_of("classes").prediction)
     return torch.cat([torch.cat([predict(part) for part in divided(x, None)], 1) for predict in chunks])
 
 
 def _entropy(p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
     return torch.special.entr(p).sum(-1)
+
+
+def _largest(values: Pairs, pairs: Bool[Tensor, "nets others"]) -> float | None:
+    """Return the mean over networks of the largest value of each, over some of the pairs."""
+    largest = values.masked_fill(~pairs.to(values.device), -1).amax(1)
+    return largest[largest >= 0].mean().item() if pairs.any() else None
 
 
 def _mean(values: Pairs, pairs: Bool[Tensor, "nets others"]) -> float | None:

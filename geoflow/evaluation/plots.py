@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -11,17 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from geoflow.evaluation.metrics import Scores
+from geoflow.outputs import Column, RegressionScores, Scores, outputs_of
 
 # the colours of Okabe & Ito 2008, which can be told apart with every kind of colour vision
 BLACK, ORANGE, BLUE, VERMILION, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "#D55E00", "#8C8C8C", "#A8A8A8"
 COLOURS = {"zoo": BLACK, "generated": BLUE}
 BINS = 40
+WIDE = 4.0  # quartile distances from the quartiles: what lies farther out is marked at the edge
 DPI = 150
 SHOWN_NETWORKS = 1000
 SHOWN_PATHS = 12
 
-SCORED = {"accuracy": "accuracy", "nll": "negative log-likelihood (nats, log scale)"}
 DISTANCES = {
     "zoo_leave_one_out": ("training networks, to the nearest other run", BLACK),
     "heldout_to_train": ("held-out networks", ORANGE),
@@ -29,10 +30,13 @@ DISTANCES = {
 }
 
 
-def plot_scores(scores: Mapping[str, Scores], title: str = "Scores of single networks") -> Figure:
-    """Draw histograms of accuracy and negative log-likelihood, with one row for each named set of networks.
+def plot_scores(
+    scores: Mapping[str, Scores | RegressionScores], title: str = "Scores of single networks", outputs: str = "classes"
+) -> Figure:
+    """Draw histograms of the two main scores of a kind of outputs, with one row for each named set of networks.
 
-    A vertical line marks the mean.
+    For classes they are accuracy and negative log-likelihood. A vertical line marks the mean. Where neither a logarithm nor a best value
+    bounds the axis, values far outside the usual range are drawn at its edge.
 
     >>> one = Scores(torch.rand(9), torch.rand(9) + 0.1, torch.rand(9))
     >>> len(plot_scores({"zoo": one, "generated": one}).axes)
@@ -41,15 +45,22 @@ def plot_scores(scores: Mapping[str, Scores], title: str = "Scores of single net
     figure = Figure(figsize=(8, 0.9 + 0.55 * len(scores)), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(len(scores), 2, sharex="col", squeeze=False)
-    for column, (field, label) in enumerate(SCORED.items()):
+    for column, (field, said) in enumerate(main_columns(outputs).items()):
         values = {name: getattr(one, field).detach().flatten().cpu() for name, one in scores.items()}
         pooled = torch.cat(list(values.values()))
-        edges = _log_edges(pooled) if field == "nll" else _edges(torch.cat([pooled, torch.ones(1)]))
+        if said.log:
+            edges = _log_edges(pooled)
+        elif said.best is not None:
+            edges = _edges(torch.cat([pooled, torch.tensor([said.best])]))
+        else:
+            low, high = usual_range(pooled[pooled.isfinite()].tolist())
+            values, edges = {name: v.clamp(low, high) for name, v in values.items()}, _edges(torch.tensor([low, high]))
         for row, (name, v) in enumerate(values.items()):
             _ridge(grid[row, column], v, edges, COLOURS.get(name, ORANGE))
-        grid[-1, column].set_xlabel(label)
-    grid[-1, 1].set_xscale("log")
-    plain_ticks(grid[-1, 1].xaxis)
+        grid[-1, column].set_xlabel(said.long_label)
+        if said.log:
+            grid[-1, column].set_xscale("log")
+            plain_ticks(grid[-1, column].xaxis)
     for row, name in enumerate(scores):
         grid[row, 0].set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center")
     return figure
@@ -123,6 +134,28 @@ def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str =
     axes.set_xlim(left=0)
     figure.legend(frameon=False, loc="outside lower center")
     return figure
+
+
+def main_columns(outputs: str) -> dict[str, Column]:
+    """Return what figures say of the two main scores of a kind of outputs, a row of OUTPUTS.
+
+    >>> list(main_columns("classes"))
+    ['accuracy', 'nll']
+    """
+    kind = outputs_of(outputs)
+    return {field: kind.columns[field] for field in kind.main}
+
+
+def usual_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return a range that a few failing runs do not stretch.
+
+    >>> usual_range([1.0, 1.1, 1.2, 1.3, 90.0])
+    (1.0, 1.3)
+    """
+    first, third = np.quantile(values, [0.25, 0.75])
+    slack = max(WIDE * (third - first), 1e-9)
+    inside = [value for value in values if first - slack <= value <= third + slack]
+    return min(inside), max(inside)
 
 
 def save_figures(folder: str | Path, figures: Mapping[str, Figure]) -> list[Path]:

@@ -8,14 +8,15 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from geoflow.choices import choose
-from geoflow.evaluation.metrics import POOLS, check_classes, check_labels, ece
+from geoflow.evaluation.growing import GROUPS, SIZES, fitting_sizes, grouped
 from geoflow.evaluation.predictions import PART, divided, predictors
 from geoflow.evaluation.reliability import selective
+from geoflow.outputs import outputs_of
+from geoflow.outputs.classes import ece
 from geoflow.spec import NetworkSpec
 
-SIZES = tuple(2**n for n in range(9))  # networks in an ensemble
-GROUPS = 32  # most ensembles of one size
 ENTRIES = 2**22  # log-probabilities in work at once
+CLASSES = outputs_of("classes")
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def graded(
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    check_labels(x, y)
+    CLASSES.check(x, y)
     parts, first, found = _parts(network, spec, thetas, x, sizes, pools, groups, batch, batch_size), 0, []
     for part in parts:
         (some, _), *_ = next(iter(part.values())).values()
@@ -129,7 +130,7 @@ def grade(log_probs: Float[Tensor, "nets examples classes"], y: Int[Tensor, " ex
     >>> grade(torch.tensor([[[.9, .1]], [[.5, .5]]]).log(), torch.tensor([0])).nll.exp()  # 1 / .7
     tensor([[1.4286]])
     """
-    choose("pool", pool, POOLS)
+    choose("pool", pool, CLASSES.pools)
     return _graded(*_pooled(log_probs.double().log_softmax(-1), len(log_probs), pool, 1), y)
 
 
@@ -169,11 +170,9 @@ INFORMATION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 def _parts(network, spec, thetas, x, sizes, pools, groups, batch, batch_size) -> Iterator[dict[str, dict[int, tuple[Tensor, Tensor]]]]:
     """Yield for each part of the examples, pool and size the pooled log-probabilities and the information."""
     for pool in pools:
-        choose("pool", pool, POOLS)
-    fitting = [size for size in sizes if 1 <= size <= len(thetas)]
-    chunks = list(predictors(network, spec, thetas, x, batch, batch_size))
-    if not fitting:
-        raise ValueError(f"There are {len(thetas)} networks, too few for ensembles of {', '.join(map(str, sizes)) or 'no size'}.")
+        choose("pool", pool, CLASSES.pools)
+    fitting = fitting_sizes(sizes, len(thetas))
+    chunks = list(predictors(network, spec, thetas, x, batch, batch_size, CLASSES.prediction))
     for some in divided(x, batch_size or _at_once(chunks[0](x[:1]).shape[-1], len(thetas))):
         # normalised anew in double precision: in single precision, the information of sure members would be rounding
         log_probs = torch.cat([predict(some) for predict in chunks]).double().log_softmax(-1)
@@ -189,10 +188,12 @@ def _at_once(classes: int, nets: int) -> int:
 
 def _pooled(log_probs: Float[Tensor, "nets examples classes"], size: int, pool: str, groups: int) -> tuple[Tensor, Tensor]:
     """Return the pooled log-probabilities [groups, examples, classes] and the information [groups, examples]."""
-    count = min(groups, len(log_probs) // size)
-    members = log_probs[: count * size].unflatten(0, (count, size)).transpose(0, 1)
-    gather, average = POOLS[pool]
-    pooled = average(gather(members), size)
+    members, average, nobody = (
+        grouped(log_probs, size, groups),
+        CLASSES.pools[pool],
+        log_probs.new_empty(0),
+    )  # pools of classes need no label
+    pooled = average.after(average.add(average.before(members, nobody)), size, nobody)
     if size == 1:
         return pooled, torch.zeros_like(pooled[..., 0])
     return pooled, INFORMATION[pool](pooled, members.mean(0), _entropy(members).mean(0)).clamp_min(0)
@@ -208,7 +209,7 @@ def _answers(log_probs: Float[Tensor, "groups examples classes"], information: F
 
 
 def _graded(log_probs: Tensor, information: Tensor, y: Int[Tensor, " examples"]) -> Graded:
-    check_classes(y, log_probs.shape[-1])
+    CLASSES.check_fit(log_probs.shape[-1], y)
     found = _answers(log_probs, information)
     true = log_probs.gather(-1, y.expand(log_probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     brier = log_probs.mul(2).exp().sum(-1) - 2 * true.exp() + 1

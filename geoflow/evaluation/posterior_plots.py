@@ -6,34 +6,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from geoflow.evaluation.growing import columns_of
 from geoflow.evaluation.plots import BLACK, BLUE, GREY, LIGHT, ORANGE, VERMILION, plain_ticks
 
 COLOURS = {"generated": BLUE, "zoo": BLACK}
 STYLES = {"linear": "-", "log": "--"}  # by the pool
-PANELS = {"accuracy": "accuracy", "nll": "NLL (nats, log scale)", "brier": "Brier score", "ece": "ECE"}
 SCORES = {"entropy": ("-", "o"), "information": (":", "s")}  # what tells examples of another task
 
 Value = Mapping[str, float]  # mean and std over ensembles
 ByKind = Mapping[str, Mapping[str, Mapping]]  # the kind of networks, the pool, and what was found
 
 
-def plot_ensembles(found: ByKind, title: str = "Ensembles by their size") -> Figure:
-    """Draw accuracy, NLL, Brier score and ECE over the number of networks in an ensemble, for each kind of networks and each pool.
+def plot_ensembles(found: ByKind, title: str = "Ensembles by their size", outputs: str = "classes") -> Figure:
+    """Draw four scores over the number of networks in an ensemble, for each kind of networks and each pool.
+
+    `outputs` names the kind of outputs, a row of OUTPUTS. For classes the scores are accuracy, NLL, ECE and the Brier score.
 
     A band is the standard deviation over ensembles of one size.
 
-    >>> one = {name: {"mean": 0.5, "std": 0.1} for name in PANELS}
+    >>> one = {name: {"mean": 0.5, "std": 0.1} for name in columns_of("classes")}
     >>> len(plot_ensembles({"generated": {"linear": {"1": one, "2": one}}}).axes)
     4
     """
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     figure.suptitle(title)
-    for axes, (score, label) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+    for axes, (score, column) in zip(figure.subplots(2, 2).flat, list(columns_of(outputs).items())[:4], strict=True):
         for kind, pool, by_size in _each(found):
             sizes, values = [int(size) for size in by_size], [one[score] for one in by_size.values()]
             _line(axes, sizes, values, color=COLOURS.get(kind, ORANGE), linestyle=STYLES[pool], label=f"{kind}, {pool} pool")
-        _over_sizes(axes, sizes, label)
-        if score == "nll":
+        _over_sizes(axes, sizes, column.label)
+        if column.log:
             axes.set_yscale("log")
             plain_ticks(axes.yaxis)
     _legend_below(figure, 2)

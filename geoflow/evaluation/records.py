@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from math import isnan
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from geoflow.evaluation.posterior import Answers, Graded, mean_and_spread, scores_of
+from geoflow.choices import choose
+from geoflow.evaluation.posterior import Answers, Graded, grade, mean_and_spread, scores_of
 from geoflow.evaluation.reliability import auroc, reliability, selective
+from geoflow.outputs import RegressionScores, Scores, outputs_of
 
 COVERAGES = 50  # points of a curve over the coverage
 BINS = 30  # of the histograms of entropies
@@ -21,6 +24,38 @@ def scores_record(found: Found) -> dict[str, dict[str, dict]]:
     return {
         pool: {str(size): {"groups": len(one.correct)} | scores_of(one) for size, one in by_size.items()} for pool, by_size in found.items()
     }
+
+
+def numbers_record(found: Mapping[str, Mapping[int, Scores | RegressionScores]]) -> dict[str, dict[str, dict]]:
+    """Return the same of scores that `scores_by_size` found, for any kind of outputs."""
+    return {
+        pool: {
+            str(size): {"groups": len(one.nll)} | {name: mean_and_spread(values) for name, values in vars(one).items()}
+            for size, one in by_size.items()
+        }
+        for pool, by_size in found.items()
+    }
+
+
+def pooled_record(
+    prediction: Float[Tensor, "members examples units"], y: Shaped[Tensor, "examples ..."], pool: str, outputs: str
+) -> dict[str, float]:
+    """Return the scores of one ensemble, given what its members predict. Classes also have a Brier score and an area.
+
+    Raises ValueError for an unknown pool.
+
+    >>> found = pooled_record(torch.tensor([[[.9, .1]], [[.5, .5]]]).log(), torch.tensor([0]), "linear", "classes")
+    >>> {name: round(value, 2) for name, value in found.items()}
+    {'accuracy': 1.0, 'nll': 0.36, 'ece': 0.3, 'brier': 0.18, 'area': 1.0}
+    """
+    kind = outputs_of(outputs)
+    how = choose("pool", pool, kind.pools)
+    facts = how.after(how.add(how.before(prediction, y)), len(prediction), y)
+    found = {name: value.item() for name, value in vars(kind.scores(kind.sums(facts, y), y)).items()}
+    if outputs == "classes":
+        more = scores_of(grade(prediction, y, pool))
+        found |= {name: more[name]["mean"] for name in ("brier", "area")}
+    return found
 
 
 def reliability_record(found: Found, size: int) -> dict[str, dict[str, list[float | None]]]:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from geoflow.evaluation.metrics import ECE_BINS
+from geoflow.outputs.classes import ECE_BINS
 
 
 @dataclass(frozen=True)

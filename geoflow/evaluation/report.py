@@ -2,20 +2,18 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import product
 from pathlib import Path
 
 from geoflow.files import whole
+from geoflow.outputs import Outputs, outputs_of
 
-COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
-ENSEMBLE = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece": "ECE", "area": "area"}
 DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
 
 PAIRS = {"iou": "max IoU of mistakes", "jensen_shannon": "JS distance of predictions", "wasserstein": "Wasserstein distance of weights"}
 OF_TWO = {"generated_generated": "generated, generated", "generated_zoo": "generated, zoo", "zoo_zoo": "zoo, zoo"}
 
 CAPTIONS = {
-    "scores": "Accuracy and negative log-likelihood of single networks. Vertical lines mark the means. Good networks lie as the zoo's do.",
+    "scores": "{main} of single networks. Vertical lines mark the means. Good networks lie as the zoo's do.",
     "loss": "Loss of the flow at each training step, and its running mean. It shows whether the training has settled.",
     "weights": "Zoo, generated networks and sampling paths in the plane of the zoo's principal components. Generated networks should "
     "spread as the zoo does.",
@@ -34,7 +32,7 @@ def metrics_table(metrics: Mapping) -> str:
 
     The rows are the zoo (if it is there), the generated networks, each baseline and the ensembles. An ensemble averages probabilities. With
     `log_pool`, a second row has the scores for averaged log-probabilities. Ensembles are named zoo or generated. A suffix behind "_" may
-    tell several apart.
+    tell several apart. The columns are those of the kind of outputs that `metrics["outputs"]` names. Without it they are those of classes.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(metrics_table({"zoo": one, "generated": one, "baselines": {}, "ensemble": {}}))
@@ -42,87 +40,54 @@ def metrics_table(metrics: Mapping) -> str:
     zoo        0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
     generated  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
     """
-    return _aligned(_rows(metrics))
+    kind = _kind(metrics)
+    return aligned(_rows(metrics, kind), _titles(kind))
 
 
-def scores_table(scores: Mapping[str, Mapping]) -> str:
-    """Return accuracy, NLL and ECE of named sets of networks as plain text. The scores come from `summary`.
+def scores_table(scores: Mapping[str, Mapping], outputs: str = "classes") -> str:
+    """Return the scores of named sets of networks as plain text. The scores come from `summary`.
+
+    `outputs` names the kind of outputs, a row of OUTPUTS. For classes the scores are accuracy, NLL and ECE.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
     >>> print(scores_table({"8 steps": one}))
                   accuracy            NLL            ECE
     8 steps  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
     """
-    return _aligned(_single(scores))
+    kind = outputs_of(outputs)
+    return aligned(_single(scores, kind), _titles(kind))
 
 
-def diversity_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Return as plain text how far apart two networks of each set are, and how often they predict different classes.
+def diversity_table(found: Mapping[str, Mapping[str, float | None]], outputs: str = "classes") -> str:
+    """Return as plain text how far apart two networks of each set are, in their weights and in their predictions.
+
+    `outputs` names the kind of outputs, a row of OUTPUTS. For classes, predictions are apart where they are different classes.
 
     >>> print(diversity_table({"zoo": {"distance": 30.5, "disagreement": 0.0421}}))
          distance  disagreement
     zoo      30.5        0.0421
     """
-    rows = ([name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in found.items())
-    return _aligned(rows, DIVERSITY)
+    return aligned(_apart(found), ["distance", outputs_of(outputs).apart.title])
 
 
-def ensembles_table(found: Mapping) -> str:
-    """Return as plain text the scores of ensembles that posterior.json holds, for every second size, pool and kind of networks.
-
-    `area` is the mean accuracy over the coverage. Two columns for each other task have the AUROC of the entropy and of the information,
-    which a single network lacks. Values are means over ensembles.
-
-    >>> one = {"groups": 2} | {name: {"mean": 0.5, "std": 0.1} for name in ENSEMBLE}
-    >>> print(ensembles_table({"ensembles": {"zoo": {"log": {"4": one}}}, "outside": {}}))
-                     accuracy    NLL  Brier    ECE   area
-    4 zoo, log pool     0.500  0.500  0.500  0.500  0.500
-    """
-    several, outside = found["ensembles"], found["outside"]
-    sizes = dict.fromkeys(size for pools in several.values() for by_size in pools.values() for size in by_size)
-    pools = dict.fromkeys(pool for of in several.values() for pool in of)
-    rows = []
-    for size, pool, kind in product(list(sizes)[::2], pools, several):
-        if size in several[kind][pool] and not (size == "1" and pool != next(iter(pools))):  # one network needs no pool
-            told = [one[kind][pool]["auroc"][size] for one in outside.values()]
-            values = [several[kind][pool][size][name] for name in ENSEMBLE]
-            values += [one.get(name) for one in told for name in ("entropy", "information")]
-            name = f"{size} {kind}" + (f", {pool} pool" if size != "1" else "")
-            rows.append([name, *("-" if value is None else f"{value['mean']:.3f}" for value in values)])
-    titles = [f"{other}: {name}" for other in outside for name in ("entropy", "information")]
-    return _aligned(rows, [*ENSEMBLE.values(), *titles])
+def _apart(found: Mapping[str, Mapping[str, float | None]]) -> list[list[str]]:
+    return [[name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in found.items()]
 
 
-def rivals_table(found: Mapping[str, Mapping]) -> str:
-    """Return as plain text the scores and the cost of several ways to get an ensemble, which rivals.json holds.
-
-    Scores are means over repeats. A way with several members has a row for each pool. A network alone, and a closed form, need none.
-
-    >>> one = {name: {"mean": 0.5, "std": 0.1} for name in ENSEMBLE}
-    >>> print(rivals_table({"SWAG": {"members": 64, "linear": one, "log": one, "seconds": 12.34}}))
-                         accuracy            NLL          Brier            ECE  seconds
-    SWAG            0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100     12.3
-    SWAG, log pool  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100  0.500 ± 0.100     12.3
-    """
-    scores = [name for name in ENSEMBLE if name != "area"]
-    rows = [
-        [name + (", log pool" if pool == "log" else ""), *(_spread(one[pool][score]) for score in scores), f"{one['seconds']:.3g}"]
-        for name, one in found.items()
-        for pool in ("linear", "log")
-        if pool in one
-    ]
-    return _aligned(rows, [*(ENSEMBLE[score] for score in scores), "seconds"])
+def _kind(metrics: Mapping) -> Outputs:
+    return outputs_of(metrics.get("outputs", "classes"))
 
 
-def _spread(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.3f} ± {value['std']:.3f}"
+def _titles(kind: Outputs) -> list[str]:
+    return [column.title for column in kind.columns.values()]
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _aligned(rows: Iterable[list[str]], titles: Iterable[str] = COLUMNS.values()) -> str:
+def aligned(rows: Iterable[list[str]], titles: Iterable[str]) -> str:
+    """Return rows as plain text, each with a name and cells. The columns stand below their titles."""
     rows = [["", *titles], *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in rows]
@@ -134,19 +99,17 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
 
     It has tables of scores, novelty, diversity and times, the figures of `folder`/figures, and the configuration.
     """
-    folder = Path(folder)
+    folder, kind = Path(folder), _kind(metrics)
     layers = {f"novelty of layer {name}": ratio for name, ratio in metrics["novelty"]["layers"].items()}
     found = {name: value for name, value in (metrics["novelty"] | layers).items() if name != "layers"}
     novelty = [[NAMES.get(name, name), "-" if value is None else f"{value:.4g}"] for name, value in found.items()]
-    diversity = [[name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in metrics["diversity"].items()]
     part = f"{config.get('part', 'test')} part of the data"
     times = [[name, f"{seconds:.1f}"] for name, seconds in metrics["time"].items()]
     parts = [
         f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
         f"The networks have {metrics['parameters']:,} parameters. Scores are measured on the {part}. They are the mean ± standard "
-        "deviation over single networks. NLL is the negative log-likelihood in nats, and ECE the expected calibration error. An ensemble "
-        "averages the probabilities of its networks, with *log pool* their log-probabilities.",
-        _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
+        f"deviation over single networks. {kind.said}{_units(metrics)}",
+        _markdown(["networks", *_titles(kind)], _rows(metrics, kind)),
         *_statistics(metrics.get("recalibrated")),
         "## Novelty\n\nAre the networks new? Distances are medians. Every layer has the same share of them. Two training networks are 1 "
         "apart (root mean square).\n\n"
@@ -158,18 +121,24 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         "much alike.",
         _markdown(["", "value"], novelty),
         "## Diversity\n\nHow different are two networks of one set? *distance* is their root mean square distance in the flow's canonical "
-        "weights. *disagreement* is the share of examples for which they predict different classes.",
-        _markdown(["networks", "distance", "disagreement"], diversity),
+        f"weights. *{kind.apart.title}* is {kind.apart.words}.",
+        _markdown(["networks", "distance", kind.apart.title], _apart(metrics["diversity"])),
         *_pairs(metrics.get("pairwise")),
         "## Time",
         _markdown(["phase", "seconds"], times),
-        *_figures(folder),
+        *_figures(folder, kind),
         "## Configuration\n\n```json\n" + json.dumps(config, indent=2, sort_keys=True, default=str) + "\n```",
     ]
     path = folder / "report.md"
     with whole(path) as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _units(metrics: Mapping) -> str:
+    """Return what the unit of each real target is."""
+    units = ", ".join(f"{target['deviation']:.4g} for {target['name']}" for target in metrics.get("targets", ()))
+    return units and f" Targets are counted in standard deviations of the training part: {units}."
 
 
 def _statistics(examples: int | None) -> list[str]:
@@ -202,18 +171,19 @@ def _pairs(found: Mapping[str, Mapping] | None) -> list[str]:
     ]
 
 
-def _rows(metrics: Mapping) -> Iterator[list[str]]:
-    """Yield name, accuracy, NLL and ECE of every set of networks."""
-    yield from _single({name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"]))
+def _rows(metrics: Mapping, kind: Outputs) -> Iterator[list[str]]:
+    """Yield the name and the scores of every set of networks."""
+    yield from _single({name: metrics[name] for name in ("zoo", "generated") if name in metrics} | dict(metrics["baselines"]), kind)
     for name, scores in metrics["ensemble"].items():
         for one, how in ((scores, ""), (scores.get("log_pool"), ", log pool")):
             if one:
-                yield [f"ensemble of {scores['n']} {name.split('_')[0]}{how}", *(f"{one[c]:.3f}" + " " * len(" ± 0.000") for c in COLUMNS)]
+                numbers = (f"{one[column]:.3f}" + " " * len(" ± 0.000") for column in kind.columns)
+                yield [f"ensemble of {scores['n']} {name.split('_')[0]}{how}", *numbers]
 
 
-def _single(scores: Mapping[str, Mapping]) -> Iterator[list[str]]:
+def _single(scores: Mapping[str, Mapping], kind: Outputs) -> Iterator[list[str]]:
     for name, one in scores.items():
-        yield [name.replace("_", " "), *(f"{one[c]['mean']:.3f} ± {one[c]['std']:.3f}" for c in COLUMNS)]
+        yield [name.replace("_", " "), *(f"{one[c]['mean']:.3f} ± {one[c]['std']:.3f}" for c in kind.columns)]
 
 
 def _markdown(header: list[str], rows) -> str:
@@ -221,6 +191,8 @@ def _markdown(header: list[str], rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _figures(folder: Path) -> list[str]:
-    found = [name for name in CAPTIONS if (folder / "figures" / f"{name}.png").exists()]
-    return ["## Figures", *(f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in found)] if found else []
+def _figures(folder: Path, kind: Outputs) -> list[str]:
+    first, second = (kind.columns[field].words for field in kind.main)
+    said = {name: caption.format(main=f"{first[0].upper()}{first[1:]} and {second}") for name, caption in CAPTIONS.items()}
+    found = [name for name in said if (folder / "figures" / f"{name}.png").exists()]
+    return ["## Figures", *(f"![{said[name]}](figures/{name}.png)\n\n*{said[name]}*" for name in found)] if found else []
