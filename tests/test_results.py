@@ -33,9 +33,9 @@ def elsewhere(tmp_path, monkeypatch):
     return folder
 
 
-def content(seed=0):
-    """What is kept of a run on the digits, by file."""
-    folder = ROOT / "results" / "main_job" / f"digits-geometric-{seed}"
+def content(seed=0, study="main_job", row="digits-geometric"):
+    """What is kept of a run, by default one on the digits, by file."""
+    folder = ROOT / "results" / study / f"{row}-{seed}"
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config")}
 
 
@@ -195,6 +195,31 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     (tmp_path / "curve" / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "nowhere")}))
     with pytest.raises(SystemExit, match="it is not known which flow drew the networks"):
         results.keep("main_job", tmp_path / "curve")
+
+
+def test_the_pages_of_real_targets_name_their_scores(tmp_path, elsewhere):
+    from pages.write import rebuild
+
+    import results
+
+    run = content(study="diabetes", row="1000-steps-of-32")
+    results.keep("diabetes", a_run(tmp_path / "0", **run))
+    new, checkpoint = run["metrics"], {"checkpoint": str(tmp_path / "0")}
+    curve = {"steps": {"1": new["generated"], "2": new["generated"]}}
+    results.keep("diabetes", a_run(tmp_path / "curve", "curve", curve=curve, config=checkpoint))
+    one = {"generated": new["generated"], "training": new["zoo"], "diversity": {"generated": new["diversity"]["generated"]}}
+    results.keep("diabetes", a_run(tmp_path / "sharper", "sharpen", sharpness={"sharpness": {"0.5": one, "1": one}}, config=checkpoint))
+    poor = new["baselines"]["gaussian"]
+    stages = {"zoo": new["zoo"], "whole": {"0": poor}, "layers": {"0": {"0": new["zoo"], "2": poor}}}
+    results.keep("diabetes", a_run(tmp_path / "stages", "stages", stages=stages, config=checkpoint))
+    rebuild()
+    page = (elsewhere / "diabetes" / "README.md").read_text(encoding="utf-8")
+    pairs = {kind: " / ".join(f"{one[score]['mean']:.3f}".removeprefix("0") for score in ("r2", "nll")) for kind, one in
+             (("zoo", new["zoo"]), ("poor", poor))}  # fmt: skip
+    assert "Scores are R² / NLL of single networks" in page and "![R², NLL and novelty of zoo" in page and "accuracy" not in page
+    assert "| sharpness | R² / NLL |" in page and "| made anew from | R² / NLL |" in page
+    assert f"| t = 0 | {pairs['poor']} | 2 {pairs['poor']}, 0 {pairs['zoo']} |" in page, "the layer with the lowest R² comes first"
+    assert {path.stem for path in (elsewhere / "diabetes" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff"}
 
 
 @pytest.mark.parametrize("change", [{"part": "validation"}, {"hidden": [12]}, {"solver": "heun"}, {"count": 64}, {"seed": 9}])
