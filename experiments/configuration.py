@@ -74,12 +74,13 @@ def config():
     ema = 0.999  # decay of the moving average over the flow's weights
     every = 250  # iterations between checkpoints
     # new networks
-    count = 256  # new networks
+    count = None  # new networks, and of `density` the networks of each kind; default: 256, of `density` 64
     solver = None  # method that integrates the flow
     steps = None  # steps of the solver
     start = None  # the time that sampling begins at, on paths from noise to the centre of the aligned zoo
     sharpness = None  # how far sampling goes beyond what the flow learned, away from a Gaussian zoo: better networks, less diverse
     recalibrate = None  # whether running statistics are measured anew, where there are any
+    probes = None  # of `density`: random directions for the divergence, 0 for the exact one; default: 0 up to 64 dimensions, else 2
     guidance = 0.0  # strength of the pull towards a low training loss
     checkpoint = None  # for the commands on a saved flow: a run folder or a `flow.safetensors`; default: none
     # where and with which random numbers

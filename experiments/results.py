@@ -1,7 +1,7 @@
 """Keep finished runs in results/, and rebuild its pages and the README's table from them.
 
 .venv/bin/python experiments/results.py main_job runs/1 runs/2    keeps these runs in results/main_job, and rebuilds all pages
-.venv/bin/python experiments/results.py mnist runs/6              keeps what curve, sharpen, stages or transfer found of its flow
+.venv/bin/python experiments/results.py mnist runs/6              keeps what curve, sharpen, stages, transfer or density found of its flow
 .venv/bin/python experiments/results.py                           rebuilds all pages
 """
 
@@ -20,6 +20,7 @@ LOCK = FileLock(ROOT / ".results.lock")  # one process at a time keeps a run
 # command: the file of its run that a page needs
 FOUND = {
     "main": "metrics.json", "curve": "curve.json", "sharpen": "sharpness.json", "stages": "stages.json", "transfer": "metrics.json",
+    "density": "density.json",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS
+from geoflow.density import log_prob
 from geoflow.evaluation.metrics import evaluate
 from geoflow.flow import Flow
 from geoflow.graph import graph_of
@@ -23,6 +24,7 @@ __all__ = [
     "evaluate",
     "fit",
     "graph_of",
+    "log_prob",
     "pack",
     "permute",
     "random_symmetry",

@@ -156,6 +156,12 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     how = {"task": "digits", "hidden": [32], "count": 8, "solver": "euler", "steps": 32, "start": 0.0, "sharpness": 0.1, "guidance": 0.0}
     wider = {name: new[name] for name in ("generated", "ensemble", "task")} | {"parameters": 2410}
     results.keep("main_job", a_run(tmp_path / "wider", "transfer", metrics=wider, config=how | checkpoint | {"seed": 0}))
+    sets = {
+        "heldout": {"networks": 8, "median": 12.34, "per_weight": 0.0162, "std": 2.5, "auroc": 0.5},
+        "noised_0.3": {"networks": 8, "median": -7.0, "per_weight": -0.0092, "std": 3.0, "auroc": 0.98},
+        "mean_network": {"networks": 1, "median": 50.0, "per_weight": 0.0658, "std": None, "auroc": 0.0},
+    }
+    results.keep("main_job", a_run(tmp_path / "density", "density", density={"sets": sets}, config=checkpoint))
     rebuild()
     readme = (tmp_path / "README.md").read_text()
     assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
@@ -166,6 +172,8 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     worst, other = (" / ".join(three(new[kind][score]["mean"]) for score in ("accuracy", "nll")) for kind in ("generated", "zoo"))
     assert f"| t = 0 | {worst} | the rest {worst}, 0 {other} |" in page and f"| t = 0.5 | {other} |  |" in page
     assert "| digits | 32 | 2,410 | 8 | ." in page and "commits abcdefg." in page
+    assert f"## How probable networks are: {DIGITS}, seed 0" in page and "| held-out | 8 | 12.3 | 0.016 | 2.5 | .500 |" in page
+    assert "| noised 0.3 | 8 | -7.0 | -0.009 | 3.0 | .980 |" in page and "| mean | 1 | 50.0 | 0.066 | - | .000 |" in page
     assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff"}
     assert "Not all runs are made yet" in (elsewhere / "README.md").read_text()
     again = results.keep("main_job", tmp_path / "0")  # what was found of the older flow goes
@@ -187,7 +195,7 @@ def test_a_run_that_the_study_does_not_have_is_refused(tmp_path, elsewhere, chan
 def test_a_run_of_another_command_is_refused(tmp_path, elsewhere):
     import results
 
-    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer"):
+    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer, density"):
         results.keep("mnist", a_run(tmp_path / "run", "evaluate", metrics={}, config={"task": "mnist"}))
     with pytest.raises(SystemExit, match="holds no finished run"):
         results.keep("mnist", tmp_path / "nothing")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from geoflow.velocity import complete_sizes
 from geoflow.zoo.recipes import ORIGINS
 from geoflow.zoo.train import SCHEDULES
-from lab.options import CHOICES, NUMBERS, SAMPLER, ZOO_NUMBERS
+from lab.options import BACK, CHOICES, NUMBERS, SAMPLER, ZOO_NUMBERS
 
 DEPENDS = "by network and task"
 SIZES = complete_sizes("mlp", {}) | complete_sizes("transformer", {})
@@ -80,7 +80,7 @@ def _single(section: str, name: str, default: object, comment: str) -> Option:
     else:
         values = "a list of widths, such as `[32]`" if name == "hidden" else "a path"
     if name in SAMPLER:
-        shown = f"`{SAMPLER[name]}`; of a saved flow: as in its run"
+        shown = f"`{SAMPLER[name]}`; of a saved flow: as in its run" + (f"; of `density`: `{BACK[name]}`" if name in BACK else "")
     else:
         shown = left_open or (DEPENDS if default is None else f"`{default}`")
     return Option(section, name, shown, values, meaning)

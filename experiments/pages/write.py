@@ -13,7 +13,7 @@ from pages.figures import MAIN, figures
 from pages.kept import RESULTS, beside, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
-from pages.tables import by_label, by_sharpness, by_time, machine, quality, transfers
+from pages.tables import by_density, by_label, by_sharpness, by_time, machine, quality, transfers
 from pages.templating import rendered
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "figures"
@@ -60,6 +60,7 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         quality=quality(frame),
         sharpness=found,
         stages=[(label, seed, by_time(one)) for label, seed, one in beside(study, "stages")],
+        densities=[(label, seed, by_density(one)) for label, seed, one in beside(study, "density")],
         transfers=transfers([one for *_, one in beside(study, "transfer-*")]),
         captions={name: CAPTIONS[name.rstrip("0123456789")] for name in pictures if name != MAIN},
         machine=machine(frame),

@@ -8,6 +8,7 @@ from geoflow.files import whole
 
 COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
 DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
+DENSITIES = {"networks": "d", "median": ".1f", "per_weight": ".3f", "std": ".1f", "standard_error": ".1f", "auroc": ".3f"}
 
 CAPTIONS = {
     "scores": "Accuracy and negative log-likelihood of single networks. Vertical lines mark the means. Good networks lie as the zoo's do.",
@@ -60,6 +61,20 @@ def diversity_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
     """
     rows = ([name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in found.items())
     return _aligned(rows, DIVERSITY)
+
+
+def densities_table(found: Mapping[str, Mapping]) -> str:
+    """Return as plain text what `geoflow.evaluation.densities.compare` found, with the log-densities in nats.
+
+    >>> one = {"networks": 8, "median": 1012.31, "per_weight": 1.332, "std": 21.4, "standard_error": 1.2, "auroc": 0.5}
+    >>> print(densities_table({"heldout": one, "mean_network": one | {"networks": 1, "std": None}}))
+                  networks  median  per weight   std  standard error  AUROC
+    heldout              8  1012.3       1.332  21.4             1.2  0.500
+    mean_network         1  1012.3       1.332     -             1.2  0.500
+    """
+    rows = ([name, *(_number(one[key], form) for key, form in DENSITIES.items())] for name, one in found.items())
+    titles = ("AUROC" if key == "auroc" else key.replace("_", " ") for key in DENSITIES)
+    return _aligned(rows, titles)
 
 
 def _number(value: float | None, form: str) -> str:
