@@ -195,7 +195,7 @@ class Chart:
         """
         if self.recipe.balance:
             raise ValueError(
-                "A density over weights needs flow=euclidean. The other flows give rows of weights norm 1, so that canonical weights fill no "
+                "A density over weights needs flow=euclidean. The other flows give rows of weights norm 1, so canonical weights fill no "
                 "volume. Leave measure=points."
             )
         linear = self._root_fan.double().log().sum() - self._divisor.double().log().sum() + self.frame.log_det(self.graph)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from math import lgamma, pi
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
 from geoflow.canonical import check_zoo
+from geoflow.chart import Chart
 from geoflow.choices import choose
 from geoflow.divergence import Divergence, dimension, estimated, exact
 from geoflow.flow import Flow
@@ -21,6 +22,7 @@ from geoflow.spec import NetworkSpec
 
 SMALL = 64  # dimensions up to which the divergence is exact if nothing else is asked for
 PROBES = 2  # random directions where there are more dimensions; a standard error needs two
+ROUNDING = 1e-6  # standard deviations below this share of the mean are rounding in float32
 TOLERANCE = 1e-5  # of an adaptive solver, relative and absolute
 MEASURES = {  # volume that a density is per unit of: log of the volume of points that belongs to a unit of it
     "points": lambda chart, theta: theta.new_zeros(()),
@@ -49,8 +51,8 @@ class Density:
     probes: int
 
 
-def log_prob(flow: Flow, thetas: Float[Tensor, "nets weights"], **options) -> Float[Tensor, " nets"]:
-    """Return the log-density of networks under a flow, in nats [nets]. The options are those of `density`, which says what they mean.
+def log_prob(flow: Flow, thetas: Float[Tensor, "..."], **options) -> Float[Tensor, " nets"]:
+    """Return the log-density of networks [nets, weights] under a flow, in nats [nets]. `density` says what the options mean.
 
     By default it is a density on the flow's manifold, at the canonical form of each network. So it is the same for all networks that the
     declared symmetries turn into each other. With `flow=euclidean` these are permutations and signs. Its canonical form leaves the scale of
@@ -67,8 +69,8 @@ def log_prob(flow: Flow, thetas: Float[Tensor, "nets weights"], **options) -> Fl
     return density(flow, thetas, **options).log_prob
 
 
-def density(flow: Flow, thetas: Float[Tensor, "nets weights"], *, measure: str = "points", **options) -> Density:
-    """Return the log-density of networks under a flow, with its standard error.
+def density(flow: Flow, thetas: Float[Tensor, "..."], *, measure: str = "points", **options) -> Density:
+    """Return the log-density of networks [nets, weights] under a flow, with its standard error.
 
     A flow moves noise x_0 along dx/dt = v(x, t) to a network x_1. The path is followed back from the network. By the change of variables
 
@@ -102,8 +104,22 @@ def density(flow: Flow, thetas: Float[Tensor, "nets weights"], *, measure: str =
     check_zoo(flow.spec, thetas, "population")
     thetas = thetas.detach().to(torch.promote_types(thetas.dtype, torch.float32))
     volume = stretch(flow.chart, thetas)
-    found = at_points(flow, flow.chart.point(flow.canonical(thetas)), **options)
+    x = flow.chart.point(flow.canonical(thetas))
+    found = at_points(flow, torch.where(steady(flow.chart).to(x.device), 0.0, x), **options)
     return replace(found, log_prob=found.log_prob + volume)
+
+
+def steady(chart: Chart) -> Bool[Tensor, " size"]:
+    """Return which flat coordinates are the same in all networks of the zoo, up to rounding.
+
+    A gain that canonical form scales to 1 is an example. Standardised, such a coordinate is rounding, made large. So `density` takes the
+    middle of the zoo in its place.
+    """
+    found = torch.zeros(chart.graph.size, dtype=torch.bool)
+    for role, index in chart.roles.items():
+        mean, deviation = chart.statistics[role]
+        found[index] = deviation <= ROUNDING * abs(mean)
+    return found
 
 
 @torch.inference_mode(False)  # as in `sample`

@@ -87,7 +87,7 @@ ZOO_NUMBERS: dict[str, Number] = {
     "examples": COUNT,
     "seed": SEED,
 }
-LEFT_OPEN = ("runs", "snapshots", "batch", "probes", *OF_NETWORKS, "zoo.common", "zoo.examples")  # options that may be None when they are checked
+LEFT_OPEN = ("runs", "snapshots", "batch", "probes", *OF_NETWORKS, "zoo.common", "zoo.examples")  # may be None when options are checked
 
 
 class InputError(SacredError):
