@@ -135,7 +135,7 @@ def test_metrics_have_their_schema(finished):
 
 def test_the_configuration_is_recorded_completely(finished):
     config = read(finished, "config.json")
-    absent = {"width", "depth", "checkpoint", "common", "examples"}  # an mlp has no width, independent runs no common start
+    absent = {"width", "depth", "checkpoint", "common", "examples", "probes"}  # an mlp has no width, independent runs no common start
     assert {name for name, value in {**config, **config["zoo"]}.items() if value is None} == absent
     assert (config["network"], config["norm"], config["metric"], config["zoo"]["origin"]) == ("mlp", "none", "inputs", "independent")
     assert (config["hidden"], config["activation"], config["zoo"]["epochs"]) == ([5], "relu", 12)
@@ -714,7 +714,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with zoo.common=3", "zoo.common=3 says how long a shared start is trained, and with zoo.origin=independent runs share none."),
         ("with zoo.origin=shared zoo.common=0", "zoo.common=0 must be a whole number of at least 1."),
         ("with zoo.examples=20", "zoo.examples=20 fill no batch of zoo.batch=32."),
-        ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4."),
+        ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4, dopri5."),
         ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp, auto."),
         ("with align=3", "align=3 must be True or False."),
         ("with coupling=sinkhorn", "Unknown coupling 'sinkhorn'. Known: independent, ot, equivariant_ot."),

@@ -235,7 +235,7 @@ def _check(config: Mapping) -> None:
 
 def _check_of_density(config: Mapping, command: str) -> None:
     """Raise InputError if another command is given what only density can use."""
-    if command == "density":
+    if command not in {"main", *FURTHER} - {"density"}:
         return
     if config["solver"] in ADAPTIVE:
         raise InputError(f"solver={config['solver']} serves the command density only. To draw networks choose {', '.join(SOLVERS)}.")

@@ -14,7 +14,7 @@ from geoflow.flow import Flow
 HELDOUT = "heldout"  # the set that all others are compared with
 LEVELS = (0.1, 0.3, 1.0)  # noise in standard deviations of each weight; the baseline `noised` has 0.3
 LEFT_OUT = ("noised", "retrieval")  # noised networks have rows of their own, and retrieved ones are those that were fitted
-Thetas = Float[Tensor, "nets weights"]
+Thetas = Float[Tensor, "_nets weights"]
 
 
 def compared(flow: Flow, fitted: Thetas, heldout: Thetas, generated: Thetas, count: int, generator: Generator) -> dict[str, Thetas]:
