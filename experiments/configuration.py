@@ -74,7 +74,7 @@ def config():
     ema = 0.999  # decay of the moving average over the flow's weights
     every = 250  # iterations between checkpoints
     # new networks
-    count = 256  # new networks
+    count = None  # new networks, and of `density` the networks of each kind; default: 256, of `density` 64
     solver = None  # method that integrates the flow
     steps = None  # steps of the solver
     start = None  # the time that sampling begins at, on paths from noise to the centre of the aligned zoo
@@ -94,6 +94,7 @@ def config():
         "steps": 512,  # of `finetune`: training steps
         "level": 0.8,  # of `finetune`: the accuracy (of real targets R²) whose first step is reported
     }
+    probes = None  # of `density`: random directions for the divergence, 0 for the exact one; default: 0 up to 64 dimensions, else 2
     checkpoint = None  # for the commands on a saved flow: a run folder or a `flow.safetensors`; default: none
     # where and with which random numbers
     device = "auto"  # where to compute

@@ -10,12 +10,13 @@
 .venv/bin/python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
 .venv/bin/python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
 .venv/bin/python experiments/run.py stages with checkpoint=runs/3 count=64
+.venv/bin/python experiments/run.py density with checkpoint=runs/3
 .venv/bin/python experiments/run.py posterior with checkpoint=runs/3
 .venv/bin/python experiments/run.py rivals with checkpoint=runs/3
 """
 
 from configuration import ex
-from uses import analysis, finetuning, guiding, main_job, networks, posterior, rivals  # noqa: F401  each adds its commands to ex
+from uses import analysis, density, finetuning, guiding, main_job, networks, posterior, rivals  # noqa: F401  each adds its commands to ex
 
 ex.doc = __doc__
 

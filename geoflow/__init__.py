@@ -2,6 +2,7 @@
 
 from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS
+from geoflow.density import log_prob
 from geoflow.evaluation.metrics import evaluate
 from geoflow.flow import Flow
 from geoflow.graph import graph_of
@@ -24,6 +25,7 @@ __all__ = [
     "fit",
     "graph_of",
     "guide",
+    "log_prob",
     "pack",
     "permute",
     "random_symmetry",

@@ -19,6 +19,7 @@ import geoflow
 from geoflow import training
 from geoflow.evaluation.baselines import BASELINES
 from geoflow.flow import Flow
+from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
 from geoflow.velocity import VELOCITIES, complete_sizes
@@ -137,7 +138,7 @@ def test_metrics_have_their_schema(finished):
 
 def test_the_configuration_is_recorded_completely(finished):
     config = read(finished, "config.json")
-    absent = {"width", "depth", "checkpoint", "common", "examples"}  # an mlp has no width, independent runs no common start
+    absent = {"width", "depth", "checkpoint", "common", "examples", "probes"}  # an mlp has no width, independent runs no common start
     assert {name for name, value in {**config, **config["zoo"]}.items() if value is None} == absent
     assert (config["network"], config["norm"], config["metric"], config["zoo"]["origin"]) == ("mlp", "none", "inputs", "independent")
     assert (config["hidden"], config["activation"], config["zoo"]["epochs"]) == ([5], "relu", 12)
@@ -640,6 +641,26 @@ def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
     assert (folder / "figures" / "curve.png").exists() and "4 steps" in capsys.readouterr().out
 
 
+def test_densities_are_those_of_the_library(finished, place, capsys):
+    """On the zoo of the run, with the solver for the way back in place of the sampler's. The count is that of each kind."""
+    folder = launch(place, "density", named=(), checkpoint=str(finished), count=2, probes=4)
+    found, flow = read(folder, "density.json"), Flow.load(finished / "flow.safetensors")
+    assert (found["solver"], found["steps"], found["probes"], found["dimension"], found["weights"]) == ("rk4", 32, 4, 38, 43)
+    assert found["log_orders"] == pytest.approx(math.log(120))  # five hidden units
+    kinds = ["heldout", "fitted", "generated", "noised_0.1", "noised_0.3", "noised_1"]
+    assert list(found["sets"]) == [*kinds, *(name for name in BASELINES if name not in ("noised", "retrieval"))]
+    for name, one in found["sets"].items():
+        alone = name in ("mean_network", "rescaled_mean")
+        assert one["networks"] == len(one["values"]) == 2 - alone and (one["std"] is None) == alone
+        assert 0 <= one["auroc"] <= 1 and one["per_weight"] == pytest.approx(one["median"] / 43) and one["standard_error"] > 0
+    assert found["sets"]["heldout"]["auroc"] == 0.5
+    drawn = geoflow.sample(flow, 2, steps=5, generator=randomness(0, "sample"))  # as the run draws them
+    right = geoflow.log_prob(flow, drawn, probes=4, generator=randomness(0, "probes"))
+    assert found["sets"]["generated"]["values"] == pytest.approx(right.tolist(), abs=1e-2)
+    assert (folder / "figures" / "density.png").exists() and "AUROC" in capsys.readouterr().out
+    assert read(folder, "config.json")["count"] == 2
+
+
 # Ensembles beside those of the zoo
 
 
@@ -784,6 +805,14 @@ def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
         ("posterior", {"task": "wine"}, "for another task use transfer"),
         ("evaluate", {"seed": 4}, "evaluate scores the saved samples, so"),
         ("sample", {"hidden": [9]}, "for another hidden use transfer"),
+        ("density", {"start": 0.1}, "density follows networks back to pure noise, so start=0.1 would change nothing"),
+        ("density", {"guidance": 0.1}, "so guidance=0.1 would change nothing"),
+        ("density", {"probes": 1}, "probes=1 must be 0, or a whole number of at least 2"),
+        ("density", {"probes": -2}, "probes=-2 must be 0"),
+        ("density", {"iterations": 3}, "density takes the flow as it was fitted"),
+        ("density", {"hidden": [9]}, "for another hidden use transfer"),
+        ("sample", {"probes": 4}, "probes=4 serves the command density only"),
+        ("curve", {"solver": "dopri5"}, "solver=dopri5 serves the command density only. To draw networks choose euler, midpoint"),
         ("evaluate", {"task": "wine"}, "for another task use transfer"),
     ],
 )
@@ -877,7 +906,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with zoo.common=3", "zoo.common=3 says how long a shared start is trained, and with zoo.origin=independent runs share none."),
         ("with zoo.origin=shared zoo.common=0", "zoo.common=0 must be a whole number of at least 1."),
         ("with zoo.examples=20", "zoo.examples=20 fill no batch of zoo.batch=32."),
-        ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4."),
+        ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4, dopri5."),
         ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp, auto."),
         ("with align=3", "align=3 must be True or False."),
         ("with coupling=sinkhorn", "Unknown coupling 'sinkhorn'. Known: independent, ot, equivariant_ot."),
@@ -914,6 +943,9 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with zoo=cosine", "zoo is a group of options, such as zoo.epochs=..."),
         ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, guide, finetune, curve, sharpen"),
         ("curve with steps=8", "curve with checkpoint=runs/3"),
+        ("density with count=2", "density with checkpoint=runs/3"),
+        ("with probes=2", "probes=2 serves the command density only"),
+        ("with solver=dopri5", "solver=dopri5 serves the command density only"),
         ("sample with count=2", "sample with checkpoint=runs/3"),
         ("transfer with hidden=[32]", "transfer with checkpoint=runs/3"),
         ("evaluate with checkpoint=runs/none", "There is no flow at runs/none"),

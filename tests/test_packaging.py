@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DECLARED = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["experiments"] + EXTRAS["dev"]]
-DECLARED = [requirement for requirement in DECLARED if requirement.name != PROJECT["name"]]  # dev takes in the extra experiments
+DECLARED = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["density"] + EXTRAS["experiments"] + EXTRAS["dev"]]
+DECLARED = [requirement for requirement in DECLARED if requirement.name != PROJECT["name"]]  # dev takes in two extras
 BEYOND = [Requirement(text) for text in EXTRAS["docs"] + EXTRAS["baselines"]]
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 PINNED = {canonicalize_name(pin.name): pin for pin in PINS}

@@ -201,6 +201,12 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     starts = {"random networks": {"lr": 0.01, "reached": 8, "scores": {"0": new["generated"], "8": new["zoo"]}}}
     tuned = seen | {"starts": starts, "level": 0.8}
     results.keep("main_job", a_run(tmp_path / "tuned", "finetune", finetune=tuned, config=checkpoint | {"task": "fashion"}))
+    sets = {
+        "heldout": {"networks": 8, "median": 12.34, "per_weight": 0.0162, "std": 2.5, "auroc": 0.5},
+        "noised_0.3": {"networks": 8, "median": -7.0, "per_weight": -0.0092, "std": 3.0, "auroc": 0.98},
+        "mean_network": {"networks": 1, "median": 50.0, "per_weight": 0.0658, "std": None, "auroc": 0.0},
+    }
+    results.keep("main_job", a_run(tmp_path / "density", "density", density={"sets": sets}, config=checkpoint))
     rebuild()
     readme = (tmp_path / "README.md").read_text()
     assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
@@ -221,14 +227,10 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     assert f"| unguided |  | {worst} |  |" in page and "| guided: velocity | strength 10 | diverged | 1.0 |" in page
     assert f"| Adam from random networks | learning rate 0.01 | {other} | 0.1 |" in page
     assert f"| random networks | 0.01 | {worst} | {other} | 8 |" in page
-    assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {
-        "scoreboard",
-        "curve",
-        "tradeoff",
-        "guide",
-        "finetune",
-        *POOLED,
-    }
+    assert f"## How probable networks are: {DIGITS}, seed 0" in page and "| held-out | 8 | 12.3 | 0.016 | 2.5 | .500 |" in page
+    assert "| noised 0.3 | 8 | -7.0 | -0.009 | 3.0 | .980 |" in page and "| mean | 1 | 50.0 | 0.066 | - | .000 |" in page
+    drawn = {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()}
+    assert drawn == {"scoreboard", "curve", "tradeoff", "guide", "finetune", *POOLED}
     assert "Not all runs are made yet" in (elsewhere / "README.md").read_text()
     again = results.keep("main_job", tmp_path / "0")  # what was found of the older flow goes
     assert {path.name for path in again.iterdir()} == {"metrics.json", "config.json", "ran.json"}
@@ -274,7 +276,7 @@ def test_a_run_that_the_study_does_not_have_is_refused(tmp_path, elsewhere, chan
 def test_a_run_of_another_command_is_refused(tmp_path, elsewhere):
     import results
 
-    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer, guide, finetune"):
+    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer, guide"):
         results.keep("mnist", a_run(tmp_path / "run", "evaluate", metrics={}, config={"task": "mnist"}))
     with pytest.raises(SystemExit, match="holds no finished run"):
         results.keep("mnist", tmp_path / "nothing")

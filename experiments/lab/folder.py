@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = "geoflow-samples-1"
 OF_SACRED = {"config.json", "run.json", "info.json", "cout.txt"}  # the files that Sacred writes for every run
 # the values that these options had in runs that do not record them
-OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None, "start": 0.0, "recalibrate": "auto"}
+OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None, "start": 0.0, "recalibrate": "auto", "probes": None}
 
 
 class RunFolder(FileStorageObserver):

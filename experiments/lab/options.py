@@ -9,6 +9,7 @@ from sacred.utils import SacredError, SacredInterrupt
 
 from geoflow import guidance, training
 from geoflow.choices import choose
+from geoflow.density import ADAPTIVE
 from geoflow.guidance import PLACES, UNITS
 from geoflow.sampling import SOLVERS
 from geoflow.velocity import complete_sizes
@@ -22,7 +23,7 @@ from lab.folder import described, sampled_with, samples_file
 
 DEVICES = ("auto", "cpu", "cuda")
 # the commands on a saved flow
-FURTHER = ("sample", "evaluate", "transfer", "guide", "finetune", "curve", "sharpen", "stages", "posterior", "rivals")
+FURTHER = ("sample", "evaluate", "transfer", "guide", "finetune", "curve", "sharpen", "stages", "density", "posterior", "rivals")
 ELSEWHERE = ("transfer", "guide", "finetune")  # those that serve other networks and data than the flow's own
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
@@ -31,16 +32,20 @@ FITTED = (
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "start", "sharpness", "guidance", "guiding", "recalibrate", "seed")
+DENSITY = ("count", "solver", "steps", "probes", "sharpness", "seed")  # what density takes of these, and its own
 BATCH = 32  # networks in a training step of the flow, if the zoo has as many
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 RECALIBRATE = ("auto", "never")
 SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "recalibrate": "auto"}
+BACK = {"solver": "rk4", "steps": 32}  # how density follows networks back to noise
+COUNTS = {"density": 64}  # networks where the user gives no count; of the other commands MANY
+MANY = 256
 
 CHOICES: dict[str, Mapping | tuple] = {
     **training.CHOICES,
     "metric": METRICS,
-    "solver": SOLVERS,
+    "solver": SOLVERS | ADAPTIVE,
     "task": TASKS,
     "network": NETWORKS,
     "activation": ACTIVATIONS,
@@ -72,6 +77,7 @@ NUMBERS: dict[str, Number] = {
     "steps": COUNT,
     "start": ((int, float), lambda n: 0 <= n < 1, "a time from 0 to below 1"),
     "sharpness": NOT_NEGATIVE,
+    "probes": (int, lambda n: n == 0 or n >= 2, "0, or a whole number of at least 2"),
     "guidance": NOT_NEGATIVE,
     "seed": SEED,
 }
@@ -91,20 +97,13 @@ ZOO_NUMBERS: dict[str, Number] = {
     "examples": COUNT,
     "seed": SEED,
 }
-GROUP_NUMBERS = {
+GROUP_NUMBERS: dict[str, dict[str, Number]] = {
     "zoo": ZOO_NUMBERS,
     "guiding": {"repeats": COUNT, "examples": COUNT, "batch": COUNT},
     "tuning": {"steps": COUNT, "level": SHARE},
 }
-LEFT_OPEN = (
-    "runs",
-    "snapshots",
-    "batch",
-    *OF_NETWORKS,
-    "zoo.common",
-    "zoo.examples",
-    "guiding.examples",
-)  # options that may be None when they are checked
+# options that may be None when they are checked
+LEFT_OPEN = ("runs", "snapshots", "batch", "probes", *OF_NETWORKS, "zoo.common", "zoo.examples", "guiding.examples")
 
 
 class InputError(SacredError):
@@ -158,19 +157,27 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
     further = command in FURTHER
     own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
-    inherited = [name for name in SAMPLER if not (name == "start" and command in ELSEWHERE)]  # a start leads to the flow's own units
-    sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
+    sampler = SAMPLER | (sampled_with(config["checkpoint"], _inherited(command)) if further else {})
+    sampler |= {"count": COUNTS.get(command, MANY)} | (BACK if command == "density" else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     if command == "sharpen" and not own["sharpness"]:
         raise InputError("sharpen goes up from 0 to the sharpness that you give, such as sharpness=2.")
     if command == "posterior" and config["count"] == 1:
         raise InputError("posterior compares ensembles, and count=1 makes none. Draw at least 2 networks; powers of two use them all.")
     _check({**config, **own})
+    _check_of_density({**config, **own}, command)
     if not further and config["batch"] is None:
         own |= {"batch": min(BATCH, _seen_runs({**config, **own}) * own["snapshots"])}
     settings = flow_settings({**config, **own})
     training.check_config(settings)
     return own | {"sizes": complete_sizes(settings["velocity"], settings["sizes"])}
+
+
+def _inherited(command: str) -> list[str]:
+    """Return the options of the sampler that a command takes over from the run of its flow."""
+    if command == "density":
+        return ["sharpness"]
+    return [name for name in SAMPLER if not (name == "start" and command in ELSEWHERE)]  # a start leads to the flow's own units
 
 
 def device_of(name: str) -> str:
@@ -215,9 +222,11 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     if asked.get("start") and {*changed} - {"task"}:
         raise InputError("start leads to the zoo's centre, and another network has other units: for transfer leave start=0.")
     drawn = command == "evaluate" and samples_file(config["checkpoint"]).exists()
-    for name in (*FITTED, *OF_THE_MAIN_JOB, *(SAMPLING if drawn else ())):
+    idle = SAMPLING if drawn else [name for name in SAMPLING if command == "density" and name not in DENSITY]
+    for name in (*FITTED, *OF_THE_MAIN_JOB, *idle):
         if name in asked and not (name in made_for and asked[name] == made_for[name]):
-            what = "scores the saved samples" if name in SAMPLING else "takes the flow as it was fitted"
+            on_samples = "scores the saved samples" if drawn else "follows networks back to pure noise"
+            what = on_samples if name in SAMPLING else "takes the flow as it was fitted"
             raise InputError(f"{command} {what}, so {_as_typed(name, asked[name])} would change nothing. Leave it out.")
     return network | {name: made_for[name] for name in FITTED}
 
@@ -251,6 +260,16 @@ def _check_group(config: Mapping, group: str) -> None:
             choose(f"{group}.{option}", str(config[group][option]), dict.fromkeys(map(str, table)))
     for option, number in GROUP_NUMBERS[group].items():
         _check_number(f"{group}.{option}", config[group][option], number)
+
+
+def _check_of_density(config: Mapping, command: str) -> None:
+    """Raise InputError if another command is given what only density can use."""
+    if command not in {"main", *FURTHER} - {"density"}:
+        return
+    if config["solver"] in ADAPTIVE:
+        raise InputError(f"solver={config['solver']} serves the command density only. To draw networks choose {', '.join(SOLVERS)}.")
+    if config["probes"] is not None:
+        raise InputError(f"probes={config['probes']} serves the command density only. Leave it out.")
 
 
 def _check_zoo(config: Mapping) -> None:

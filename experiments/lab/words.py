@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from geoflow.velocity import complete_sizes
-from lab.options import CHOICES, GROUP_CHOICES, GROUP_NUMBERS, NUMBERS, SAMPLER
+from lab.options import BACK, CHOICES, GROUP_CHOICES, GROUP_NUMBERS, NUMBERS, SAMPLER
 
 DEPENDS = "by network and task"
 SIZES = complete_sizes("mlp", {}) | complete_sizes("transformer", {})
@@ -78,7 +78,7 @@ def _single(section: str, name: str, default: object, comment: str) -> Option:
     else:
         values = "a list of widths, such as `[32]`" if name == "hidden" else "a path"
     if name in SAMPLER:
-        shown = f"`{SAMPLER[name]}`; of a saved flow: as in its run"
+        shown = f"`{SAMPLER[name]}`; of a saved flow: as in its run" + (f"; of `density`: `{BACK[name]}`" if name in BACK else "")
     else:
         shown = left_open or (DEPENDS if default is None else f"`{default}`")
     return Option(section, name, shown, values, meaning)

@@ -12,6 +12,7 @@ LOST = 3  # layers that are named for a time
 TIE = 5e-4  # nats by which two baselines may differ by chance
 MEANS = ("mean_network", "rescaled_mean")
 BASELINES = (*MEANS, "interpolation", "gaussian", "pca_gaussian", "noised")  # without retrieval, which copies by design
+KINDS = {"heldout": "held-out", "gaussian": "Gaussian of each weight"}
 NAMES = {"mean_network": "mean", "rescaled_mean": "rescaled mean", "pca_gaussian": "Gaussian on components", "gaussian": "Gaussian"}
 
 
@@ -112,6 +113,21 @@ def _worst_first(alone: Mapping[str, Mapping], kind: Outputs) -> list[str]:
 
 def _pair(summary: Mapping, outputs: str) -> str:
     return " / ".join(three(summary[score]["mean"]) for score in outputs_of(outputs).main)
+
+
+def by_density(found: Mapping) -> pd.DataFrame:
+    """Return a table of how probable each kind of networks is under one flow."""
+    return pd.DataFrame(
+        {
+            "networks": KINDS.get(name, NAMES.get(name, name.replace("_", " "))),
+            "count": one["networks"],
+            "median, nats": f"{one['median']:.1f}",
+            "per weight": f"{one['per_weight']:.3f}",
+            "standard deviation": "-" if one["std"] is None else f"{one['std']:.1f}",
+            "AUROC against held-out": three(one["auroc"]),
+        }
+        for name, one in found["sets"].items()
+    )
 
 
 def transfers(found: Sequence[Mapping]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pages.kept import RESULTS, beside, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
 from pages.tables import (
+    by_density,
     by_label,
     by_sharpness,
     by_start,
@@ -79,6 +80,7 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         quality=quality(frame),
         sharpness=found,
         stages=[(label, seed, by_time(one, outputs_in(rows[label]))) for label, seed, one in beside(study, "stages")],
+        densities=[(label, seed, by_density(one)) for label, seed, one in beside(study, "density")],
         guided=[(label, seed, one, by_way(one)) for label, seed, one in beside(study, "guide-*")],
         tuned=[(label, seed, one, by_start(one)) for label, seed, one in beside(study, "finetune-*")],
         transfers=transfers([one for *_, one in beside(study, "transfer-*")]),

@@ -1,6 +1,6 @@
 """Draw the results of one run: scores, loss, weights and distances."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from geoflow.outputs import Column, RegressionScores, Scores, outputs_of
 
 # the colours of Okabe & Ito 2008, which can be told apart with every kind of colour vision
 BLACK, ORANGE, BLUE, VERMILION, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "#D55E00", "#8C8C8C", "#A8A8A8"
-COLOURS = {"zoo": BLACK, "generated": BLUE}
+COLOURS = {"zoo": BLACK, "heldout": BLACK, "fitted": GREY, "generated": BLUE}
 BINS = 40
 WIDE = 4.0  # quartile distances from the quartiles: what lies farther out is marked at the edge
+REACH = 6  # interquartile ranges
 DPI = 150
 SHOWN_NETWORKS = 1000
 SHOWN_PATHS = 12
@@ -158,6 +159,28 @@ def usual_range(values: Sequence[float]) -> tuple[float, float]:
     return min(inside), max(inside)
 
 
+def plot_densities(values: Mapping[str, Float[Tensor, " nets"]], title: str = "Log-density under the flow") -> Figure:
+    """Draw histograms of log-densities, with one row for each named set of networks. A vertical line marks the median.
+
+    The axis ends REACH interquartile ranges of the first set below its lowest value. What lies further left is drawn at that end.
+
+    >>> plot_densities({"heldout": torch.randn(9), "noised": torch.randn(9) - 5}).axes[-1].get_xlabel()
+    'log-density (nats); networks further left are drawn at the left end'
+    """
+    values = {name: torch.as_tensor(one).detach().double().flatten().cpu() for name, one in values.items()}
+    first = next(iter(values.values()))
+    low, high = first.quantile(torch.tensor([0.25, 0.75]).double())
+    shown = {name: one.clamp_min((first.min() - REACH * (high - low)).item()) for name, one in values.items()}
+    figure = Figure(figsize=(8, 0.9 + 0.4 * len(values)), layout="constrained")
+    figure.suptitle(title)
+    edges = _edges(torch.cat(list(shown.values())))
+    for axes, (name, one) in zip(figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0], shown.items(), strict=True):
+        _ridge(axes, one, edges, COLOURS.get(name, ORANGE), torch.median)
+        axes.set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center")
+    axes.set_xlabel("log-density (nats); networks further left are drawn at the left end")
+    return figure
+
+
 def save_figures(folder: str | Path, figures: Mapping[str, Figure]) -> list[Path]:
     """Write each figure to `folder`/<name>.png, and return the paths. The folder is made if it is missing."""
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -190,10 +213,10 @@ def _single(title: str, size: tuple[float, float] = (7, 4)) -> tuple[Figure, Axe
     return figure, axes
 
 
-def _ridge(axes: Axes, values: Tensor, edges: list[float], colour: str) -> None:
-    """Draw one histogram without a vertical scale, because only its place and shape matter."""
+def _ridge(axes: Axes, values: Tensor, edges: list[float], colour: str, middle: Callable[[Tensor], Tensor] = torch.mean) -> None:
+    """Draw one histogram without a vertical scale, because only its place and shape matter. A line marks its `middle`."""
     axes.hist(values.numpy(), edges, color=colour, alpha=0.55 if len(values) > 1 else 0.0)
-    axes.axvline(values.mean().item(), color=colour, linewidth=2)
+    axes.axvline(middle(values).item(), color=colour, linewidth=2)
     axes.set_yticks([])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(True, axis="x", alpha=0.3)

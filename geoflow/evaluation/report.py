@@ -8,6 +8,7 @@ from geoflow.files import whole
 from geoflow.outputs import Outputs, outputs_of
 
 DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
+DENSITIES = {"networks": "d", "median": ".1f", "per_weight": ".3f", "std": ".1f", "standard_error": ".1f", "auroc": ".3f"}
 
 PAIRS = {"iou": "max IoU of mistakes", "jensen_shannon": "JS distance of predictions", "wasserstein": "Wasserstein distance of weights"}
 OF_TWO = {"generated_generated": "generated, generated", "generated_zoo": "generated, zoo", "zoo_zoo": "zoo, zoo"}
@@ -80,6 +81,20 @@ def _kind(metrics: Mapping) -> Outputs:
 
 def _titles(kind: Outputs) -> list[str]:
     return [column.title for column in kind.columns.values()]
+
+
+def densities_table(found: Mapping[str, Mapping]) -> str:
+    """Return as plain text what `geoflow.evaluation.densities.compare` found, with the log-densities in nats.
+
+    >>> one = {"networks": 8, "median": 1012.31, "per_weight": 1.332, "std": 21.4, "standard_error": 1.2, "auroc": 0.5}
+    >>> print(densities_table({"heldout": one, "mean_network": one | {"networks": 1, "std": None}}))
+                  networks  median  per weight   std  standard error  AUROC
+    heldout              8  1012.3       1.332  21.4             1.2  0.500
+    mean_network         1  1012.3       1.332     -             1.2  0.500
+    """
+    rows = ([name, *(_number(one[key], form) for key, form in DENSITIES.items())] for name, one in found.items())
+    titles = ("AUROC" if key == "auroc" else key.replace("_", " ") for key in DENSITIES)
+    return aligned(rows, titles)
 
 
 def _number(value: float | None, form: str) -> str:
