@@ -76,7 +76,7 @@ def config():
     ema = 0.999  # decay of the moving average over the flow's weights
     every = 250  # iterations between checkpoints
     # new networks
-    count = 256  # new networks
+    count = None  # new networks, and of `density` the networks of each kind; default: 256, of `density` 64
     solver = None  # method that integrates the flow
     steps = None  # steps of the solver
     start = None  # the time that sampling begins at, on paths from noise to the centre of the aligned zoo
@@ -84,10 +84,24 @@ def config():
     recalibrate = None  # whether running statistics are measured anew, where there are any
     ask = None  # of a flow with `condition=nll`: the NLL on training data that new networks should have; default: spread as in the zoo
     condition_strength = None  # how much the condition counts: not at all at 0, as it was learned at 1, and more beyond
-    guidance = 0.0  # strength of the pull towards a low training loss
+    guidance = 0.0  # strength of the pull towards a low loss on labelled examples
+    guiding = {
+        "at": "point",  # where its gradient is taken
+        "unit": "velocity",  # what its gradient is measured by: `velocity` serves every task with one strength
+        "schedule": "constant",  # how its strength changes with time
+        "yields": False,  # whether the flow stands still in coordinates where it would raise the loss
+        "repeats": 1,  # gradients in each step of the solver
+        "examples": None,  # training examples whose labels are seen; default: all
+        "batch": 1000,  # random examples for each gradient, or all where there are fewer
+    }
+    tuning = {
+        "steps": 512,  # of `finetune`: training steps
+        "level": 0.8,  # of `finetune`: the accuracy (of real targets R²) whose first step is reported
+    }
     yardstick = 16  # for `transfer` and `widths`: networks that are trained to compare with, by the recipe of the zoo; 0 for none
     widths = [4, 6, 8, 10, 16, 32, 64, 128, 256]  # for `widths`: units of a layer
     depths = [1, 2, 3]  # for `widths`: numbers of hidden layers, or of blocks
+    probes = None  # of `density`: random directions for the divergence, 0 for the exact one; default: 0 up to 64 dimensions, else 2
     checkpoint = None  # for the commands on a saved flow: a run folder or a `flow.safetensors`; default: none
     # where and with which random numbers
     device = "auto"  # where to compute
@@ -180,6 +194,13 @@ def deep():
     task = "digits"
     iterations = 1500
     count = 128
+
+
+@ex.named_config  # guidance to data that are not the flow's own, such as `task=fashion`
+def elsewhere():
+    guidance = 30.0
+    guiding = {"unit": "average", "schedule": "falling", "yields": True, "repeats": 8}
+    steps = 64
 
 
 @ex.option_hook

@@ -19,7 +19,8 @@ from lab.options import device_of
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.plots import save_figures
-from geoflow.evaluation.report import metrics_table, write_overview, write_report
+from geoflow.evaluation.report import write_overview, write_report
+from geoflow.evaluation.tables import metrics_table
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 from geoflow.training import fingerprint

@@ -1,7 +1,7 @@
 """Keep finished runs in results/, and rebuild its pages and the README's table from them.
 
 .venv/bin/python experiments/results.py main_job runs/1 runs/2    keeps these runs in results/main_job, and rebuilds all pages
-.venv/bin/python experiments/results.py mnist runs/6              keeps what curve, sharpen, stages, widths or transfer found of its flow
+.venv/bin/python experiments/results.py mnist runs/6              keeps what a command on its flow found, such as curve or posterior
 .venv/bin/python experiments/results.py                           rebuilds all pages
 """
 
@@ -20,7 +20,8 @@ LOCK = FileLock(ROOT / ".results.lock")  # one process at a time keeps a run
 # command: the file of its run that a page needs
 FOUND = {
     "main": "metrics.json", "curve": "curve.json", "sharpen": "sharpness.json", "stages": "stages.json", "widths": "widths.json",
-    "transfer": "metrics.json",
+    "transfer": "metrics.json", "guide": "guide.json", "finetune": "finetune.json", "density": "density.json",
+    "posterior": "posterior.json", "rivals": "rivals.json",
 }  # fmt: skip
 
 
@@ -63,6 +64,8 @@ def keep_beside(study: str, run: Path, command: str) -> Path:
     if command == "transfer":
         found |= {option: config[option] for option in ("hidden", "count", "solver", "steps", "start", "sharpness", "guidance", "seed")}
         file = f"transfer-{config['task']}-{'-'.join(map(str, config['hidden']))}.json"
+    if command in ("guide", "finetune"):
+        file = f"{command}-{config['task']}-{found['examples']}.json"
     write_json(folder / file, found)
     return folder
 

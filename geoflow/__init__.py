@@ -2,10 +2,11 @@
 
 from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS
+from geoflow.density import log_prob
 from geoflow.evaluation.metrics import evaluate
 from geoflow.flow import Flow
 from geoflow.graph import graph_of
-from geoflow.guidance import task_guidance
+from geoflow.guidance import guide, task_guidance
 from geoflow.pyg import to_pyg
 from geoflow.sampling import sample
 from geoflow.statistics import recalibrate
@@ -23,6 +24,8 @@ __all__ = [
     "evaluate",
     "fit",
     "graph_of",
+    "guide",
+    "log_prob",
     "pack",
     "permute",
     "random_symmetry",

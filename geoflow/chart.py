@@ -191,6 +191,19 @@ class Chart:
             return theta
         return self.frame.turn_back(self.graph, self._with_rows_of_norm_one(self.frame.turn(self.graph, theta)))
 
+    def log_volume(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch"]:
+        """Return log |det d point / d theta|: how many units of volume of points belong to one of weights.
+
+        Raises ValueError if the recipe balances rows, because canonical weights then fill no volume.
+        """
+        if self.recipe.balance:
+            raise ValueError(
+                "A density over weights needs flow=euclidean. The other flows give rows of weights norm 1, so canonical weights fill no "
+                "volume. Leave measure=points."
+            )
+        linear = self._root_fan.double().log().sum() - self._divisor.double().log().sum() + self.frame.log_det(self.graph)
+        return linear.to(theta) - log_variances(theta, self._variances)[..., self._variances.to(theta.device)].sum(-1)
+
     def _with_rows_of_norm_one(self, weights: Tensor) -> Tensor:
         """Rescale rows to norm 1, except those of dead units."""
         for index in incoming(self.spec).values():

@@ -43,6 +43,12 @@ class Frame:
         """Undo `turn`."""
         return _turned(graph, theta, self._inverse)
 
+    def log_det(self, graph: Graph) -> Float[Tensor, ""]:
+        """Return log |det| of `turn`, a linear map of weight vectors."""
+        logs = {name: torch.linalg.slogdet(axes.double()).logabsdet for name, axes in self.axes.items()}
+        of_rows = [block.index[:, 0].numel() * logs[name] for name, block in _blocks(graph, self.axes)]
+        return torch.stack(of_rows).sum() if of_rows else torch.zeros((), dtype=torch.double)
+
     def along(self, graph: Graph) -> Float[Tensor, "2 size"]:
         """Return the mean and standard deviation of every coordinate. Where they are unknown they are 0 and 1, as those of the noise."""
         moments = torch.stack([torch.zeros(graph.size), torch.ones(graph.size)])

@@ -12,14 +12,12 @@ from tqdm import tqdm
 from geoflow.chart import Chart
 from geoflow.choices import choose
 from geoflow.flow import Flow
-from geoflow.guidance import Guidance, no_guidance
+from geoflow.guidance import Diverged, Field, Guidance, Step, no_guidance
 from geoflow.manifolds import Product
 from geoflow.sources import head_start, noise
 from geoflow.spec import NetworkSpec
 
 CHUNK = {"cpu": 2**17, "cuda": 2**21}  # coordinates of the networks integrated at once; on a CPU more do not fit the cache
-Field = Callable[[Tensor, Tensor], Tensor]  # (x [nets, size], t []) -> tangent vectors [nets, size]
-Step = Callable[..., Tensor]  # (v, x, t, h, manifold) -> x at t + h
 
 
 def euler(v: Field, x: Tensor, t: Tensor, h: Tensor, manifold: Product) -> Tensor:
@@ -130,13 +128,14 @@ def sample(
     - `condition` asks a flow that was fitted with conditions for networks of this kind: numbers [features] or [count, features], or labels
       [] or [count]. Without it the flow draws from all of them. `condition_strength` w goes from no condition (0) through the condition
       that was learned (1) and beyond (see `Flow.velocity`). A number outside the range of the zoo gives a warning.
-    - `guidance` is made by `task_guidance`. `generator`, on the CPU, samples the noise.
+    - `guidance` is made by `guide` or `task_guidance`. `generator`, on the CPU, samples the noise.
     - `batch` networks are integrated at once. By default, these have CHUNK coordinates together. `watch` is called with their points at
       every time.
 
     Raises ValueError for an unknown solver, or one that does not suit the flow's prediction. Also raises it for an impossible count, number
     of steps, sharpness, start, condition or strength. With another `spec` it refuses a start, because no zoo has aligned its units, and a
-    role of weights that the flow has never seen. Raises FloatingPointError if networks come out with NaN or Inf.
+    role of weights that the flow has never seen. Raises Diverged if networks come out with NaN or Inf, or if guidance makes their loss grow
+    without bound. The exception holds the networks that were finished before.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -177,29 +176,32 @@ def finish(
 ) -> Float[Tensor, "nets weights"]:
     """Integrate from the points `begin` at the time `start` to the end, and return the networks there.
 
-    The other arguments are those of `sample`, where `condition` is encoded. Raises FloatingPointError if networks come out with NaN or Inf.
+    The other arguments are those of `sample`, where `condition` is encoded. Raises Diverged as `sample` does.
     """
     flow.field.eval()
-    bend = guidance(chart)
     times = time_grid(chart, start, steps).to(begin)
     batch = batch or max(1, CHUNK.get(begin.device.type, CHUNK["cuda"]) // chart.graph.size)
     parts = begin.split(batch)
     told = [None] * len(parts) if condition is None else condition.split(batch)
-    fields = [flow.velocity(chart, sharpness, one, condition_strength) for one in told]
+    thetas = []
     with tqdm(total=len(parts) * steps, desc="sample", unit="step", disable=not progress) as bar:
+        for part, one in zip(parts, told, strict=True):
+            guided = guidance(chart, step)
 
-        def counted(*arguments) -> Tensor:
-            bar.update()
-            return step(*arguments)
+            def counted(*arguments, guided=guided) -> Tensor:
+                bar.update()
+                return guided(*arguments)
 
-        points = [
-            integrate(lambda x, t, field=field: field(x, t) + bend(x, t), part, times, chart.manifold, counted, watch)
-            for part, field in zip(parts, fields, strict=True)
-        ]
-    thetas = chart.theta(torch.cat(points))
-    if broken := int((~thetas.isfinite().all(1)).sum()):
+            field = flow.velocity(chart, sharpness, one, condition_strength)
+            try:
+                thetas.append(chart.theta(integrate(field, part, times, chart.manifold, counted, watch)))
+            except Diverged as error:
+                raise Diverged(str(error), torch.cat([begin.new_zeros(0, chart.spec.weights), *thetas])) from None
+    thetas = torch.cat(thetas)
+    finite = thetas.isfinite().all(1)
+    if not finite.all():
         cure = "Lower guidance or sharpness, or take more steps."
-        raise FloatingPointError(f"{broken} of {len(thetas)} networks came out with NaN or Inf. {cure}")
+        raise Diverged(f"{int((~finite).sum())} of {len(thetas)} networks came out with NaN or Inf. {cure}", thetas[finite])
     return thetas
 
 

@@ -1,10 +1,13 @@
 """Sample the source distribution of a flow, which is called noise."""
 
+from math import lgamma, log, pi
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.chart import Chart
+from geoflow.manifolds import Product
 from geoflow.paths import geodesic
 
 
@@ -28,6 +31,24 @@ def noise(
     if generator is not None and torch.device(device) != generator.device:
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
     return chart.manifold.random(count, chart.graph.size, generator=generator, device=device)
+
+
+def log_prob_of_noise(manifold: Product, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch"]:
+    """Return the log-density of noise at points of the manifold, in nats per unit of the manifold's volume.
+
+    A sphere with d coordinates has the area 2 pi^(d/2) / Gamma(d/2), and the noise is uniform on it. In a flat coordinate the density is
+    that of the standard normal.
+
+    >>> circle_and_line = Product(3, (torch.tensor([[0, 1]]),))
+    >>> log_prob_of_noise(circle_and_line, torch.tensor([1.0, 0.0, 0.0]))  # -log(2 pi) - log(2 pi) / 2
+    tensor(-2.7568)
+    """
+    areas = sum(len(index) * (log(2) + index.shape[1] / 2 * log(pi) - lgamma(index.shape[1] / 2)) for index in manifold.spheres)
+    flat = torch.ones(manifold.size, dtype=torch.bool)
+    for index in manifold.spheres:
+        flat[index] = False
+    normal = x[..., flat.to(x.device)]
+    return -0.5 * (normal.square().sum(-1) + normal.shape[-1] * log(2 * pi)) - areas
 
 
 def head_start(

@@ -76,9 +76,7 @@ def improved(spec, theta, reference) -> torch.Tensor:
     touched = set().union(*(node.touched for node in nodes))
     orders = {g: torch.arange(n).repeat(len(theta), 1) for g, n in spec.groups("permutation").items()}
     signs = {g: theta.new_ones(len(theta), n) for g, n in spec.groups("sign").items()}
-    better = [
-        _step(_State(_cut(spec, theta, touched), dict(orders), dict(signs)), _cut(spec, reference, touched), node) for node in nodes
-    ]
+    better = [_step(_State(_cut(spec, theta, touched), dict(orders), dict(signs)), _cut(spec, reference, touched), node) for node in nodes]
     return torch.stack(better).any(0) if better else torch.zeros(len(theta), dtype=torch.bool)
 
 

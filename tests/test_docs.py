@@ -94,7 +94,7 @@ def test_the_table_of_options_is_complete():
         assert set(re.findall(r"`(\w+)`", rows[name])) == set(choices)
 
 
-@pytest.mark.parametrize("package", ["lab", "pages"])
+@pytest.mark.parametrize("package", ["lab", "pages", "rivals", "uses"])
 def test_the_architecture_lists_the_experiments(package):
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^\| {package}/ \| (.*) \|$", text, re.MULTILINE)

@@ -18,8 +18,9 @@ from geoflow.evaluation import boards, comparisons, plots, predictions
 from geoflow.evaluation.baselines import BASELINES, NOISE, baseline
 from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, evaluate, scores, summary
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
-from geoflow.evaluation.report import metrics_table, write_report
+from geoflow.evaluation.report import write_report
 from geoflow.evaluation.ruler import fit_ruler, layers_of
+from geoflow.evaluation.tables import metrics_table
 from geoflow.statistics import statistics_of, variances_of
 from geoflow.symmetry import permute, rescale
 from geoflow.zoo.networks import mlp

@@ -19,13 +19,15 @@ import geoflow
 from geoflow import training
 from geoflow.evaluation.baselines import BASELINES
 from geoflow.flow import Flow
+from geoflow.randomness import randomness
+from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
 from geoflow.velocity import VELOCITIES, complete_sizes
 from geoflow.zoo import store
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.recipes import zoo_defaults
 from geoflow.zoo.store import read_zoo
-from geoflow.zoo.tasks import load_task
+from geoflow.zoo.tasks import TASKS, load_task
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = {
@@ -45,6 +47,7 @@ SCORES = {"accuracy": STATISTICS, "nll": STATISTICS, "ece": STATISTICS}
 PLACED = {**SCORES, "novelty": float, "spread": float}
 POOLED = {"accuracy": float, "nll": float, "ece": float}
 ENSEMBLE = {"n": int, **POOLED, "log_pool": POOLED}
+PAIR = {"iou": float, "against": int, "jensen_shannon": float, "wasserstein": float}
 SCHEMA = {
     "zoo": SCORES,
     "generated": SCORES,
@@ -52,6 +55,7 @@ SCHEMA = {
     | {name: {**PLACED, "spread": type(None)} for name in ("mean_network", "rescaled_mean")},
     "ensemble": {"generated": ENSEMBLE, "zoo": ENSEMBLE},
     "diversity": dict.fromkeys(("zoo", "generated"), dict.fromkeys(("distance", "disagreement"), float)),
+    "pairwise": {"generated_generated": PAIR, "generated_zoo": PAIR, "zoo_zoo": PAIR},
     "novelty": dict.fromkeys(("generated_to_train", "heldout_to_train", "zoo_leave_one_out", "ratio", "copies", "spread"), float)
     | {"layers": {"0": float, "2": float}},
     "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), float),
@@ -134,7 +138,15 @@ def test_metrics_have_their_schema(finished):
 
 def test_the_configuration_is_recorded_completely(finished):
     config = read(finished, "config.json")
-    absent = {"width", "depth", "checkpoint", "common", "examples", "ask"}  # an mlp has no width, independent runs no common start
+    absent = {
+        "width",
+        "depth",
+        "checkpoint",
+        "common",
+        "examples",
+        "probes",
+        "ask",
+    }  # an mlp has no width, independent runs no common start
     assert {name for name, value in {**config, **config["zoo"]}.items() if value is None} == absent
     assert (config["network"], config["norm"], config["metric"], config["zoo"]["origin"]) == ("mlp", "none", "inputs", "independent")
     assert (config["hidden"], config["activation"], config["zoo"]["epochs"]) == ([5], "relu", 12)
@@ -154,9 +166,12 @@ def test_samples_load_into_the_network(finished):
         "ask": None,
         "condition_strength": 1.0,
         "guidance": 0.0,
+        "guiding": {
+            "at": "point", "unit": "velocity", "schedule": "constant", "yields": False, "repeats": 1, "examples": None, "batch": 1000,
+        },
         "recalibrate": "auto",
         "seed": 0,
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -326,7 +341,8 @@ def test_help_says_what_we_say_of_commands_options_and_configurations(capsys):
     options, configurations = options_of(source, DEFAULTS), configurations_of(source)
     assert configurations.keys() == ex.named_configs.keys()
     single = {name for name, value in DEFAULTS.items() if not isinstance(value, dict)}
-    assert {option.name for option in options} == single | {f"{group}.{key}" for group in ("zoo", "sizes") for key in DEFAULTS[group]}
+    grouped = {f"{group}.{key}" for group in DEFAULTS if group not in single for key in DEFAULTS[group]}
+    assert {option.name for option in options} == single | grouped
     answer = ask("help", capsys)
     ours, flags = answer.split("Flags, in front of the word")
     said = [f"{name} {' '.join(command.__doc__.split())}" for name, command in ex.commands.items() if not command.__doc__.startswith("\n")]
@@ -361,7 +377,8 @@ def test_an_option_without_a_comment_is_refused():
     from lab.words import options_of
 
     with pytest.raises(ValueError, match=r"lr, zoo\.epochs: no comment"):
-        options_of("def config():\n    # the flow\n    lr = 1\n    zoo = {\n        'epochs': None,\n    }\n", {"lr": 1, "zoo": {}})
+        defaults = {"lr": 1, "zoo": {"epochs": None}}
+        options_of("def config():\n    # the flow\n    lr = 1\n    zoo = {\n        'epochs': None,\n    }\n", defaults)
 
 
 def test_every_size_of_a_field_is_an_option():
@@ -498,6 +515,86 @@ def test_networks_that_are_none_are_not_written(finished, place):
         launch(place, "sample", named=(), checkpoint=str(finished), count=4, sharpness=1e30)
 
 
+def test_guidance_that_diverges_keeps_what_was_made_before(finished, place, capsys, monkeypatch):
+    """100 networks are drawn in batches of 3; the loss grows without bound from the third batch on."""
+    from lab.folder import read_samples
+    from lab.options import InputError
+
+    from geoflow import guidance, sampling
+
+    monkeypatch.setattr(sampling, "CHUNK", {"cpu": 3 * 43, "cuda": 3 * 43})
+    calls, rise = [], guidance.RISE
+
+    def limit(*_):
+        calls.append(0)
+        return rise if len(calls) <= 2 * 4 else -1e9
+
+    monkeypatch.setattr(guidance, "RISE", type("Limit", (), {"__mul__": limit})())
+    with pytest.raises(InputError, match=r"Guidance diverged at t = 0: .* 6 of 100 networks were finished before") as said:
+        launch(place, "sample", named=(), checkpoint=str(finished), count=100, steps=4, guidance=0.1)
+    folder = Path(str(said.value).rpartition("kept in ")[2].rstrip("."))
+    assert read_samples(folder / "samples.safetensors").thetas.shape == (6, 43)
+
+
+def test_a_huge_strength_is_no_success(finished, place):
+    from lab.options import InputError
+
+    with pytest.raises(InputError, match=r"Guidance diverged at t = 0\..* 0 of 4 networks were finished before"):
+        launch(place, "sample", named=(), checkpoint=str(finished), count=4, guidance=1e6)
+
+
+def test_guide_compares_ways_with_training(finished, place, capsys):
+    """All ways take as many gradients. The chosen setting is the best of those tried, by examples that are not the test part."""
+    from lab.labels import labelled
+    from uses.guiding import RATES, STRENGTHS, WAYS
+
+    folder = launch(place, "guide", named=(), checkpoint=str(finished), count=3, steps=4, guiding={"repeats": 2, "examples": 50})
+    found = read(folder, "guide.json")
+    assert (found["task"], found["own_task"], found["examples"], found["batch"], found["gradients"]) == ("iris", "iris", 40, 40, 8)
+    trained = [f"Adam from {start} networks" for start in ("random", "generated", "training")]
+    assert list(found["ways"]) == ["unguided", *(f"guided: {way}" for way in WAYS), *trained]
+    for name, one in list(found["ways"].items())[1:]:
+        grid = RATES if name.startswith("Adam") else STRENGTHS[WAYS[name.removeprefix("guided: ")]["unit"]]
+        assert [float(value) for value in one["tried"]] == list(grid) and one["gradients"] == 8
+        known = {float(value): nll for value, nll in one["tried"].items() if nll is not None}
+        assert one["chosen"] == min(known, key=known.get)
+    best = min(one["test"]["nll"]["mean"] for name, one in found["ways"].items() if name.startswith("guided") and one["test"])
+    assert best < found["ways"]["unguided"]["test"]["nll"]["mean"]
+    assert (folder / "figures" / "guide.png").exists() and "guided: velocity (strength" in capsys.readouterr().out
+    from run import ex
+
+    data = labelled(ex.current_run.config)
+    parts = [data.task.x_train, data.valid.x, data.test.x]
+    assert [len(part) for part in parts] == [40, 10, 30]
+    rows = [set(map(tuple, part.tolist())) for part in parts]
+    assert not rows[0] & rows[1]
+
+
+def test_a_flow_without_its_run_is_guided_without_training_networks(finished, place, tmp_path):
+    (tmp_path / "flow.safetensors").write_bytes((finished / "flow.safetensors").read_bytes())
+    folder = launch(place, "guide", named=(), checkpoint=str(tmp_path / "flow.safetensors"), count=2, steps=2)
+    assert "Adam from training networks" not in read(folder, "guide.json")["ways"]
+
+
+def test_finetune_draws_learning_curves(finished, place, capsys):
+    from uses.finetuning import RATES, milestones
+
+    options = {"tuning": {"steps": 20, "level": 0.7}, "guidance": 1.0, "guiding": {"examples": 100}, "steps": 4}
+    folder = launch(place, "finetune", named=(), checkpoint=str(finished), count=3, **options)
+    found = read(folder, "finetune.json")
+    assert set(found["starts"]) == {f"{start} networks" for start in ("random", "generated", "training", "guided")}
+    steps = [str(step) for step in milestones(20)]
+    assert steps == ["0", "1", "2", "3", "4", "6", "8", "11", "16", "20"]
+    for one in found["starts"].values():
+        assert list(one["scores"]) == steps and one["lr"] in RATES
+        assert one["scores"]["20"]["nll"]["mean"] < one["scores"]["0"]["nll"]["mean"]
+        reached = [int(step) for step, at in one["scores"].items() if at["accuracy"]["mean"] >= 0.7]
+        assert one["reached"] == (reached[0] if reached else None)
+    zoo = read(finished, "metrics.json")["zoo"]["accuracy"]
+    assert abs(found["starts"]["training networks"]["scores"]["0"]["accuracy"]["mean"] - zoo["mean"]) < 4 * zoo["std"] + 0.05
+    assert (folder / "figures" / "finetune.png").exists() and "accuracy 0.7 after" in capsys.readouterr().out
+
+
 def test_a_folder_without_flow_and_samples_says_so(finished, place):
     from lab.options import InputError
 
@@ -554,6 +651,128 @@ def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
     assert (folder / "figures" / "curve.png").exists() and "4 steps" in capsys.readouterr().out
 
 
+def test_densities_are_those_of_the_library(finished, place, capsys):
+    """On the zoo of the run, with the solver for the way back in place of the sampler's. The count is that of each kind."""
+    folder = launch(place, "density", named=(), checkpoint=str(finished), count=2, probes=4)
+    found, flow = read(folder, "density.json"), Flow.load(finished / "flow.safetensors")
+    assert (found["solver"], found["steps"], found["probes"], found["dimension"], found["weights"]) == ("rk4", 32, 4, 38, 43)
+    assert found["log_orders"] == pytest.approx(math.log(120))  # five hidden units
+    kinds = ["heldout", "fitted", "generated", "noised_0.1", "noised_0.3", "noised_1"]
+    assert list(found["sets"]) == [*kinds, *(name for name in BASELINES if name not in ("noised", "retrieval"))]
+    for name, one in found["sets"].items():
+        alone = name in ("mean_network", "rescaled_mean")
+        assert one["networks"] == len(one["values"]) == 2 - alone and (one["std"] is None) == alone
+        assert 0 <= one["auroc"] <= 1 and one["per_weight"] == pytest.approx(one["median"] / 43) and one["standard_error"] > 0
+    assert found["sets"]["heldout"]["auroc"] == 0.5
+    drawn = geoflow.sample(flow, 2, steps=5, generator=randomness(0, "sample"))  # as the run draws them
+    right = geoflow.log_prob(flow, drawn, probes=4, generator=randomness(0, "probes"))
+    assert found["sets"]["generated"]["values"] == pytest.approx(right.tolist(), abs=1e-2)
+    assert (folder / "figures" / "density.png").exists() and "AUROC" in capsys.readouterr().out
+    assert read(folder, "config.json")["count"] == 2
+
+
+# Ensembles beside those of the zoo
+
+
+@pytest.fixture(scope="module")
+def compared(finished, place) -> Path:
+    """The folder of a comparison of ensembles."""
+    return launch(place, "posterior", named=(), checkpoint=str(finished), count=8)
+
+
+def test_posterior_scores_ensembles_beside_the_zoo(finished, compared):
+    found, first = read(compared, "posterior.json"), read(finished, "metrics.json")
+    sizes = ["1", "2", "4", "8"]
+    assert found["shown"] == 8 and found["zoo_of_the_flow"] and found["zoo_runs"] == 8 and found["outside"] == {}
+    for kind in ("generated", "zoo"):
+        for pool in ("linear", "log"):
+            one = found["ensembles"][kind][pool]
+            assert list(one) == sizes and [one[size]["groups"] for size in sizes] == [8, 4, 2, 1]
+    single, whole = (found["ensembles"]["generated"]["linear"][size] for size in ("1", "8"))
+    for score in ("accuracy", "nll", "ece"):
+        assert single[score] == pytest.approx(first["generated"][score], abs=1e-5)
+        assert whole[score]["mean"] == pytest.approx(first["ensemble"]["generated"][score], abs=1e-5)
+    logarithmic = found["ensembles"]["generated"]["log"]["8"]["nll"]["mean"]
+    assert logarithmic == pytest.approx(first["ensemble"]["generated"]["log_pool"]["nll"], abs=1e-5)
+    assert {path.stem for path in (compared / "figures").iterdir()} == {"ensembles", "reliability", "selective"}
+    assert "4 zoo, log pool" in (compared / "cout.txt").read_text()
+
+
+def test_the_members_of_a_deep_ensemble_share_no_run(generator):
+    from lab.ensembles import deep_ensemble
+
+    zoo = store.Zoo(torch.arange(10.0).view(5, 2, 1), NetworkSpec((), ()), {})
+    members = deep_ensemble(zoo, 4, generator).flatten().tolist()
+    assert len(set(members)) == 4 and {*members} <= {1.0, 3.0, 5.0, 7.0, 9.0}, "the last snapshot of each run"
+    assert len(deep_ensemble(zoo, 256, generator)) == 5
+
+
+def test_posterior_meets_other_tasks_of_the_same_shape(place, monkeypatch, capsys):
+    monkeypatch.setitem(TASKS, "mirrored", TASKS["digits"])
+    made = launch(place, named=(), task="digits", hidden=[4], zoo={"epochs": 1, "batch": 16}, **TINY)
+    folder = launch(place, "posterior", named=(), checkpoint=str(made), count=4)
+    told = read(folder, "posterior.json")["outside"]["mirrored"]["generated"]["linear"]
+    assert {name: one["mean"] for name, one in told["auroc"]["4"].items()} == {"entropy": 0.5, "information": 0.5}, "the same examples"
+    assert "information" not in told["auroc"]["1"] and sum(told["entropy"]["inside"]) == pytest.approx(1)
+    assert (folder / "figures" / "outside_mirrored.png").exists() and "mirrored: entropy" in capsys.readouterr().out
+
+    def absent(*_, **__):
+        raise FileNotFoundError("mirrored is nowhere.")
+
+    monkeypatch.setattr("lab.collect.outside_inputs", absent)
+    folder = launch(place, "posterior", named=(), checkpoint=str(made), count=4)
+    assert "Examples of other tasks are left out: mirrored is nowhere." in capsys.readouterr().out
+    assert read(folder, "posterior.json")["outside"] == {}
+
+
+def test_posterior_says_where_the_zoo_is_another_one(finished, place, tmp_path, capsys):
+    flow = Flow.load(finished / "flow.safetensors")
+    flow.config = {**flow.config, "zoo": "made elsewhere"}
+    flow.save(tmp_path / "flow.safetensors")
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    folder = launch(place, "posterior", named=(), checkpoint=str(tmp_path), count=4)
+    assert "The flow was fitted to another zoo of this configuration." in capsys.readouterr().out
+    assert read(folder, "posterior.json")["zoo_of_the_flow"] is False
+
+
+def test_posterior_needs_the_run_folder(finished, place, tmp_path):
+    from lab.options import InputError
+
+    (tmp_path / "flow.safetensors").write_bytes((finished / "flow.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"config\.json is missing: this command needs the run folder of the flow"):
+        launch(place, "posterior", named=(), checkpoint=str(tmp_path), count=4)
+
+
+def test_rivals_stand_beside_the_flow_at_their_cost(finished, place, monkeypatch, capsys):
+    from rivals.methods import RIVALS
+    from uses import rivals
+
+    without_packages = {name: RIVALS[name] for name in ("single network", "deep ensemble of 64", "SWAG")}
+    monkeypatch.setattr(rivals, "RIVALS", without_packages)
+    monkeypatch.setattr(rivals, "REPEATS", 2)
+    found = read(launch(place, "rivals", named=(), checkpoint=str(finished), count=8), "rivals.json")["rivals"]
+    assert list(found) == [*without_packages, "flow, ensemble of 8"]
+    assert {name: (one["members"], one["repeats"]) for name, one in found.items()} == {
+        "single network": (1, 2), "deep ensemble of 64": (64, 2), "SWAG": (64, 2), "flow, ensemble of 8": (8, 1),
+    }  # fmt: skip
+    assert found["single network"]["seconds"] < found["deep ensemble of 64"]["seconds"] and "log" not in found["single network"]
+    ours, first = found["flow, ensemble of 8"], read(finished, "metrics.json")
+    assert ours["linear"]["nll"]["mean"] == pytest.approx(first["ensemble"]["generated"]["nll"], abs=1e-5)
+    assert ours["parts"]["flow"] == first["time"]["train"] and ours["seconds"] == pytest.approx(sum(ours["parts"].values()))
+    assert ours["parts"]["zoo"] == pytest.approx(found["deep ensemble of 64"]["seconds"] * 12 / 64)
+    assert "SWAG, log pool" in capsys.readouterr().out
+
+
+def test_rivals_refuse_a_zoo_from_one_start(place, finished, tmp_path):
+    from lab.options import InputError
+
+    (tmp_path / "flow.safetensors").write_bytes((finished / "flow.safetensors").read_bytes())
+    config = read(finished, "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"zoo": config["zoo"] | {"origin": "shared", "common": 1}}))
+    with pytest.raises(InputError, match="the zoo of this flow has one common start"):
+        launch(place, "rivals", named=(), checkpoint=str(tmp_path), count=8)
+
+
 def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
     monkeypatch.setattr("lab.assess.SMALL", 2)
     ensembles = read(launch(place, "evaluate", named=(), checkpoint=str(finished)), "metrics.json")["ensemble"]
@@ -592,8 +811,18 @@ def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
         ("sample", {"sizes": {"node": 32}}, r"so sizes\.node=32 would change nothing"),
         ("transfer", {"hidden": [9], "start": 0.1}, "another network has other units: for transfer leave start=0"),
         ("sharpen", {"sharpness": 0.0}, "sharpen goes up from 0"),
+        ("posterior", {"count": 1}, "posterior compares ensembles, and count=1 makes none"),
+        ("posterior", {"task": "wine"}, "for another task use transfer"),
         ("evaluate", {"seed": 4}, "evaluate scores the saved samples, so"),
         ("sample", {"hidden": [9]}, "for another hidden use transfer"),
+        ("density", {"start": 0.1}, "density follows networks back to pure noise, so start=0.1 would change nothing"),
+        ("density", {"guidance": 0.1}, "so guidance=0.1 would change nothing"),
+        ("density", {"probes": 1}, "probes=1 must be 0, or a whole number of at least 2"),
+        ("density", {"probes": -2}, "probes=-2 must be 0"),
+        ("density", {"iterations": 3}, "density takes the flow as it was fitted"),
+        ("density", {"hidden": [9]}, "for another hidden use transfer"),
+        ("sample", {"probes": 4}, "probes=4 serves the command density only"),
+        ("curve", {"solver": "dopri5"}, "solver=dopri5 serves the command density only. To draw networks choose euler, midpoint"),
         ("evaluate", {"task": "wine"}, "for another task use transfer"),
     ],
 )
@@ -601,7 +830,7 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
     from lab.options import InputError
 
     with pytest.raises(InputError, match=words):
-        launch(place, command, named=(), checkpoint=str(finished), count=2, steps=2, **config)
+        launch(place, command, named=(), checkpoint=str(finished), **{"count": 2, "steps": 2} | config)
 
 
 # Running statistics
@@ -673,7 +902,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
     ("argv", "words"),
     [
         ("with flow=geometri", "Unknown flow 'geometri'. Known: euclidean, normalized, geometric, geometric_polar."),
-        ("with task=minst", "Unknown task 'minst'. Known: breast_cancer, digits, iris, wine, mnist, fashion, mnist14, fashion14, sst2."),
+        ("with task=minst", "Unknown task 'minst'. Known: breast_cancer, digits, iris, wine, diabetes, mnist, fashion, mnist14,"),
         ("with network=lenet", "Unknown network 'lenet'. Known: mlp, residual_mlp, cnn, resnet, vit, bert."),
         ("with network=vit task=breast_cancer", "network=vit reads images, and task=breast_cancer has none. Tasks for vit: digits"),
         ("with task=sst2", "network=mlp reads rows of a table, and task=sst2 has none. Tasks for mlp: breast_cancer"),
@@ -687,7 +916,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with zoo.common=3", "zoo.common=3 says how long a shared start is trained, and with zoo.origin=independent runs share none."),
         ("with zoo.origin=shared zoo.common=0", "zoo.common=0 must be a whole number of at least 1."),
         ("with zoo.examples=20", "zoo.examples=20 fill no batch of zoo.batch=32."),
-        ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4."),
+        ("with solver=eular", "Unknown solver 'eular'. Known: euler, midpoint, heun, rk4, dopri5."),
         ("with velocity=cnn", "Unknown velocity 'cnn'. Known: transformer, identified, mlp, auto."),
         ("with align=3", "align=3 must be True or False."),
         ("with coupling=sinkhorn", "Unknown coupling 'sinkhorn'. Known: independent, ot, equivariant_ot."),
@@ -707,6 +936,13 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with lr=-1", "lr=-1 must be a number above 0."),
         ("with zoo.epochs=0", "zoo.epochs=0 must be a whole number of at least 1."),
         ("with guidance=-0.1", "guidance=-0.1 must be a number of at least 0."),
+        ("with guiding.at=end", "Unknown guiding.at 'end'. Known: point, endpoint, through."),
+        ("with guiding.unit=adam", "Unknown guiding.unit 'adam'. Known: loss, velocity, average."),
+        ("with guiding.yields=maybe", "Unknown guiding.yields 'maybe'. Known: False, True."),
+        ("with guiding.repeats=0", "guiding.repeats=0 must be a whole number of at least 1."),
+        ("with guiding.example=5", "There is no option 'guiding.example'. Is it guiding.examples"),
+        ("with guiding=1", "guiding is a group of options, such as guiding.at=..."),
+        ("with tuning.level=2", "tuning.level=2 must be a number between 0 and 1."),
         ("with seed=-1", "seed=-1 must be a whole number"),
         ("with runs=2 snapshots=4", "leave 1 to fit the flow on"),
         ("with batch=32 runs=10 snapshots=1", "batch=32 is more than the 9 networks that the flow is fitted to"),
@@ -715,8 +951,11 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),
         ("with xyzzy=3", "There is no option 'xyzzy'. Known: task, network, hidden, activation"),
         ("with zoo=cosine", "zoo is a group of options, such as zoo.epochs=..."),
-        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, curve, sharpen"),
+        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, guide, finetune, curve, sharpen"),
         ("curve with steps=8", "curve with checkpoint=runs/3"),
+        ("density with count=2", "density with checkpoint=runs/3"),
+        ("with probes=2", "probes=2 serves the command density only"),
+        ("with solver=dopri5", "solver=dopri5 serves the command density only"),
         ("sample with count=2", "sample with checkpoint=runs/3"),
         ("transfer with hidden=[32]", "transfer with checkpoint=runs/3"),
         ("evaluate with checkpoint=runs/none", "There is no flow at runs/none"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from geoflow import FLOWS, Flow, canonicalize, fit, graph_of, pack, recording, sample, spec_of, task_guidance, unpack
+from geoflow import FLOWS, Flow, fit, graph_of, pack, recording, sample, spec_of, task_guidance, unpack
 from geoflow.canonical import balance, order_kept
 from geoflow.chart import LEAST
 from geoflow.charting import fit_chart
@@ -483,54 +483,6 @@ def test_a_diverging_training_is_stopped(spec, thetas):
     points[:] = float("inf")
     with pytest.raises(FloatingPointError, match="iteration 0"):
         train(flow, points, progress=False)
-
-
-@pytest.mark.parametrize("flow", FLOWS)
-def test_guidance_lowers_the_loss(flow, generator):
-    """The same noise through an untrained field: the stronger the pull, the lower the loss of what comes out."""
-    task = load_task("iris")
-    network = mlp(4, [6], 3)
-    spec = spec_of(network, task.x_train[:2])
-    thetas = torch.randn(40, spec.weights, generator=generator)
-    untrained, _ = prepare(spec, thetas, CONFIG | {"flow": flow})
-    losses = []
-    for strength in (0.0, 1.0, 10.0):
-        pull = task_guidance(network, task.x_train, task.y_train, strength)
-        drawn = sample(untrained, 20, steps=40, guidance=pull, generator=torch.Generator().manual_seed(3))
-        losses.append(evaluate(network, spec, drawn, task.x_train, task.y_train).nll.mean().item())
-    assert losses[0] > losses[1] > losses[2]
-
-
-def test_the_guidance_gradient_is_the_riemannian_one(generator):
-    """Against central differences of the loss along geodesics, in float64."""
-    task = load_task("iris")
-    network = mlp(4, [6], 3).double()
-    spec = spec_of(network, task.x_train[:2].double())
-    thetas = torch.randn(10, spec.weights, generator=generator, dtype=torch.float64)
-    untrained, _ = prepare(spec, thetas, CONFIG)
-    chart = untrained.chart
-    points = chart.point(canonicalize(spec, thetas, untrained.reference).theta)
-    x, y = task.x_train.double(), task.y_train
-    bend = task_guidance(network, x, y, 1.0)(chart)(points[:1], torch.zeros(()))
-    assert torch.allclose(chart.manifold.proju(points[:1], bend), bend, atol=1e-12)
-    direction = chart.manifold.proju(points[:1], torch.randn(1, points.shape[1], generator=generator, dtype=torch.float64))
-    step = 1e-5
-    ends = [chart.theta(chart.manifold.expmap(points[:1], sign * step * direction)) for sign in (1, -1)]
-    ahead, behind = (evaluate(network, spec, end, x, y).nll.item() for end in ends)
-    assert -(bend * direction).sum().item() == pytest.approx((ahead - behind) / 2 / step, rel=1e-5)
-
-
-def test_guidance_leaves_the_network_and_the_flow_as_they_are(generator):
-    """Dropout and batch norm are in evaluation mode for the gradient, and counters stay."""
-    network = torch.nn.Sequential(
-        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(6, 3)
-    )
-    task = load_task("iris")
-    spec = spec_of(network, task.x_train[:2])
-    thetas = torch.randn(20, spec.weights, generator=generator).abs()
-    untrained, _ = prepare(spec, thetas, CONFIG)
-    sample(untrained, 3, steps=2, guidance=task_guidance(network, task.x_train, task.y_train, 0.1))
-    assert network.training and network[1].num_batches_tracked == 0 and spec.rest["1.num_batches_tracked"] == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -16,7 +16,7 @@ spec = geoflow.spec_of(network, torch.zeros(1, 4))
 zoo = torch.randn(40, spec.weights)
 x, y = torch.randn(6, 4), torch.randint(2, (6,))
 def fit(zoo): return geoflow.fit(spec, zoo, iterations=1, batch=8, progress=False)
-def evaluate(zoo=zoo, network=network, x=x, y=y): return geoflow.evaluate(network, spec, zoo, x, y)
+def evaluate(zoo=zoo, network=network, x=x, y=y, **more): return geoflow.evaluate(network, spec, zoo, x, y, **more)
 nan = zoo.clone(); nan[3, 1] = float("nan")
 for line in LINES:
     try:
@@ -33,7 +33,11 @@ MISTAKES = {
     "evaluate(nan)": "ValueError Network 3 of the population holds NaN or Inf in '0.weight'.",
     "evaluate(y=y[:5])": "ValueError y must hold one class index for each of the 6 examples, not (5,) of torch.int64.",
     "evaluate(x=x.repeat(250, 1), y=y.repeat(150))": "one class index for each of the 1500 examples, not (900,) of torch.int64.",
-    "evaluate(y=y.float())": "not (6,) of torch.float32.",
+    "evaluate(y=y.float())": 'not (6,) of torch.float32. Real targets need outputs="gaussian".',
+    "evaluate(y=y[:5, None].float(), outputs='gaussian')": "real targets for each of the 6 examples, not (5, 1) of torch.float32.",
+    "evaluate(y=y.float(), outputs='gaussian')": "One target for each example is y[:, None].",
+    "evaluate(y=torch.zeros(6, 2), outputs='gaussian')": "It needs 4 outputs: a mean and a log-variance for each target.",
+    "evaluate(outputs='regression')": "ValueError Unknown outputs 'regression'. Known: classes, gaussian.",
     "evaluate(network=nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2)))": "has shape (9, 4), the traced network (3, 4)",
     "geoflow.spec_of(network, torch.zeros(1, 5))": "Is the example an input of it?",
 }

@@ -264,5 +264,5 @@ def test_outputs_that_are_no_tensor_are_named(data, generator):
 
     x, y = data
     network, spec = Named(), spec_of(Company(), x)
-    with pytest.raises(ValueError, match=r"Named gives a dict, not a tensor of logits \[examples, classes\]"):
+    with pytest.raises(ValueError, match=r"Named gives a dict, not a tensor of outputs \[examples, units\]"):
         evaluate(network, spec, several(network, spec, generator), x, y)

@@ -9,6 +9,7 @@ import geoflow
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = "digits, geometric"
+POOLED = {"ensembles", "reliability", "selective", "outside_mirrored14"}  # the figures of what posterior found
 LARGEST = 25 * 10**6  # bytes of results/
 
 
@@ -33,10 +34,43 @@ def elsewhere(tmp_path, monkeypatch):
     return folder
 
 
-def content(seed=0):
-    """What is kept of a run on the digits, by file."""
-    folder = ROOT / "results" / "main_job" / f"digits-geometric-{seed}"
+def content(seed=0, study="main_job", row="digits-geometric"):
+    """What is kept of a run, by default one on the digits, by file."""
+    folder = ROOT / "results" / study / f"{row}-{seed}"
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config")}
+
+
+def ensembles():
+    """What posterior.json may hold."""
+    half = {"mean": 0.5, "std": 0.1}
+    one = {"groups": 2, "accuracy": half, "nll": half, "brier": half, "ece": half, "area": half}
+    told = {"entropy": {"mean": 0.9, "std": 0.0}, "information": {"mean": 0.8, "std": 0.0}}
+    auroc = {"1": {"entropy": told["entropy"]}, "2": told, "4": told}
+    entropy = {"edges": [0.0, 1.0, 2.0], "inside": [0.9, 0.1], "outside": [0.2, 0.8]}
+
+    def each(found):
+        return {kind: dict.fromkeys(("linear", "log"), found) for kind in ("generated", "zoo")}
+
+    return {
+        "task": "digits",
+        "shown": 4,
+        "ensembles": each(dict.fromkeys(("1", "2", "4"), one)),
+        "reliability": each({"share": [1.0], "confidence": [0.9], "accuracy": [0.8]}),
+        "selective": each({"coverage": [0.5, 1.0], "accuracy": [1.0, 0.9]}),
+        "outside": {"mirrored14": each({"auroc": auroc, "entropy": entropy})},
+    }
+
+
+def rivals():
+    """What rivals.json may hold."""
+
+    def scored(nll):
+        values = {"accuracy": 0.9, "nll": nll, "brier": 0.2, "ece": 0.03, "area": 0.99}
+        return {name: {"mean": value, "std": 0.01} for name, value in values.items()}
+
+    alone = {"members": 1, "repeats": 5, "linear": scored(0.3), "log": scored(0.3), "seconds": 1.234}
+    ours = {"members": 64, "repeats": 4, "linear": scored(0.2), "log": scored(0.1), "seconds": 1234.0}
+    return {"task": "digits", "rivals": {"one network": alone, "flow, ensemble of 64": ours}}
 
 
 def a_run(folder, command="main", **content):
@@ -92,7 +126,6 @@ def test_a_kept_flow_is_that_of_its_run():
         assert {name: fitted[name] for name in ("flow", "task", "seed", "iterations")} == {
             name: config[name] for name in ("flow", "task", "seed", "iterations")
         }
-
 
 
 def test_the_readme_and_the_overview_show_what_the_kept_runs_make():
@@ -156,6 +189,24 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     how = {"task": "digits", "hidden": [32], "count": 8, "solver": "euler", "steps": 32, "start": 0.0, "sharpness": 0.1, "guidance": 0.0}
     wider = {name: new[name] for name in ("generated", "ensemble", "task")} | {"parameters": 2410}
     results.keep("main_job", a_run(tmp_path / "wider", "transfer", metrics=wider, config=how | checkpoint | {"seed": 0}))
+    results.keep("main_job", a_run(tmp_path / "pooled", "posterior", posterior=ensembles(), config=checkpoint))
+    results.keep("main_job", a_run(tmp_path / "rivals", "rivals", rivals=rivals(), config=checkpoint))
+    seen = {"task": "fashion", "own_task": "digits", "examples": 4000, "gradients": 512, "count": 8}
+    ways = {
+        "unguided": {"test": new["generated"]},
+        "guided: velocity": {"test": None, "chosen": 10.0, "seconds": 60.0},
+        "Adam from random networks": {"test": new["zoo"], "chosen": 0.01, "seconds": 6.0},
+    }
+    results.keep("main_job", a_run(tmp_path / "guided", "guide", guide=seen | {"ways": ways}, config=checkpoint | {"task": "fashion"}))
+    starts = {"random networks": {"lr": 0.01, "reached": 8, "scores": {"0": new["generated"], "8": new["zoo"]}}}
+    tuned = seen | {"starts": starts, "level": 0.8}
+    results.keep("main_job", a_run(tmp_path / "tuned", "finetune", finetune=tuned, config=checkpoint | {"task": "fashion"}))
+    sets = {
+        "heldout": {"networks": 8, "median": 12.34, "per_weight": 0.0162, "std": 2.5, "auroc": 0.5},
+        "noised_0.3": {"networks": 8, "median": -7.0, "per_weight": -0.0092, "std": 3.0, "auroc": 0.98},
+        "mean_network": {"networks": 1, "median": 50.0, "per_weight": 0.0658, "std": None, "auroc": 0.0},
+    }
+    results.keep("main_job", a_run(tmp_path / "density", "density", density={"sets": sets}, config=checkpoint))
     rebuild()
     readme = (tmp_path / "README.md").read_text()
     assert "| digits, 64-10-10 | " in readme and "MNIST" not in readme and readme.endswith("more\n")
@@ -166,13 +217,51 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     worst, other = (" / ".join(three(new[kind][score]["mean"]) for score in ("accuracy", "nll")) for kind in ("generated", "zoo"))
     assert f"| t = 0 | {worst} | the rest {worst}, 0 {other} |" in page and f"| t = 0.5 | {other} |  |" in page
     assert "| digits | 32 | 2,410 | 8 | ." in page and "commits abcdefg." in page
-    assert {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff"}
+    assert f"## Ensembles beside those of the zoo: {DIGITS}, seed 0" in page
+    assert f"## Other ways to get an ensemble: {DIGITS}, seed 0" in page
+    assert "| one network | - | .900 | .300 | .030 | .200 | 1.23 |" in page, "which needs no pool"
+    assert "| flow, ensemble of 64 | log | .900 | .100 | .030 | .200 | 1.23e+03 |" in page, "the pool with the lower NLL"
+    assert "| 1 zoo | .500 | .500 | .500 | .500 | .500 | .900 |" in page
+    assert "| 4 generated, log pool | .500 | .500 | .500 | .500 | .500 | .900 / .800 |" in page and "| 2 zoo" not in page
+    assert f"## Guided to fashion with 4,000 labels: {DIGITS}, seed 0" in page and "with 512 gradients" in page
+    assert f"| unguided |  | {worst} |  |" in page and "| guided: velocity | strength 10 | diverged | 1.0 |" in page
+    assert f"| Adam from random networks | learning rate 0.01 | {other} | 0.1 |" in page
+    assert f"| random networks | 0.01 | {worst} | {other} | 8 |" in page
+    assert f"## How probable networks are: {DIGITS}, seed 0" in page and "| held-out | 8 | 12.3 | 0.016 | 2.5 | .500 |" in page
+    assert "| noised 0.3 | 8 | -7.0 | -0.009 | 3.0 | .980 |" in page and "| mean | 1 | 50.0 | 0.066 | - | .000 |" in page
+    drawn = {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()}
+    assert drawn == {"scoreboard", "curve", "tradeoff", "guide", "finetune", *POOLED}
     assert "Not all runs are made yet" in (elsewhere / "README.md").read_text()
     again = results.keep("main_job", tmp_path / "0")  # what was found of the older flow goes
     assert {path.name for path in again.iterdir()} == {"metrics.json", "config.json", "ran.json"}
     (tmp_path / "curve" / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "nowhere")}))
     with pytest.raises(SystemExit, match="it is not known which flow drew the networks"):
         results.keep("main_job", tmp_path / "curve")
+
+
+def test_the_pages_of_real_targets_name_their_scores(tmp_path, elsewhere):
+    from pages.write import rebuild
+
+    import results
+
+    run = content(study="diabetes", row="1000-steps-of-32")
+    results.keep("diabetes", a_run(tmp_path / "0", **run))
+    new, checkpoint = run["metrics"], {"checkpoint": str(tmp_path / "0")}
+    curve = {"steps": {"1": new["generated"], "2": new["generated"]}}
+    results.keep("diabetes", a_run(tmp_path / "curve", "curve", curve=curve, config=checkpoint))
+    one = {"generated": new["generated"], "training": new["zoo"], "diversity": {"generated": new["diversity"]["generated"]}}
+    results.keep("diabetes", a_run(tmp_path / "sharper", "sharpen", sharpness={"sharpness": {"0.5": one, "1": one}}, config=checkpoint))
+    poor = new["baselines"]["gaussian"]
+    stages = {"zoo": new["zoo"], "whole": {"0": poor}, "layers": {"0": {"0": new["zoo"], "2": poor}}}
+    results.keep("diabetes", a_run(tmp_path / "stages", "stages", stages=stages, config=checkpoint))
+    rebuild()
+    page = (elsewhere / "diabetes" / "README.md").read_text(encoding="utf-8")
+    pairs = {kind: " / ".join(f"{one[score]['mean']:.3f}".removeprefix("0") for score in ("r2", "nll")) for kind, one in
+             (("zoo", new["zoo"]), ("poor", poor))}  # fmt: skip
+    assert "Scores are R² / NLL of single networks" in page and "![R², NLL and novelty of zoo" in page and "accuracy" not in page
+    assert "| sharpness | R² / NLL |" in page and "| made anew from | R² / NLL |" in page
+    assert f"| t = 0 | {pairs['poor']} | 2 {pairs['poor']}, 0 {pairs['zoo']} |" in page, "the layer with the lowest R² comes first"
+    assert {path.stem for path in (elsewhere / "diabetes" / "figures").iterdir()} == {"scoreboard", "curve", "tradeoff"}
 
 
 @pytest.mark.parametrize("change", [{"part": "validation"}, {"hidden": [12]}, {"solver": "heun"}, {"count": 64}, {"seed": 9}])
@@ -187,7 +276,7 @@ def test_a_run_that_the_study_does_not_have_is_refused(tmp_path, elsewhere, chan
 def test_a_run_of_another_command_is_refused(tmp_path, elsewhere):
     import results
 
-    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer"):
+    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, transfer, guide"):
         results.keep("mnist", a_run(tmp_path / "run", "evaluate", metrics={}, config={"task": "mnist"}))
     with pytest.raises(SystemExit, match="holds no finished run"):
         results.keep("mnist", tmp_path / "nothing")

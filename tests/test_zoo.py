@@ -14,10 +14,11 @@ import pytest
 import sklearn.datasets
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, gaussian_nll_loss
 
 import geoflow
 from geoflow import population
+from geoflow.outputs.gaussian import FLOOR
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec, Wire
 from geoflow.zoo import idx, lookup, store, tasks, train
@@ -113,7 +114,7 @@ def test_validation_part_comes_from_the_training_part():
 
 
 def test_unknown_task_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"Unknown task 'cifar'\. Known: breast_cancer, digits, iris, wine, mnist, fashion"):
+    with pytest.raises(ValueError, match=r"Unknown task 'cifar'\. Known: breast_cancer, digits, iris, wine, diabetes, mnist, fashion"):
         load_task("cifar")
 
 
@@ -503,7 +504,7 @@ def test_the_learning_rate_falls_by_the_epoch_or_by_the_step():
     assert by_step(0, 0.5, 1) == pytest.approx(0.5) and by_step(1, 0.0, 2) == by_epoch(1, 0.0, 2) and by_step(1, 0.999, 2) < 1e-5
 
 
-def alone(build, task, runs, settings, seed):
+def alone(build, task, runs, settings, seed, loss=cross_entropy):
     """Plain PyTorch, one network after the other, with the same starts and orders."""
     generators = [randomness(seed, f"run {run}") for run in runs]
     networks = []
@@ -522,7 +523,7 @@ def alone(build, task, runs, settings, seed):
             for run, (network, optimizer) in enumerate(zip(networks, optimizers, strict=True)):
                 rows = order[run, i * settings["batch"] : (i + 1) * settings["batch"]]
                 optimizer.zero_grad()
-                cross_entropy(network(task.x_train[rows]), task.y_train[rows]).backward()
+                loss(network(task.x_train[rows]), task.y_train[rows]).backward()
                 optimizer.step()
     return networks
 
@@ -545,6 +546,20 @@ def test_training_together_equals_training_alone(build, schedule):
         for name, value in network.state_dict().items():
             # float32 sums in another order, 24 steps; Adam divides by the gradient's size, which magnifies
             torch.testing.assert_close(states[name][run, -1], value, atol=1e-5, rtol=1e-4)
+
+
+def gaussian_loss(outputs, y):
+    """Torch's own, of the variance FLOOR + exp(raw log-variance)."""
+    mean, raw = outputs.chunk(2, -1)
+    return gaussian_nll_loss(mean, y, FLOOR + raw.exp(), full=True, eps=1e-12)
+
+
+def test_training_on_real_targets_equals_training_by_the_loss_of_torch():
+    task, build = load_task("diabetes"), lambda: mlp(10, [5], 2, "tanh")
+    states = train_zoo(build, task, **SETTINGS, seed=3, progress=False)
+    for run, network in enumerate(alone(build, task, (0, 1, 2), SETTINGS | {"schedule": "constant"}, 3, gaussian_loss)):
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(states[name][run, -1], value, rtol=1e-3, atol=1e-4)
 
 
 def test_runs_differ_and_seeds_repeat():
@@ -611,7 +626,7 @@ def test_nan_names_the_run():
 
     def second_broken():
         network = iris_mlp()
-        if len(built) == 1:
+        if len(built) == 2:  # the first network is built to look at its outputs, and trained by nobody
             nn.init.constant_(network[0].bias, float("nan"))
         built.append(network)
         return network

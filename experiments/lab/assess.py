@@ -1,6 +1,7 @@
 """Measure how good and how new the networks of a run are."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from statistics import fmean
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from geoflow.canonical import align
 from geoflow.evaluation.baselines import BASELINES, baseline
-from geoflow.evaluation.metrics import Scores, disagreement, evaluate, pooled_scores, summary
+from geoflow.evaluation.diversity import pairwise
+from geoflow.evaluation.metrics import RegressionScores, Scores, disagreement, evaluate, pooled_scores, summary
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
 from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights
 from geoflow.evaluation.ruler import fit_ruler
@@ -33,11 +35,16 @@ class Exam:
 
     def __init__(self, network: nn.Module, spec: NetworkSpec, task: Task, device: str):
         self.network, self.spec, self.device, self.numbers = network, spec, device, task.numbers
-        self.x, self.y = task.x_test.to(device), task.y_test.to(device)
+        self.x, self.y, self.outputs = task.x_test.to(device), task.y_test.to(device), task.outputs
+        self.targets = [asdict(target) for target in task.targets]
 
-    def single(self, thetas: Thetas) -> Scores:
+    def units(self) -> dict:
+        """Return what metrics.json says of the scores' units: the kind of outputs and the real targets, or nothing for classes."""
+        return {"outputs": self.outputs, "targets": self.targets} if self.targets else {}
+
+    def single(self, thetas: Thetas) -> Scores | RegressionScores:
         """Return the scores of every network."""
-        return evaluate(self.network, self.spec, thetas.to(self.device), self.x, self.y)
+        return evaluate(self.network, self.spec, thetas.to(self.device), self.x, self.y, outputs=self.outputs)
 
     def ensembles(self, name: str, thetas: Thetas) -> dict[str, dict[str, float]]:
         """Return the scores of the ensemble of all networks, and of ensembles of SMALL networks if there are more than SMALL.
@@ -52,23 +59,28 @@ class Exam:
         return found
 
     def diversity(self, canonical: Thetas, thetas: Thetas) -> dict[str, float | None]:
-        """Return how far two networks are apart in canonical weights, and how often they predict different classes.
+        """Return how far two networks are apart in canonical weights, and in their predictions (see `disagreement`).
 
         Both are None for a single network. Running statistics do not count as weights.
         """
         if len(thetas) == 1:
             return {"distance": None, "disagreement": None}
-        different = disagreement(self.network, self.spec, thetas.to(self.device), self.x)
+        different = disagreement(self.network, self.spec, thetas.to(self.device), self.x, outputs=self.outputs)
         learned = torch.ones(self.spec.weights, dtype=torch.bool).index_fill(0, statistics_of(self.spec), False)
         return {"distance": spread(canonical[:, learned]), "disagreement": different}
 
+    def pairwise(self, thetas: Thetas, zoo: Zoo, generator: torch.Generator) -> dict[str, dict]:
+        """Return how different pairs of generated and trained networks are, in the measures of the literature."""
+        several = (some.to(self.device) for some in (thetas, zoo.networks))
+        return pairwise(self.network, self.spec, *several, zoo.run_of, self.x, self.y, generator, self.outputs)
+
     def ensemble(self, thetas: Thetas) -> dict:
         """Return the scores of all networks together, as one ensemble."""
-        found = pooled_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y)
+        found = pooled_scores(self.network, self.spec, thetas.to(self.device), self.x, self.y, outputs=self.outputs)
         return {"n": len(thetas)} | _means(found["linear"]) | {"log_pool": _means(found["log"])}
 
 
-def _means(scores: Scores) -> dict[str, float]:
+def _means(scores: Scores | RegressionScores) -> dict[str, float]:
     return {name: value["mean"] for name, value in summary(scores).items()}
 
 
@@ -80,7 +92,11 @@ def _mean(parts: list[dict]) -> dict:
 
 def score(exam: Exam, thetas: Thetas) -> dict:
     """Return what metrics.json says of generated networks alone."""
-    return {"generated": summary(exam.single(thetas)), "baselines": {}, "ensemble": exam.ensembles("generated", thetas)}
+    return exam.units() | {
+        "generated": summary(exam.single(thetas)),
+        "baselines": {},
+        "ensemble": exam.ensembles("generated", thetas),
+    }
 
 
 def spread_and_scores(exam: Exam, flow: Flow, thetas: Thetas) -> dict:
@@ -117,7 +133,7 @@ def assess(
     scores = {name: exam.single(one) for name, one in {"zoo": fitted.networks, "generated": thetas, **made}.items()}
     some = fitted.networks[torch.randperm(len(train), generator=generator)[: len(thetas)]]
     found, placed, distances = _how_new(exam, fitted, {"generated": thetas, "heldout": heldout.networks, **made})
-    metrics = {
+    metrics = exam.units() | {
         "zoo": summary(scores["zoo"]),
         "generated": summary(scores["generated"]),
         "baselines": {name: summary(scores[name]) | placed[name] for name in made},
@@ -126,10 +142,11 @@ def assess(
         "diversity": {
             name: exam.diversity(canonical, networks) for name, canonical, networks in (("zoo", train, some), ("generated", new, thetas))
         },
+        "pairwise": exam.pairwise(thetas, fitted, generator),
         **recalibrated(exam.spec, seen),
     }
     figures = {
-        "scores": plot_scores(scores),
+        "scores": plot_scores(scores, outputs=exam.outputs),
         "loss": plot_loss(flow.losses),
         "distances": plot_distances(distances),
     }

@@ -14,12 +14,15 @@ from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.wiring import spec_of
 from geoflow.zoo.networks import NETWORKS, build_network, together
+from geoflow.zoo.outside import others_of, outside_inputs
 from geoflow.zoo.store import Zoo, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
 from lab.architectures import architectures_of, network_options, tasks_of
 from lab.conditions import CONDITIONS
-from lab.folder import ROOT
-from lab.options import zoo_settings
+from lab.folder import ROOT, config_of, configured
+from lab.options import device_of, zoo_settings
+
+FEW = 16  # training networks to compare with
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,20 @@ def whole_zoo(config: Mapping, device: str) -> tuple[Task, nn.Module, NetworkSpe
     return task, network, spec, zoo
 
 
+def training_networks(config: Mapping, spec: NetworkSpec, count: int) -> Tensor | None:
+    """Return the first networks of the zoo of a checkpoint, at most FEW. They are trained if the cache does not hold them.
+
+    Return None if they have another architecture than `spec`, or if the checkpoint has no run folder that says how they were trained.
+    """
+    if not configured(config["checkpoint"]):
+        return None
+    few = dict(config_of(config["checkpoint"])) | {"runs": min(FEW, max(2, count)), "heldout": 0.5, "cache": config["cache"]}
+    found = collect(few, device_of(config["device"]))
+    if (found.spec.sites, found.spec.tensors) != (spec.sites, spec.tensors):
+        return None
+    return torch.cat([found.fitted.networks, found.heldout.networks])[:count]
+
+
 def at_terminal() -> bool:
     """Return whether progress bars go to a terminal. In a file they would fill thousands of lines."""
     return sys.stderr.isatty()
@@ -115,6 +132,11 @@ def task_for(name: str, seed: int, part: str, network: str) -> Task:
     """Return the data in the form that the network reads, split by the seed. Networks are scored on the test part."""
     task = load_task(name, seed, form=NETWORKS[network].form)
     return validation_task(task, seed=seed) if part == "validation" else task
+
+
+def outside_of(task: Task, seed: int) -> dict[str, Float[Tensor, "examples ..."]]:
+    """Return the test inputs of other tasks, by their names, in the form and the scale that the networks of this task read."""
+    return {other: outside_inputs(task.name, other, seed, form=task.form) for other in others_of(task.name)}
 
 
 def network_for(task: Task, config: Mapping) -> nn.Module:

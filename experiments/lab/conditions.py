@@ -30,13 +30,17 @@ class Condition:
 
 def training_nll(network: nn.Module, spec: NetworkSpec, task: Task, thetas: Thetas, device: str) -> Float[Tensor, " nets"]:
     """Return the NLL of every network on the training data."""
-    return evaluate(network, spec, thetas.to(device), task.x_train.to(device), task.y_train.to(device)).nll.cpu()
+    x, y = task.x_train.to(device), task.y_train.to(device)
+    return evaluate(network, spec, thetas.to(device), x, y, outputs=task.outputs).nll.cpu()
 
 
 def _nll_of_zoo(
     network: nn.Module, spec: NetworkSpec, task: Task, thetas: Thetas, tasks: list[str], device: str
 ) -> Float[Tensor, "nets 1"]:
-    return training_nll(network, spec, task, thetas, device).log()[:, None]
+    found = training_nll(network, spec, task, thetas, device)
+    if (least := found.min().item()) <= 0:
+        raise ValueError(f"condition=nll tells a flow the logarithm of the NLL, and a network of this zoo has {least:.3g} on training data.")
+    return found.log()[:, None]
 
 
 def _nll_asked(flow: Flow, config: Mapping, share: Tensor) -> Float[Tensor, "count 1"]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from geoflow.canonical import canonicalize
 from geoflow.evaluation.plots import SHOWN_PATHS
 from geoflow.flow import Flow
-from geoflow.guidance import no_guidance, task_guidance
+from geoflow.guidance import Guidance, no_guidance, task_guidance
 from geoflow.randomness import randomness
 from geoflow.sampling import sample
 from geoflow.spec import NetworkSpec
@@ -22,31 +22,45 @@ from lab.conditions import asked_of, extrapolates
 from lab.folder import flow_file
 from lab.options import SAMPLING, device_of
 
-GUIDING_EXAMPLES = 256  # training examples for the loss of guidance, the same ones at every step
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 
 
-def generate(flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Task | None, config: Mapping) -> tuple[Tensor, Tensor]:
+def generate(
+    flow: Flow, network: nn.Module | None, spec: NetworkSpec, task: Task | None, config: Mapping, guidance: Guidance = no_guidance
+) -> tuple[Tensor, Tensor]:
     """Return new networks [count, weights], and the points [times, nets, size] that some of them passed through.
 
-    Guidance needs the network and the task. Without a task, running statistics stay as the flow drew them.
+    Without a task, running statistics stay as the flow drew them.
     """
-    generator, guidance, points = randomness(config["seed"], "sample"), no_guidance, []
-    if config["guidance"]:
-        some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "guidance"))[:GUIDING_EXAMPLES]
-        x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
-        guidance = task_guidance(network, x, y, config["guidance"])
-    told = asked_of(flow, config, randomness(config["seed"], "condition"))
+    points, told = [], asked_of(flow, config, randomness(config["seed"], "condition"))
     thetas = sample(
         flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], start=config["start"],
         sharpness=config["sharpness"], guidance=guidance, condition=told, condition_strength=config["condition_strength"],
-        generator=generator,
+        generator=randomness(config["seed"], "sample"),
         watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=at_terminal(),
     )  # fmt: skip
     seen = None if task is None else measuring_examples(spec, task, config, flow.config["seed"])
     if seen is not None:
         thetas = recalibrate(network, spec, thetas, seen.to(thetas.device), progress=at_terminal())
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
+    """Return the guidance that the options ask for, on labelled training examples."""
+    if not config["guidance"]:
+        return no_guidance
+    count, batch = config["guiding"]["examples"] or len(task.x_train), config["guiding"]["batch"]
+    if count > len(task.x_train):
+        raise ValueError(f"guiding.examples={count} is more than the {len(task.x_train)} training examples of {task.name}.")
+    some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "labels"))[:count]
+    x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
+    generator = randomness(config["seed"], "guidance")
+    return task_guidance(network, x, y, config["guidance"], task.outputs, min(batch, count), generator, **way_of(config))
+
+
+def way_of(config: Mapping) -> dict:
+    """Return the arguments of `guide` that say how it guides."""
+    return {name: value for name, value in config["guiding"].items() if name not in ("examples", "batch")}
 
 
 def recalibrates(spec: NetworkSpec, config: Mapping) -> bool:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = "geoflow-samples-1"
 OF_SACRED = {"config.json", "run.json", "info.json", "cout.txt"}  # the files that Sacred writes for every run
 # the values that these options had in runs that do not record them
-OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None, "start": 0.0, "recalibrate": "auto"}
+OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None, "start": 0.0, "recalibrate": "auto", "probes": None}
 OLDER |= {"condition": "none", "condition_dropout": 0.1, "condition_strength": 1.0, "ask": None}
 
 
@@ -140,6 +140,11 @@ def sampled_with(checkpoint: str, names: Iterable[str]) -> dict:
     path = flow_file(checkpoint).parent / "config.json"
     config = read_json(path) if path.exists() else {}
     return {name: config[name] for name in names if config.get(name) is not None}
+
+
+def configured(checkpoint: str) -> bool:
+    """Return whether a checkpoint lies in the folder of a run, which says how its zoo was trained."""
+    return (flow_file(checkpoint).parent / "config.json").exists()
 
 
 def config_of(checkpoint: str) -> Mapping:

@@ -7,12 +7,15 @@ from difflib import get_close_matches
 import torch
 from sacred.utils import SacredError, SacredInterrupt
 
-from geoflow import training
+from geoflow import guidance, training
 from geoflow.choices import choose
+from geoflow.density import ADAPTIVE
+from geoflow.guidance import PLACES, UNITS
 from geoflow.sampling import SOLVERS
 from geoflow.velocity import complete_sizes
 from geoflow.zoo.networks import NETWORKS
 from geoflow.zoo.networks.mlp import ACTIVATIONS, NORMS
+from geoflow.zoo.recipes import ORIGINS
 from geoflow.zoo.tasks import TASKS
 from geoflow.zoo.train import SCHEDULES
 from lab.architectures import (
@@ -28,27 +31,34 @@ from lab.conditions import CONDITIONS
 from lab.folder import described, sampled_with, samples_file
 
 DEVICES = ("auto", "cpu", "cuda")
-FURTHER = ("sample", "evaluate", "transfer", "widths", "curve", "sharpen", "stages")  # the commands on a saved flow
-ANOTHER = ("transfer", "widths")  # those of them that make networks of other architectures
-ONLY = {"yardstick": ANOTHER, "widths": ("widths",), "depths": ("widths",)}  # option: the commands that it serves
+# the commands on a saved flow
+FURTHER = (
+    "sample", "evaluate", "transfer", "widths", "guide", "finetune", "curve", "sharpen", "stages", "density", "posterior", "rivals",
+)  # fmt: skip
+ELSEWHERE = ("transfer", "widths", "guide", "finetune")  # those that serve other networks and data than the flow's own
+ONLY = {"yardstick": ("transfer", "widths"), "widths": ("widths",), "depths": ("widths",)}  # option: the commands that it serves
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
     "ema", "part", "condition", "condition_dropout",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "start", "sharpness", "ask", "condition_strength", "guidance", "recalibrate", "seed")
+SAMPLING = ("count", "solver", "steps", "start", "sharpness", "ask", "condition_strength", "guidance", "guiding", "recalibrate", "seed")
+DENSITY = ("count", "solver", "steps", "probes", "sharpness", "seed")  # what density takes of these, and its own
 BATCH = 32  # networks in a training step of the flow, if the zoo has as many
 PARTS = ("test", "validation")
 METRICS = ("inputs", "weights")
 RECALIBRATE = ("auto", "never")
 SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "condition_strength": 1.0, "recalibrate": "auto"}
 TOLD = ("none", *CONDITIONS)  # what a flow may be told
+BACK = {"solver": "rk4", "steps": 32}  # how density follows networks back to noise
+COUNTS = {"density": 64}  # networks where the user gives no count; of the other commands MANY
+MANY = 256
 
 CHOICES: dict[str, Mapping | tuple] = {
     **training.CHOICES,
     "metric": METRICS,
-    "solver": SOLVERS,
+    "solver": SOLVERS | ADAPTIVE,
     "task": TASKS,
     "network": NETWORKS,
     "activation": ACTIVATIONS,
@@ -84,9 +94,16 @@ NUMBERS: dict[str, Number] = {
     "condition_dropout": ((int, float), lambda n: 0 <= n < 1, "a share from 0 to below 1"),
     "condition_strength": NOT_NEGATIVE,
     "ask": POSITIVE,
+    "probes": (int, lambda n: n == 0 or n >= 2, "0, or a whole number of at least 2"),
     "guidance": NOT_NEGATIVE,
     "seed": SEED,
     "yardstick": (int, lambda n: n == 0 or n >= 2, "0 or a whole number of at least 2"),
+}
+# group of options: those that name a row of a table, and those that are numbers
+GROUP_CHOICES: dict[str, dict[str, Mapping | tuple]] = {
+    "zoo": {"origin": ORIGINS, "schedule": SCHEDULES},
+    "guiding": {"at": PLACES, "unit": UNITS, "schedule": guidance.SCHEDULES, "yields": (False, True)},
+    "tuning": {},
 }
 ZOO_NUMBERS: dict[str, Number] = {
     "epochs": COUNT,
@@ -98,7 +115,13 @@ ZOO_NUMBERS: dict[str, Number] = {
     "examples": COUNT,
     "seed": SEED,
 }
-LEFT_OPEN = ("runs", "snapshots", "batch", "ask", *OF_NETWORKS, "zoo.common", "zoo.examples")  # may be None when they are checked
+GROUP_NUMBERS: dict[str, dict[str, Number]] = {
+    "zoo": ZOO_NUMBERS,
+    "guiding": {"repeats": COUNT, "examples": COUNT, "batch": COUNT},
+    "tuning": {"steps": COUNT, "level": SHARE},
+}
+# options that may be None when they are checked
+LEFT_OPEN = ("runs", "snapshots", "batch", "ask", "probes", *OF_NETWORKS, "zoo.common", "zoo.examples", "guiding.examples")
 
 
 class InputError(SacredError):
@@ -144,7 +167,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     for name in ("checkpoint", "cache"):
         if not isinstance(config[name], str) and not (name == "checkpoint" and config[name] is None):
             raise InputError(f"{name}={config[name]} must be a path, such as runs/3.")
-    for name in ("zoo", "sizes"):
+    for name in ("zoo", "sizes", "guiding", "tuning"):
         if not isinstance(config[name], Mapping):
             raise InputError(f"{name} is a group of options, such as {name}.{next(iter(defaults[name]))}=...")
     asked = {name: value for name, value in config.items() if value != defaults[name]}
@@ -155,19 +178,29 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
         if name in asked and command not in (*commands, "print_config"):
             raise InputError(f"{name} serves the command{'s' * (len(commands) > 1)} {' and '.join(commands)}, and changes nothing here.")
     own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
-    inherited = [name for name in SAMPLER if not (name == "start" and command in ANOTHER)]  # a start leads to the flow's own units
-    sampler = SAMPLER | (sampled_with(config["checkpoint"], inherited) if further else {})
+    sampler = SAMPLER | (sampled_with(config["checkpoint"], _inherited(command)) if further else {})
+    sampler |= {"count": COUNTS.get(command, MANY)} | (BACK if command == "density" else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     if command == "sharpen" and not own["sharpness"]:
         raise InputError("sharpen goes up from 0 to the sharpness that you give, such as sharpness=2.")
+    if command == "posterior" and config["count"] == 1:
+        raise InputError("posterior compares ensembles, and count=1 makes none. Draw at least 2 networks; powers of two use them all.")
     _check({**config, **own})
     _check_condition({**config, **own}, command)
+    _check_of_density({**config, **own}, command)
     if not further and config["batch"] is None:
         own |= {"batch": min(BATCH, _seen_runs({**config, **own}) * own["snapshots"])}
     settings = flow_settings({**config, **own})
     training.check_config(settings)
     training.check_serves(settings["velocity"], len(architectures_of(settings)))
     return own | {"sizes": complete_sizes(settings["velocity"], settings["sizes"])}
+
+
+def _inherited(command: str) -> list[str]:
+    """Return the options of the sampler that a command takes over from the run of its flow."""
+    if command == "density":
+        return ["sharpness"]
+    return [name for name in SAMPLER if not (name == "start" and command in ELSEWHERE)]  # a start leads to the flow's own units
 
 
 def device_of(name: str) -> str:
@@ -212,15 +245,17 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     changed = [] if label is not None else [name for name in NETWORK if network[name] != first[name]]
     if command == "transfer" and not changed:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")
-    if command != "transfer" and changed:
+    if command not in ELSEWHERE and changed:
         own = f" ({', '.join(architectures)})" if len(architectures) > 1 else ""
         raise InputError(f"{command} serves the network that the flow was fitted to{own}; for another {' or '.join(changed)} use transfer.")
     if asked.get("start") and {*changed} - {"task"}:
         raise InputError("start leads to the zoo's centre, and another network has other units: for transfer leave start=0.")
     drawn = command == "evaluate" and samples_file(config["checkpoint"], label or "").exists()
-    for name in (*FITTED, *OF_THE_MAIN_JOB, *(SAMPLING if drawn else ())):
+    idle = SAMPLING if drawn else [name for name in SAMPLING if command == "density" and name not in DENSITY]
+    for name in (*FITTED, *OF_THE_MAIN_JOB, *idle):
         if name in asked and not (name in made_for and asked[name] == made_for[name]):
-            what = "scores the saved samples" if name in SAMPLING else "takes the flow as it was fitted"
+            on_samples = "scores the saved samples" if drawn else "follows networks back to pure noise"
+            what = on_samples if name in SAMPLING else "takes the flow as it was fitted"
             raise InputError(f"{command} {what}, so {_as_typed(name, asked[name])} would change nothing. Leave it out.")
     return network | {name: made_for[name] for name in FITTED}
 
@@ -278,10 +313,25 @@ def _whole_numbers(value: object) -> bool:
     return isinstance(value, list | tuple) and all(type(n) is int and n >= 1 for n in value)
 
 
+def _check_group(config: Mapping, group: str) -> None:
+    for option, table in GROUP_CHOICES[group].items():
+        if config[group][option] not in table:
+            choose(f"{group}.{option}", str(config[group][option]), dict.fromkeys(map(str, table)))
+    for option, number in GROUP_NUMBERS[group].items():
+        _check_number(f"{group}.{option}", config[group][option], number)
+
+
+def _check_of_density(config: Mapping, command: str) -> None:
+    """Raise InputError if another command is given what only density can use."""
+    if command not in {"main", *FURTHER} - {"density"}:
+        return
+    if config["solver"] in ADAPTIVE:
+        raise InputError(f"solver={config['solver']} serves the command density only. To draw networks choose {', '.join(SOLVERS)}.")
+    if config["probes"] is not None:
+        raise InputError(f"probes={config['probes']} serves the command density only. Leave it out.")
+
+
 def _check_zoo(config: Mapping) -> None:
-    for option, number in ZOO_NUMBERS.items():
-        _check_number(f"zoo.{option}", config["zoo"][option], number)
-    choose("zoo.schedule", str(config["zoo"]["schedule"]), SCHEDULES)
     runs, snapshots, zoo = config["runs"], config["snapshots"], config["zoo"]
     if zoo["origin"] == "independent" and zoo["common"] is not None:
         raise InputError(

@@ -12,7 +12,7 @@ from sacred.utils import ensure_wellformed_argv
 
 from lab.architectures import NETWORK
 from lab.folder import ROOT
-from lab.options import ANOTHER, FURTHER, ONLY, SAMPLING
+from lab.options import BACK, COUNTS, DENSITY, ELSEWHERE, FURTHER, ONLY, SAMPLING
 from lab.words import Option, configurations_of, options_of
 
 PROGRAM = "experiments/run.py"
@@ -70,11 +70,12 @@ class Program(Experiment):
             parts.append("\n".join(["Example:", *examples]))
         if command not in FURTHER:
             return "\n\n".join([*parts, f"It takes all options but checkpoint. {PROGRAM} help lists them."])
-        of_a_network = NETWORK if command in ANOTHER else ()
+        of_a_network, back = NETWORK if command in ELSEWHERE else (), command == "density"
         its_own = [name for name, commands in ONLY.items() if command in commands]
-        names = ("checkpoint", *of_a_network, *its_own, *SAMPLING, "device", "cache")
-        served = [option for option in self._options() if option.name in names]
-        served = [replace(option, default="the flow's own") if option.name in NETWORK else option for option in served]
+        names = {"checkpoint", *of_a_network, *its_own, *(DENSITY if back else SAMPLING), "device", "cache"}
+        own = dict.fromkeys(NETWORK, "the flow's own") | ({**BACK, "count": COUNTS[command]} if back else {})
+        served = [option for option in self._options() if {option.name, option.name.partition(".")[0]} & names]
+        served = [replace(option, default=str(own.get(option.name, option.default))) for option in served]
         return "\n\n".join([*parts, *_sections(served)])
 
     def _options(self) -> list[Option]:

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from geoflow.velocity import complete_sizes
-from geoflow.zoo.recipes import ORIGINS
-from geoflow.zoo.train import SCHEDULES
-from lab.options import CHOICES, NUMBERS, SAMPLER, ZOO_NUMBERS
+from lab.options import BACK, CHOICES, GROUP_CHOICES, GROUP_NUMBERS, NUMBERS, SAMPLER
 
 DEPENDS = "by network and task"
 SIZES = complete_sizes("mlp", {}) | complete_sizes("transformer", {})
@@ -18,7 +16,6 @@ LISTS = {
     "widths": "a list of whole numbers of at least 1",
     "depths": "a list of whole numbers of at least 1",
 }
-ZOO_CHOICES = {"origin": ORIGINS, "schedule": SCHEDULES}
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,8 @@ def options_of(source: str, defaults: Mapping) -> list[Option]:
                 section = title[0].upper() + title[1:]
         line, name = node.end_lineno, node.targets[0].id
         if isinstance(node.value, ast.Dict):
-            found += [_in_group(section, name, key.value, behind.get(key.lineno, "")) for key in node.value.keys]
+            group = defaults[name]
+            found += [_in_group(section, name, key.value, group[key.value], behind.get(key.lineno, "")) for key in node.value.keys]
         else:
             found.append(_single(section, name, defaults[name], behind.get(node.lineno, "")))
     if silent := [option.name for option in found if not option.meaning]:
@@ -85,18 +83,19 @@ def _single(section: str, name: str, default: object, comment: str) -> Option:
     else:
         values = LISTS.get(name, "a path")
     if name in SAMPLER:
-        shown = f"`{SAMPLER[name]}`; of a saved flow: as in its run"
+        shown = f"`{SAMPLER[name]}`; of a saved flow: as in its run" + (f"; of `density`: `{BACK[name]}`" if name in BACK else "")
     else:
         shown = left_open or (DEPENDS if default is None else f"`{default}`")
     return Option(section, name, shown, values, meaning)
 
 
-def _in_group(section: str, group: str, key: str, comment: str) -> Option:
+def _in_group(section: str, group: str, key: str, default: object, comment: str) -> Option:
     meaning, _, left_open = comment.partition("; default: ")
     if group == "sizes":
         return Option(section, f"sizes.{key}", f"`{SIZES[key]}`", NUMBERS["width"][2], meaning)
-    values = _names(ZOO_CHOICES[key]) if key in ZOO_CHOICES else ZOO_NUMBERS[key][2]
-    return Option(section, f"{group}.{key}", left_open or DEPENDS, values, meaning)
+    choices = GROUP_CHOICES[group]
+    values = _names(choices[key]) if key in choices else GROUP_NUMBERS[group][key][2]
+    return Option(section, f"{group}.{key}", left_open or (DEPENDS if default is None else f"`{default}`"), values, meaning)
 
 
 def _names(table: Mapping | tuple) -> str:

@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 
 import pandas as pd
+from lab.ensembles import figures_of
+from lab.labels import by_kind
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.boards import plot_board, plot_rows
-from geoflow.evaluation.comparisons import plot_curve, plot_sizes, plot_tradeoff, plot_widths
+from geoflow.evaluation.comparisons import plot_curve, plot_learning, plot_sizes, plot_tradeoff, plot_widths
+from geoflow.outputs import outputs_of
+from geoflow.zoo.tasks import TASKS
 from pages.kept import beside
 from pages.studies import STUDIES
-from pages.tables import BASELINES, NAMES, best, by_label
+from pages.tables import BASELINES, NAMES, best, by_label, outputs_in
 
 MAIN = "scoreboard"  # the main figure of a study
 SIZES = 3  # least number of zoo sizes for a figure over the size
@@ -22,25 +26,37 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
     """
     rows = by_label(frame)
     first = next(iter(rows))
-    title = STUDIES[study].title
-    shown = {"scoreboard": plot_board(board(rows[first]), f"{title}: {first}" if len(rows) > 1 else title)}
+    title, outputs = STUDIES[study].title, outputs_in(frame)
+    shown = {"scoreboard": plot_board(board(rows[first]), f"{title}: {first}" if len(rows) > 1 else title, outputs_in(rows[first]))}
     task = frame["config.task"].mode()[0]  # the accuracies of another task would stretch the axes
     of_one = {label: _kinds(runs) for label, runs in rows.items() if runs["config.task"].iloc[0] == task}
     if len(of_one) > 1:
-        shown["rows"] = plot_rows(of_one, f"{title}: {task}" if len(of_one) < len(rows) else title)
+        shown["rows"] = plot_rows(of_one, f"{title}: {task}" if len(of_one) < len(rows) else title, outputs)
     if lines := by_size(frame):
-        shown["sizes"] = plot_sizes(lines, f"{title}: over the size of the zoo")
+        shown["sizes"] = plot_sizes(lines, f"{title}: over the size of the zoo", outputs)
     for number, (label, seed, found) in enumerate(beside(study, "curve")):
         steps = {int(steps): one for steps, one in found["steps"].items()}
-        shown[f"curve{number or ''}"] = plot_curve(steps, f"{title}: {label}, seed {seed}, over the steps of the solver")
+        shown[f"curve{number or ''}"] = plot_curve(steps, f"{title}: {label}, seed {seed}, over the steps of the solver", outputs)
     for number, (label, seed, found) in enumerate(beside(study, "widths")):
         sizes = {int(depth): {int(width): one for width, one in row.items()} for depth, row in found["depths"].items()}
         seen = {int(depth): widths for depth, widths in found["seen"].items()}
-        shown[f"widths{number or ''}"] = plot_widths(sizes, seen, f"{title}: {label}, seed {seed}, networks of other sizes")
+        shown[f"widths{number or ''}"] = plot_widths(sizes, seen, f"{title}: {label}, seed {seed}, networks of other sizes", outputs)
     if sharper := {label: (seed, found) for label, seed, found in beside(study, "sharpness")}:
         drawn = {label: _by_distance(frame.loc[label, seed], found) for label, (seed, found) in sharper.items()}
         label, (seed, _) = next(iter(sharper.items()))
-        shown["tradeoff"] = plot_tradeoff(drawn, summary(frame.loc[label, seed], "zoo"), f"{title}: quality against diversity")
+        zoo = summary(frame.loc[label, seed], "zoo", outputs)
+        shown["tradeoff"] = plot_tradeoff(drawn, zoo, f"{title}: quality against diversity", outputs)
+    for number, (label, seed, found) in enumerate(beside(study, "guide-*")):
+        rows = by_kind({name: one["test"] for name, one in found["ways"].items() if one["test"]})
+        name = f"{title}: {label}, seed {seed}, guided to {found['task']} with {found['gradients']} gradients"
+        shown[f"guide{number or ''}"] = plot_rows(rows, name, TASKS[found["task"]].outputs)
+    for number, (label, seed, found) in enumerate(beside(study, "finetune-*")):
+        starts = {name: {int(step): one for step, one in start["scores"].items()} for name, start in found["starts"].items()}
+        name = f"{title}: {label}, seed {seed}, trained further on {found['task']}"
+        shown[f"finetune{number or ''}"] = plot_learning(starts, name, found["level"], TASKS[found["task"]].outputs)
+    for number, (label, seed, found) in enumerate(beside(study, "posterior")):
+        made = figures_of(found, f"{title}: {label}, seed {seed}")
+        shown |= {f"{name}{number or ''}": figure for name, figure in made.items()}
     return shown
 
 
@@ -51,8 +67,9 @@ def board(runs: pd.DataFrame) -> dict[str, Mapping]:
     for name in BASELINES:
         if f"baselines.{name}.nll.mean" in mean:
             kinds[NAMES.get(name, name)] = (f"baselines.{name}", f"baselines.{name}.novelty")
+    main = outputs_of(outputs_in(runs)).main
     return {
-        kind: {score: mean[f"{column}.{score}.mean"] for score in ("accuracy", "nll")} | {"novelty": None if new is None else mean[new]}
+        kind: {score: mean[f"{column}.{score}.mean"] for score in main} | {"novelty": None if new is None else mean[new]}
         for kind, (column, new) in kinds.items()
     }
 
@@ -71,16 +88,16 @@ def by_size(frame: pd.DataFrame) -> dict[str, list[tuple[int, Mapping, Mapping, 
             lines[f"{network}, {iterations:,} steps of {batch}, seed {seed}"] = [
                 (
                     int(run["config.runs"]), {"ratio": run["novelty.ratio"], "copies": run["novelty.copies"]},
-                    summary(run, "generated"), summary(run, "zoo"),
+                    *(summary(run, kind, outputs_in(runs)) for kind in ("generated", "zoo")),
                 )
                 for _, run in runs.iterrows()
             ]  # fmt: skip
     return lines
 
 
-def summary(run: pd.Series, kind: str) -> dict[str, dict[str, float]]:
-    """Return the scores of a kind of networks, in the form of `geoflow.evaluation.metrics.summary`."""
-    return {score: {part: run[f"{kind}.{score}.{part}"] for part in ("mean", "std")} for score in ("accuracy", "nll")}
+def summary(run: pd.Series, kind: str, outputs: str) -> dict[str, dict[str, float]]:
+    """Return the main scores of a kind of networks, in the form of `geoflow.evaluation.metrics.summary`."""
+    return {score: {part: run[f"{kind}.{score}.{part}"] for part in ("mean", "std")} for score in outputs_of(outputs).main}
 
 
 def _kinds(runs: pd.DataFrame) -> dict[str, Mapping]:

@@ -17,7 +17,7 @@ from sacred.arg_parser import get_config_updates
 from pages.studies import STUDIES, Arguments
 
 RESULTS = ROOT / "results"
-FREE = ("cache", "device", "every", "checkpoint", "yardstick", "widths", "depths")  # options that do not change a result
+FREE = ("cache", "device", "every", "checkpoint", "tuning", "yardstick", "widths", "depths")  # they change no result of a main job
 ENSEMBLES = 64  # number of networks in the ensembles that pages show
 
 
@@ -72,7 +72,8 @@ def _record(metrics: dict, config: Mapping, ran: dict) -> dict:
 def beside(study: str, kind: str) -> Iterator[tuple[str, int, Mapping]]:
     """Yield label, seed and content of each file in which a command kept what it found of a saved flow.
 
-    `kind` names the files: curve, sharpness, widths or transfer-*. Of several architectures the label is that of the first.
+    `kind` names the files: curve, sharpness, widths, transfer-* or guide-*, for example. Of several architectures the label is that of the
+    first.
     """
     for label, seed, _ in STUDIES[study].runs():
         folder = folder_of(study, label, seed)
@@ -91,7 +92,8 @@ def resolved(arguments: Arguments) -> Mapping:
 
 def of_the_result(config: Mapping) -> dict:
     """Return the options that decide a result, as they are after a pass through JSON."""
-    return json.loads(json.dumps({name: value for name, value in config.items() if name not in FREE}))
+    free = (*FREE, *(() if config["guidance"] else ("guiding",)))
+    return json.loads(json.dumps({name: value for name, value in config.items() if name not in free}))
 
 
 def place_of(study: str, config: Mapping) -> tuple[str, int] | None:

@@ -108,6 +108,12 @@ STUDIES: dict[str, Study] = {
         {"geometric": Row(("breast_cancer",), tuple(range(20)))},
         about=("geometric",),
     ),
+    "diabetes": Study(
+        "Diabetes, a target that is a number",
+        "Are networks generated well that predict a number, and how sure they are?",
+        {"1,000 steps of 32": Row(("task=diabetes",), THREE)},
+        about=("1,000 steps of 32",),
+    ),
     "mnist": Study(
         "MNIST, 784-10-10",
         "Does it work at the size of images?",

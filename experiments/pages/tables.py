@@ -4,10 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from geoflow.evaluation.growing import columns_of
+from geoflow.outputs import Outputs, outputs_of
+from geoflow.zoo.tasks import TASKS
+
 LOST = 3  # layers that are named for a time
 TIE = 5e-4  # nats by which two baselines may differ by chance
 MEANS = ("mean_network", "rescaled_mean")
 BASELINES = (*MEANS, "interpolation", "gaussian", "pca_gaussian", "noised")  # without retrieval, which copies by design
+KINDS = {"heldout": "held-out", "gaussian": "Gaussian of each weight"}
 NAMES = {"mean_network": "mean", "rescaled_mean": "rescaled mean", "pca_gaussian": "Gaussian on components", "gaussian": "Gaussian"}
 
 
@@ -21,15 +26,26 @@ def three(value: float) -> str:
     return "-" if pd.isna(value) else f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
+def outputs_in(runs: pd.DataFrame) -> str:
+    """Return what the outputs of the networks of most runs mean: a row of OUTPUTS."""
+    return TASKS[runs["config.task"].mode()[0]].outputs
+
+
+def titles(outputs: str) -> list[str]:
+    """Return the titles of the two scores that tables show, such as accuracy and NLL."""
+    kind = outputs_of(outputs)
+    return [kind.columns[score].title for score in kind.main]
+
+
 def mean_of(runs: pd.DataFrame, kind: str, score: str) -> float:
-    """Return the mean accuracy, NLL or ECE over runs of a kind of networks: zoo, generated or a baseline."""
+    """Return the mean of a score, such as NLL, over runs of a kind of networks: zoo, generated or a baseline."""
     kind = kind if kind in ("zoo", "generated") else f"baselines.{kind}"
     return runs[f"{kind}.{score}.mean"].mean(skipna=False)
 
 
 def scores(runs: pd.DataFrame, kind: str) -> str:
-    """Return accuracy / NLL of a kind of networks."""
-    return " / ".join(three(mean_of(runs, kind, score)) for score in ("accuracy", "nll"))
+    """Return the two main scores of a kind of networks, such as accuracy / NLL."""
+    return " / ".join(three(mean_of(runs, kind, score)) for score in outputs_of(outputs_in(runs)).main)
 
 
 def best(runs: pd.DataFrame, names: Sequence[str] = BASELINES) -> str:
@@ -40,7 +56,7 @@ def best(runs: pd.DataFrame, names: Sequence[str] = BASELINES) -> str:
 
 
 def quality(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the main table of a page, with a line for each label. Scores are accuracy / NLL."""
+    """Return the main table of a page, with a line for each label. Scores are the two main ones, such as accuracy / NLL."""
     lines = []
     for label, runs in by_label(frame).items():
         top = best(runs)
@@ -66,11 +82,11 @@ def novelty(runs: pd.DataFrame, baseline: str | None = None) -> str:
 
 def by_sharpness(found: Mapping, runs: pd.DataFrame) -> pd.DataFrame:
     """Return a table of what the networks of one flow gain by sharpness, and how alike they become."""
-    zoo = runs.iloc[0]["diversity.zoo.distance"]
+    zoo, outputs = runs.iloc[0]["diversity.zoo.distance"], outputs_in(runs)
     return pd.DataFrame(
         {
             "sharpness": sharpness,
-            "accuracy / NLL": _pair(one["generated"]),
+            " / ".join(titles(outputs)): _pair(one["generated"], outputs),
             "NLL on training data": three(one["training"]["nll"]["mean"]),
             "distance of two, zoo: 1": three(one["diversity"]["generated"]["distance"] / zoo),
         }
@@ -78,19 +94,40 @@ def by_sharpness(found: Mapping, runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def by_time(found: Mapping) -> pd.DataFrame:
+def by_time(found: Mapping, outputs: str) -> pd.DataFrame:
     """Return a table of networks of the zoo that a flow made anew from times on their paths, and of the LOST layers that cost most."""
-    lines = [{"made anew from": "the networks themselves", "accuracy / NLL": _pair(found["zoo"]), "layers that cost most alone": ""}]
+    kind, title = outputs_of(outputs), " / ".join(titles(outputs))
+    lines = [{"made anew from": "the networks themselves", title: _pair(found["zoo"], outputs), "layers that cost most alone": ""}]
     for time, one in found["whole"].items():
         alone = found["layers"].get(time, {})
-        worst = sorted(alone, key=lambda layer: alone[layer]["accuracy"]["mean"])[:LOST]
-        named = ", ".join(f"{layer or 'the rest'} {_pair(alone[layer])}" for layer in worst)
-        lines.append({"made anew from": f"t = {time}", "accuracy / NLL": _pair(one), "layers that cost most alone": named})
+        worst = _worst_first(alone, kind)[:LOST]
+        named = ", ".join(f"{layer or 'the rest'} {_pair(alone[layer], outputs)}" for layer in worst)
+        lines.append({"made anew from": f"t = {time}", title: _pair(one, outputs), "layers that cost most alone": named})
     return pd.DataFrame(lines)
 
 
-def _pair(summary: Mapping) -> str:
-    return " / ".join(three(summary[score]["mean"]) for score in ("accuracy", "nll"))
+def _worst_first(alone: Mapping[str, Mapping], kind: Outputs) -> list[str]:
+    score = kind.main[0]
+    return sorted(alone, key=lambda layer: alone[layer][score]["mean"], reverse=not kind.columns[score].higher)
+
+
+def _pair(summary: Mapping, outputs: str) -> str:
+    return " / ".join(three(summary[score]["mean"]) for score in outputs_of(outputs).main)
+
+
+def by_density(found: Mapping) -> pd.DataFrame:
+    """Return a table of how probable each kind of networks is under one flow."""
+    return pd.DataFrame(
+        {
+            "networks": KINDS.get(name, NAMES.get(name, name.replace("_", " "))),
+            "count": one["networks"],
+            "median, nats": f"{one['median']:.1f}",
+            "per weight": f"{one['per_weight']:.3f}",
+            "standard deviation": "-" if one["std"] is None else f"{one['std']:.1f}",
+            "AUROC against held-out": three(one["auroc"]),
+        }
+        for name, one in found["sets"].items()
+    )
 
 
 def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
@@ -101,10 +138,67 @@ def transfers(found: Sequence[Mapping]) -> pd.DataFrame:
             "hidden": "-".join(map(str, one["hidden"])),
             "parameters": f"{one['parameters']:,}",
             "networks": one["count"],
-            "accuracy / NLL": _pair(one["generated"]),
+            " / ".join(titles(TASKS[one["task"]].outputs)): _pair(one["generated"], TASKS[one["task"]].outputs),
         }
         | ({"trained": _pair(one["trained"])} if "trained" in one else {})
         for one in sorted(found, key=lambda one: (one["task"] != "mnist", one["parameters"]))
+    )
+
+
+def of_ensembles(found: Mapping) -> pd.DataFrame:
+    """Return a table of what posterior.json says of single networks, of the size that its figures show, and of the largest ensembles."""
+    several, outside, columns = found["ensembles"], found["outside"], columns_of(found.get("outputs", "classes"))
+    largest = max(int(size) for pools in several.values() for by_size in pools.values() for size in by_size)
+    lines = []
+    for size in dict.fromkeys(("1", str(found["shown"]), str(largest))):
+        for pool in ("linear", "log") if size != "1" else ("linear",):
+            for kind in (kind for kind, pools in several.items() if size in pools[pool]):
+                scored = {column.title: three(several[kind][pool][size][score]["mean"]) for score, column in columns.items()}
+                told = {f"AUROC {other}": _told(of[kind][pool]["auroc"][size]) for other, of in outside.items()}
+                lines.append({"networks": f"{size} {kind}" + (f", {pool} pool" if size != "1" else "")} | scored | told)
+    return pd.DataFrame(lines)
+
+
+def of_rivals(found: Mapping) -> pd.DataFrame:
+    """Return a table of what rivals.json says of the ways to get an ensemble. Scores are of the pool with the lower NLL."""
+    lines, columns = [], {name: column for name, column in columns_of(found.get("outputs", "classes")).items() if name != "area"}
+    for name, one in found["rivals"].items():
+        pool = min((pool for pool in ("linear", "log") if pool in one), key=lambda pool: one[pool]["nll"]["mean"])
+        scored = {column.title: three(one[pool][score]["mean"]) for score, column in columns.items()}
+        lines.append({"networks": name, "pool": pool if one["members"] > 1 else "-"} | scored | {"seconds": f"{one['seconds']:.3g}"})
+    return pd.DataFrame(lines)
+
+
+def _told(auroc: Mapping) -> str:
+    return " / ".join(three(one["mean"]) for one in auroc.values())
+
+
+def by_way(found: Mapping) -> pd.DataFrame:
+    """Return a table of ways to guide one flow, and of training with as many gradients."""
+    settings, outputs = {"guided": "strength", "Adam": "learning rate"}, TASKS[found["task"]].outputs
+    return pd.DataFrame(
+        {
+            "networks": name,
+            "setting": next((f"{what} {one['chosen']:g}" for begin, what in settings.items() if name.startswith(begin)), ""),
+            " / ".join(titles(outputs)): _pair(one["test"], outputs) if one["test"] else "diverged",
+            "minutes": f"{one['seconds'] / 60:.1f}" if "seconds" in one else "",
+        }
+        for name, one in found["ways"].items()
+    )
+
+
+def by_start(found: Mapping) -> pd.DataFrame:
+    """Return a table of trainings from several starts: scores at the beginning and at the end, and when a level was reached."""
+    outputs = TASKS[found["task"]].outputs
+    return pd.DataFrame(
+        {
+            "start": name,
+            "learning rate": f"{one['lr']:g}",
+            "before": _pair(one["scores"]["0"], outputs),
+            f"after {list(one['scores'])[-1]} steps": _pair(list(one["scores"].values())[-1], outputs),
+            f"steps to {three(found['level'])}": "-" if one["reached"] is None else one["reached"],
+        }
+        for name, one in found["starts"].items()
     )
 
 

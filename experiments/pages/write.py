@@ -13,7 +13,21 @@ from pages.figures import MAIN, figures
 from pages.kept import RESULTS, beside, missing, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
-from pages.tables import by_label, by_sharpness, by_time, machine, quality, transfers
+from pages.tables import (
+    by_density,
+    by_label,
+    by_sharpness,
+    by_start,
+    by_time,
+    by_way,
+    machine,
+    of_ensembles,
+    of_rivals,
+    outputs_in,
+    quality,
+    titles,
+    transfers,
+)
 from pages.templating import rendered
 
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "figures"
@@ -23,7 +37,13 @@ CAPTIONS = {
     "sizes": "Over the number of training runs in the zoo. Near 0 the networks are copies, near 1 they are as new as another run.",
     "curve": "Networks that one flow draws in 1, 2, 4 and more steps of the solver.",
     "widths": "Networks of other widths and depths that one flow draws, beside trained ones. Stars mark the sizes that it saw.",
+    "guide": "Ways to guide one flow to labelled data, and training by Adam with as many gradients.",
+    "finetune": "Training from several starts. A band is one standard deviation over networks. The dashed line is the accuracy to reach.",
     "tradeoff": "Networks that one flow draws with more and more sharpness, from 0 (hollow) on. To the left they are more alike.",
+    "ensembles": "Ensembles of generated networks beside ensembles of the zoo. A band is the deviation over ensembles of one size.",
+    "reliability": "Accuracy by confidence. On the dotted line an ensemble is right as often as it says, and below it is too sure.",
+    "selective": "Accuracy on the answers of highest confidence. A curve that falls late means that an ensemble knows when it is wrong.",
+    "outside": "How well ensembles tell examples of another task from their own: 1 is always, .5 is chance. Right: entropies of both.",
 }
 
 
@@ -60,9 +80,14 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         **_shown(study, frame, "../.."),
         quality=quality(frame),
         sharpness=found,
-        stages=[(label, seed, by_time(one)) for label, seed, one in beside(study, "stages")],
+        stages=[(label, seed, by_time(one, outputs_in(rows[label]))) for label, seed, one in beside(study, "stages")],
+        densities=[(label, seed, by_density(one)) for label, seed, one in beside(study, "density")],
+        guided=[(label, seed, one, by_way(one)) for label, seed, one in beside(study, "guide-*")],
+        tuned=[(label, seed, one, by_start(one)) for label, seed, one in beside(study, "finetune-*")],
         transfers=transfers([one for *_, one in beside(study, "transfer-*")]),
-        captions={name: CAPTIONS[name.rstrip("0123456789")] for name in pictures if name != MAIN},
+        ensembles=[(label, seed, of_ensembles(one)) for label, seed, one in beside(study, "posterior")],
+        rivals=[(label, seed, of_rivals(one)) for label, seed, one in beside(study, "rivals")],
+        captions={name: CAPTIONS[name.rstrip("0123456789").partition("_")[0]] for name in pictures if name != MAIN},
         machine=machine(frame),
         missing=missing(study),
     )
@@ -73,5 +98,5 @@ def _shown(study: str, frame: pd.DataFrame, root: str) -> dict:
     rows = by_label(frame)
     complete = {*STUDIES[study].about} <= {*rows}
     several = len(rows) >= MANY and frame["config.task"].nunique() == 1
-    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN}
+    shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN, "scores": titles(outputs_in(frame))}
     return shown | {"answer": answer(study, rows, root) if complete else None}

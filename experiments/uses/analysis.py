@@ -15,8 +15,8 @@ from torch import Tensor
 from geoflow.evaluation.comparisons import plot_curve, plot_sharpness
 from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.plots import save_figures
-from geoflow.evaluation.report import diversity_table, scores_table
 from geoflow.evaluation.stages import brought_back, layer_by_layer
+from geoflow.evaluation.tables import diversity_table, scores_table
 from geoflow.randomness import randomness
 from geoflow.statistics import recalibrate
 from uses.writing import folder_of
@@ -38,8 +38,8 @@ def curve(_config, _run):
     found = {steps: summary(exam.single(generate(flow, network, spec, task, {**_config, "steps": steps})[0])) for steps in numbers}
     how = {name: _config[name] for name in ("task", "flow", "solver", "start", "sharpness", "count", "seed")}
     write_json(folder / "curve.json", how | {"steps": found})
-    save_figures(folder / "figures", {"curve": plot_curve(found)})
-    print(scores_table({f"{steps} steps": one for steps, one in found.items()}), f"Written to {folder}", sep="\n\n")
+    save_figures(folder / "figures", {"curve": plot_curve(found, outputs=task.outputs)})
+    print(scores_table({f"{steps} steps": one for steps, one in found.items()}, task.outputs), f"Written to {folder}", sep="\n\n")
 
 
 @ex.command
@@ -60,10 +60,11 @@ def sharpen(_config, _run):
     by_number = {float(sharpness): one for sharpness, one in found.items()}
     scored, trained = ({s: one[part] for s, one in by_number.items()} for part in ("generated", "training"))
     apart = {s: one["diversity"]["generated"]["distance"] for s, one in by_number.items() if _config["count"] > 1}
-    save_figures(folder / "figures", {"sharpness": plot_sharpness(scored, trained, apart)})
+    save_figures(folder / "figures", {"sharpness": plot_sharpness(scored, trained, apart, outputs=task.outputs)})
     rows = {f"sharpness {s}": one for s, one in found.items()}
-    scores = scores_table({name: one["generated"] for name, one in rows.items()})
-    print(scores, diversity_table({name: one["diversity"]["generated"] for name, one in rows.items()}), f"Written to {folder}", sep="\n\n")
+    scores = scores_table({name: one["generated"] for name, one in rows.items()}, task.outputs)
+    diversity = diversity_table({name: one["diversity"]["generated"] for name, one in rows.items()}, task.outputs)
+    print(scores, diversity, f"Written to {folder}", sep="\n\n")
 
 
 @ex.command
@@ -88,4 +89,4 @@ def stages(_config, _run):
     write_json(folder / "stages.json", how | {"zoo": itself, "whole": whole, "layers": layers})
     rows = {f"from t = {t}": one for t, one in whole.items()}
     rows |= {f"from t = {t}, {name or 'the rest'} alone": one for t, several in layers.items() for name, one in several.items()}
-    print(scores_table({"the networks themselves": itself, **rows}), f"Written to {folder}", sep="\n\n")
+    print(scores_table({"the networks themselves": itself, **rows}, task.outputs), f"Written to {folder}", sep="\n\n")

@@ -9,13 +9,14 @@ from lab.advice import advice
 from lab.architectures import architectures_of, tasks_of
 from lab.assess import Exam, assess
 from lab.collect import Collected, at_terminal, cache_of, collect_each, join
-from lab.draw import generate, measuring_examples, own_flow, recalibrated, sampling_settings
+from lab.draw import generate, guidance_of, measuring_examples, own_flow, recalibrated, sampling_settings
 from lab.folder import Samples, commit, save_samples, write_json
 from lab.levels import levels
 from lab.options import device_name, device_of, flow_settings, plainly
 
 from geoflow.evaluation.plots import save_figures
-from geoflow.evaluation.report import levels_table, metrics_table, write_overview, write_report
+from geoflow.evaluation.report import write_overview, write_report
+from geoflow.evaluation.tables import levels_table, metrics_table
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 from geoflow.training import prepare, train
@@ -61,7 +62,7 @@ def main(_config, _run):
     if "" not in blocks:
         write_overview(folder, metrics)
     checkpoint.unlink(missing_ok=True)
-    asked = [levels_table(one["condition"]) for one in blocks.values() if "condition" in one]
+    asked = [levels_table(one["condition"], one.get("outputs", "classes")) for one in blocks.values() if "condition" in one]
     print(metrics_table(metrics), *asked, *dict.fromkeys(advised), f"Written to {folder}", sep="\n\n")
 
 
@@ -76,7 +77,7 @@ def draw_and_score(flow: Flow, found: Collected, config: Mapping, folder: Path, 
     """Make new networks of one architecture, and write them and the figures into a folder. Return what metrics.json says of them."""
     task, network, spec, seed = found.task, found.network, found.spec, config["seed"]
     with timed(seconds, "sample"):
-        thetas, paths = generate(flow, network, spec, task, config)
+        thetas, paths = generate(flow, network, spec, task, config, guidance_of(network, task, config))
         seen = measuring_examples(spec, task, config, seed)
         made = flow_settings(config) | sampling_settings(config) | recalibrated(spec, seen)
         save_samples(folder / "samples.safetensors", Samples(thetas, spec, made))

@@ -6,13 +6,24 @@ from configuration import ex
 from lab.architectures import architectures_of, label_of, network_settings
 from lab.assess import Exam, score
 from lab.collect import network_for, task_for
-from lab.draw import asked_for, generate, load_flow, measuring_examples, recalibrated, recalibrates, reopen, sampling_settings
+from lab.draw import (
+    asked_for,
+    generate,
+    guidance_of,
+    load_flow,
+    measuring_examples,
+    recalibrated,
+    recalibrates,
+    reopen,
+    sampling_settings,
+)
 from lab.folder import Samples, described, flow_file, read_samples, samples_file, save_samples
 from lab.levels import levels
 from lab.options import device_of, plainly
 from lab.yardstick import recipe_of, with_trained
 from sacred.run import Run
 
+from geoflow.guidance import Diverged, no_guidance
 from uses.writing import folder_of, report, timed
 
 
@@ -32,9 +43,15 @@ def sample(_config, _run):
             print(f"The running statistics are as the flow drew them, not measured anew: {error}")
     if task is not None:
         seen = measuring_examples(spec, task, _config, flow.config["seed"])
-    thetas, _ = generate(flow, network, spec, task, _config)
-    made = dict(flow.config) | network_settings(_config) | sampling_settings(_config) | recalibrated(spec, seen)
-    made |= asked_for(flow, _config)
+    made = dict(flow.config) | network_settings(_config) | sampling_settings(_config) | recalibrated(spec, seen) | asked_for(flow, _config)
+    guidance = guidance_of(network, task, _config) if _config["guidance"] else no_guidance
+    try:
+        thetas, _ = generate(flow, network, spec, task, _config, guidance)
+    except Diverged as error:
+        save_samples(folder / "samples.safetensors", Samples(error.thetas.cpu(), spec, made))
+        raise Diverged(
+            f"{error} {len(error.thetas)} of {_config['count']} networks were finished before, and are kept in {folder}."
+        ) from error
     save_samples(folder / "samples.safetensors", Samples(thetas, spec, made))
     print(f"{len(thetas)} networks of {spec.weights} parameters written to {folder / 'samples.safetensors'}")
 
@@ -89,7 +106,7 @@ def score_new_networks(config: Mapping, run: Run, beside_trained: bool = False) 
     folder, seconds = folder_of(run), {}
     with timed(seconds, "sample"):
         flow, network, spec, task = reopen(config)
-        thetas, _ = generate(flow, network, spec, task, config)
+        thetas, _ = generate(flow, network, spec, task, config, guidance_of(network, task, config))
         made = recalibrated(spec, measuring_examples(spec, task, config, flow.config["seed"])) | asked_for(flow, config)
         samples = Samples(thetas, spec, dict(flow.config) | network_settings(config) | sampling_settings(config) | made)
         save_samples(folder / "samples.safetensors", samples)

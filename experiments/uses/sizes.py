@@ -12,7 +12,7 @@ from lab.yardstick import recipe_of, with_trained
 
 from geoflow.evaluation.comparisons import plot_widths
 from geoflow.evaluation.plots import save_figures
-from geoflow.evaluation.report import metrics_table
+from geoflow.evaluation.tables import metrics_table
 from geoflow.sampling import sample
 from uses.writing import folder_of
 

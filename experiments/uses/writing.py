@@ -9,14 +9,14 @@ from lab.folder import RunFolder, Samples, write_json
 from lab.options import InputError
 from sacred.run import Run
 
-from geoflow.evaluation.report import levels_table, metrics_table
+from geoflow.evaluation.tables import levels_table, metrics_table
 
 
 def report(metrics: dict, samples: Samples, folder: Path) -> None:
     """Write and show the scores of generated networks alone."""
     metrics |= {name: samples.config[name] for name in ("flow", "task", "seed")} | {"parameters": samples.spec.weights}
     write_json(folder / "metrics.json", metrics)
-    asked = [levels_table(metrics["condition"])] if "condition" in metrics else []
+    asked = [levels_table(metrics["condition"], metrics.get("outputs", "classes"))] if "condition" in metrics else []
     beyond = ["These networks were asked for beyond what the flow saw: an extrapolation."] if metrics.get("extrapolated") else []
     print(metrics_table(metrics), *asked, *beyond, f"Written to {folder}", sep="\n\n")
 

@@ -25,9 +25,9 @@ def by_logarithm(make: Make) -> Make:
     """
 
     @wraps(make)
-    def made(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
+    def made(flow: Flow, thetas: Thetas, count: int, generator: Generator, **settings: float) -> Made:
         variances = variances_of(flow.spec)
-        return exp_variances(make(flow, log_variances(thetas, variances), count, generator), variances)
+        return exp_variances(make(flow, log_variances(thetas, variances), count, generator, **settings), variances)
 
     return made
 
@@ -85,9 +85,9 @@ def pca_gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -
 
 
 @by_logarithm
-def noised(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
-    """Return networks drawn at random, plus Gaussian noise of NOISE times the standard deviation of each weight."""
-    return retrieval(flow, thetas, count, generator) + NOISE * thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
+def noised(flow: Flow, thetas: Thetas, count: int, generator: Generator, level: float = NOISE) -> Made:
+    """Return networks drawn at random, plus Gaussian noise of `level` times the standard deviation of each weight."""
+    return retrieval(flow, thetas, count, generator) + level * thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
 
 
 def retrieval(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:

@@ -1,8 +1,9 @@
 """Draw the results of one run: scores, loss, weights and distances."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -11,17 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from geoflow.evaluation.metrics import Scores
+from geoflow.outputs import Column, RegressionScores, Scores, outputs_of
 
 # the colours of Okabe & Ito 2008, which can be told apart with every kind of colour vision
 BLACK, ORANGE, BLUE, VERMILION, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "#D55E00", "#8C8C8C", "#A8A8A8"
-COLOURS = {"zoo": BLACK, "generated": BLUE}
+COLOURS = {"zoo": BLACK, "heldout": BLACK, "fitted": GREY, "generated": BLUE}
 BINS = 40
+WIDE = 4.0  # quartile distances from the quartiles: what lies farther out is marked at the edge
+REACH = 6  # interquartile ranges
 DPI = 150
 SHOWN_NETWORKS = 1000
 SHOWN_PATHS = 12
 
-SCORED = {"accuracy": "accuracy", "nll": "negative log-likelihood (nats, log scale)"}
 DISTANCES = {
     "zoo_leave_one_out": ("training networks, to the nearest other run", BLACK),
     "heldout_to_train": ("held-out networks", ORANGE),
@@ -29,10 +31,13 @@ DISTANCES = {
 }
 
 
-def plot_scores(scores: Mapping[str, Scores], title: str = "Scores of single networks") -> Figure:
-    """Draw histograms of accuracy and negative log-likelihood, with one row for each named set of networks.
+def plot_scores(
+    scores: Mapping[str, Scores | RegressionScores], title: str = "Scores of single networks", outputs: str = "classes"
+) -> Figure:
+    """Draw histograms of the two main scores of a kind of outputs, with one row for each named set of networks.
 
-    A vertical line marks the mean.
+    For classes they are accuracy and negative log-likelihood. A vertical line marks the mean. Where neither a logarithm nor a best value
+    bounds the axis, values far outside the usual range are drawn at its edge.
 
     >>> one = Scores(torch.rand(9), torch.rand(9) + 0.1, torch.rand(9))
     >>> len(plot_scores({"zoo": one, "generated": one}).axes)
@@ -41,15 +46,22 @@ def plot_scores(scores: Mapping[str, Scores], title: str = "Scores of single net
     figure = Figure(figsize=(8, 0.9 + 0.55 * len(scores)), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(len(scores), 2, sharex="col", squeeze=False)
-    for column, (field, label) in enumerate(SCORED.items()):
+    for column, (field, said) in enumerate(main_columns(outputs).items()):
         values = {name: getattr(one, field).detach().flatten().cpu() for name, one in scores.items()}
         pooled = torch.cat(list(values.values()))
-        edges = _log_edges(pooled) if field == "nll" else _edges(torch.cat([pooled, torch.ones(1)]))
+        if said.log:
+            edges = _log_edges(pooled)
+        elif said.best is not None:
+            edges = _edges(torch.cat([pooled, torch.tensor([said.best])]))
+        else:
+            low, high = usual_range(pooled[pooled.isfinite()].tolist())
+            values, edges = {name: v.clamp(low, high) for name, v in values.items()}, _edges(torch.tensor([low, high]))
         for row, (name, v) in enumerate(values.items()):
             _ridge(grid[row, column], v, edges, COLOURS.get(name, ORANGE))
-        grid[-1, column].set_xlabel(label)
-    grid[-1, 1].set_xscale("log")
-    plain_ticks(grid[-1, 1].xaxis)
+        grid[-1, column].set_xlabel(said.long_label)
+        if said.log:
+            grid[-1, column].set_xscale("log")
+            plain_ticks(grid[-1, column].xaxis)
     for row, name in enumerate(scores):
         grid[row, 0].set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center")
     return figure
@@ -125,6 +137,50 @@ def plot_distances(distances: Mapping[str, Float[Tensor, " nets"]], title: str =
     return figure
 
 
+def main_columns(outputs: str) -> dict[str, Column]:
+    """Return what figures say of the two main scores of a kind of outputs, a row of OUTPUTS.
+
+    >>> list(main_columns("classes"))
+    ['accuracy', 'nll']
+    """
+    kind = outputs_of(outputs)
+    return {field: kind.columns[field] for field in kind.main}
+
+
+def usual_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return a range that a few failing runs do not stretch.
+
+    >>> usual_range([1.0, 1.1, 1.2, 1.3, 90.0])
+    (1.0, 1.3)
+    """
+    first, third = np.quantile(values, [0.25, 0.75])
+    slack = max(WIDE * (third - first), 1e-9)
+    inside = [value for value in values if first - slack <= value <= third + slack]
+    return min(inside), max(inside)
+
+
+def plot_densities(values: Mapping[str, Float[Tensor, " nets"]], title: str = "Log-density under the flow") -> Figure:
+    """Draw histograms of log-densities, with one row for each named set of networks. A vertical line marks the median.
+
+    The axis ends REACH interquartile ranges of the first set below its lowest value. What lies further left is drawn at that end.
+
+    >>> plot_densities({"heldout": torch.randn(9), "noised": torch.randn(9) - 5}).axes[-1].get_xlabel()
+    'log-density (nats); networks further left are drawn at the left end'
+    """
+    values = {name: torch.as_tensor(one).detach().double().flatten().cpu() for name, one in values.items()}
+    first = next(iter(values.values()))
+    low, high = first.quantile(torch.tensor([0.25, 0.75]).double())
+    shown = {name: one.clamp_min((first.min() - REACH * (high - low)).item()) for name, one in values.items()}
+    figure = Figure(figsize=(8, 0.9 + 0.4 * len(values)), layout="constrained")
+    figure.suptitle(title)
+    edges = _edges(torch.cat(list(shown.values())))
+    for axes, (name, one) in zip(figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0], shown.items(), strict=True):
+        _ridge(axes, one, edges, COLOURS.get(name, ORANGE), torch.median)
+        axes.set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center")
+    axes.set_xlabel("log-density (nats); networks further left are drawn at the left end")
+    return figure
+
+
 def save_figures(folder: str | Path, figures: Mapping[str, Figure]) -> list[Path]:
     """Write each figure to `folder`/<name>.png, and return the paths. The folder is made if it is missing."""
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -157,10 +213,10 @@ def _single(title: str, size: tuple[float, float] = (7, 4)) -> tuple[Figure, Axe
     return figure, axes
 
 
-def _ridge(axes: Axes, values: Tensor, edges: list[float], colour: str) -> None:
-    """Draw one histogram without a vertical scale, because only its place and shape matter."""
+def _ridge(axes: Axes, values: Tensor, edges: list[float], colour: str, middle: Callable[[Tensor], Tensor] = torch.mean) -> None:
+    """Draw one histogram without a vertical scale, because only its place and shape matter. A line marks its `middle`."""
     axes.hist(values.numpy(), edges, color=colour, alpha=0.55 if len(values) > 1 else 0.0)
-    axes.axvline(values.mean().item(), color=colour, linewidth=2)
+    axes.axvline(middle(values).item(), color=colour, linewidth=2)
     axes.set_yticks([])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(True, axis="x", alpha=0.3)

@@ -24,10 +24,12 @@ def predictors(
     thetas: Float[Tensor, "..."],
     x: Shaped[Tensor, "examples ..."],
     batch: int,
-    batch_size: int | None = None,
+    batch_size: int | None,
+    prediction: Callable[[Tensor, int], Tensor],
 ) -> Iterator[Predict]:
-    """Yield one function for each chunk of the networks. It gives their log-probabilities on some of the examples x.
+    """Yield one function for each chunk of the networks. It gives their predictions on some of the examples x.
 
+    `prediction` turns outputs, whose units lie on an axis, into predictions, such as log-probabilities (see `geoflow.outputs.Outputs`).
     `batch` bounds the pairs of a network and an example in work at once. As a check, two networks are first loaded and run one by one, as a
     user would do it. They see the first `batch_size` examples, or a FEW of all. Then they are run together. If the outputs differ, all
     networks run one by one. This happens with modules that keep tables of their weights, and with operations that vmap does not know.
@@ -45,16 +47,16 @@ def predictors(
     some = x[torch.linspace(0, len(x) - 1, min(FEW, len(x))).long().to(x.device)] if batch_size is None else x[:batch_size]
     alone = [itself(network, unpack(spec, theta)) for theta in pair]
     with RoundedTo() as rounded:
-        expected = torch.stack([_logits(one, some) for one in alone])
+        expected = torch.stack([_outputs(one, some) for one in alone])
     tolerance = max(torch.finfo(dtype).eps for dtype in (expected.dtype, rounded.dtype)) ** 0.5
     if batch_size is None:
         _check_company(alone, some, expected, tolerance)
     empty = _without_weights(network, spec).to(thetas.device)
     if not (faster_together(network, x) and _together(empty, _states(spec, pair), some, expected, tolerance)):
-        return (partial(_one, itself(network, unpack(spec, theta))) for theta in thetas)
+        return (partial(_one, prediction, itself(network, unpack(spec, theta))) for theta in thetas)
     rims = Rims()  # shared by all chunks, because they have the same examples
     chunks = thetas.split(max(1, batch // min(batch_size or PART, len(x))))
-    return (partial(_all, empty, _states(spec, chunk), rims) for chunk in chunks)
+    return (partial(_all, prediction, empty, _states(spec, chunk), rims) for chunk in chunks)
 
 
 def divided(x: Shaped[Tensor, "examples ..."], batch_size: int | None) -> tuple[Shaped[Tensor, "_part ..."], ...]:
@@ -66,23 +68,23 @@ def _states(spec: NetworkSpec, thetas: Tensor) -> State:
     return {name: value.contiguous() for name, value in unpack(spec, thetas).items()}
 
 
-def _one(network: nn.Module, x: Tensor) -> Tensor:
-    return network(x).log_softmax(-1).unsqueeze(0)
+def _one(prediction: Callable, network: nn.Module, x: Tensor) -> Tensor:
+    return prediction(network(x), -1).unsqueeze(0)
 
 
-def _all(network: nn.Module, states: State, rims: Rims, x: Tensor) -> Tensor:
-    logits = run(network, states, x, rims).movedim(-1, 1).contiguous()  # examples innermost, so sums over classes are fast
-    return logits.log_softmax(1).movedim(1, -1)
+def _all(prediction: Callable, network: nn.Module, states: State, rims: Rims, x: Tensor) -> Tensor:
+    outputs = run(network, states, x, rims).movedim(-1, 1).contiguous()  # examples innermost, so sums over units are fast
+    return prediction(outputs, 1).movedim(1, -1)
 
 
-def _logits(network: nn.Module, x: Tensor) -> Tensor:
-    logits = network(x)
-    if not isinstance(logits, Tensor):
+def _outputs(network: nn.Module, x: Tensor) -> Tensor:
+    outputs = network(x)
+    if not isinstance(outputs, Tensor):
         raise ValueError(
-            f"{type(network).__name__} gives a {type(logits).__name__}, not a tensor of logits [examples, classes]. Wrap it in a module "
-            "that returns the logits only."
+            f"{type(network).__name__} gives a {type(outputs).__name__}, not a tensor of outputs [examples, units]. Wrap it in a module "
+            "that returns the outputs only."
         )
-    return logits
+    return outputs
 
 
 def _without_weights(network: nn.Module, spec: NetworkSpec) -> nn.Module:
@@ -127,6 +129,6 @@ def _alike(found: Tensor, expected: Tensor, tolerance: float) -> Bool[Tensor, " 
     Outputs that are not finite do not count.
     """
     finite = expected.isfinite()
-    scale = expected.abs().masked_fill(~finite, 0).flatten(1).amax(1).clamp_min(tolerance)  # smaller logits change no score
+    scale = expected.abs().masked_fill(~finite, 0).flatten(1).amax(1).clamp_min(tolerance)  # smaller outputs change no score
     off = (found - expected).abs().masked_fill(~finite, 0).flatten(1).amax(1)
     return off <= tolerance * scale

@@ -1,18 +1,18 @@
-"""Write the results of a run as tables and as a report."""
+"""Write the report of a run."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from geoflow.evaluation.tables import apart_rows, kind_of, levels_rows, levels_titles, number, rows_of, titles_of
 from geoflow.files import whole
+from geoflow.outputs import Outputs
 
-COLUMNS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
-LEVELS = ("asked NLL, training", "reached", "accuracy, test", "NLL, test")
-SETS = ("zoo", "generated", "trained")
-DIVERSITY = {"distance": ".4g", "disagreement": ".4f"}
+PAIRS = {"iou": "max IoU of mistakes", "jensen_shannon": "JS distance of predictions", "wasserstein": "Wasserstein distance of weights"}
+OF_TWO = {"generated_generated": "generated, generated", "generated_zoo": "generated, zoo", "zoo_zoo": "zoo, zoo"}
 
 CAPTIONS = {
-    "scores": "Accuracy and negative log-likelihood of single networks. Vertical lines mark the means. Good networks lie as the zoo's do.",
+    "scores": "{main} of single networks. Vertical lines mark the means. Good networks lie as the zoo's do.",
     "loss": "Loss of the flow at each training step, and its running mean. It shows whether the training has settled.",
     "weights": "Zoo, generated networks and sampling paths in the plane of the zoo's principal components. Generated networks should "
     "spread as the zoo does.",
@@ -26,95 +26,24 @@ NAMES = {  # key of the novelty in metrics.json: its row in the report
 }
 
 
-def metrics_table(metrics: Mapping) -> str:
-    """Return the scores of metrics.json as aligned plain text.
-
-    The rows are the zoo (if it is there), the generated networks, each baseline and the ensembles. An ensemble averages probabilities. With
-    `log_pool`, a second row has the scores for averaged log-probabilities. Ensembles are named zoo, generated or trained. A suffix behind
-    "_" may tell several apart. With "architectures" or "own" there is a group of rows for each architecture, below its label.
-
-    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
-    >>> print(metrics_table({"zoo": one, "generated": one, "baselines": {}, "ensemble": {}}))
-                    accuracy            NLL            ECE
-    zoo        0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
-    generated  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
-    """
-    return _aligned(_rows(metrics))
-
-
-def scores_table(scores: Mapping[str, Mapping]) -> str:
-    """Return accuracy, NLL and ECE of named sets of networks as plain text. The scores come from `summary`.
-
-    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
-    >>> print(scores_table({"8 steps": one}))
-                  accuracy            NLL            ECE
-    8 steps  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000
-    """
-    return _aligned(_single(scores))
-
-
-def diversity_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Return as plain text how far apart two networks of each set are, and how often they predict different classes.
-
-    >>> print(diversity_table({"zoo": {"distance": 30.5, "disagreement": 0.0421}}))
-         distance  disagreement
-    zoo      30.5        0.0421
-    """
-    rows = ([name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in found.items())
-    return _aligned(rows, DIVERSITY)
-
-
-def levels_table(found: Mapping) -> str:
-    """Return as plain text what networks reach that were asked for several levels of the NLL on training data.
-
-    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
-    >>> level = {"asked": 0.2, "reached": {"mean": 0.21, "std": 0.01}, "test": one}
-    >>> print(levels_table({"levels": [level], "rank_correlation": 0.9}))
-    asked NLL, training        reached  accuracy, test      NLL, test
-    0.200                0.210 ± 0.010   0.900 ± 0.010  0.300 ± 0.020
-    rank correlation of asked and reached: 0.90
-    """
-    lines = _aligned(_levels(found), LEVELS[1:], LEVELS[0])
-    return f"{lines}\nrank correlation of asked and reached: {found['rank_correlation']:.2f}"
-
-
-def _levels(found: Mapping) -> Iterator[list[str]]:
-    for one in found["levels"]:
-        scores = (one["reached"], one["test"]["accuracy"], one["test"]["nll"])
-        yield [f"{one['asked']:.3f}", *(f"{score['mean']:.3f} ± {score['std']:.3f}" for score in scores)]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _aligned(rows: Iterable[list[str]], titles: Iterable[str] = COLUMNS.values(), first: str = "") -> str:
-    rows = [[first, *titles], *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in rows]
-    return "\n".join(lines)
-
-
 def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
     """Write `folder`/report.md from the content of metrics.json, and return its path.
 
     It has tables of scores, novelty, diversity and times, the figures of `folder`/figures, and the configuration.
     """
-    folder = Path(folder)
+    folder, kind = Path(folder), kind_of(metrics)
     layers = {f"novelty of layer {name}": ratio for name, ratio in metrics["novelty"]["layers"].items()}
     found = {name: value for name, value in (metrics["novelty"] | layers).items() if name != "layers"}
     novelty = [[NAMES.get(name, name), "-" if value is None else f"{value:.4g}"] for name, value in found.items()]
-    diversity = [[name, *(_number(one[key], form) for key, form in DIVERSITY.items())] for name, one in metrics["diversity"].items()]
     part = f"{config.get('part', 'test')} part of the data"
     times = [[name, f"{seconds:.1f}"] for name, seconds in metrics["time"].items()]
     parts = [
         f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
         f"The networks have {metrics['parameters']:,} parameters. Scores are measured on the {part}. They are the mean ± standard "
-        "deviation over single networks. NLL is the negative log-likelihood in nats, and ECE the expected calibration error. An ensemble "
-        "averages the probabilities of its networks, with *log pool* their log-probabilities.",
-        _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
+        f"deviation over single networks. {kind.said}{_units(metrics)}",
+        _markdown(["networks", *titles_of(kind)], rows_of(metrics)),
         *_statistics(metrics.get("recalibrated")),
-        *_asked(metrics.get("condition")),
+        *_asked(metrics.get("condition"), kind),
         "## Novelty\n\nAre the networks new? Distances are medians. Every layer has the same share of them. Two training networks are 1 "
         "apart (root mean square).\n\n"
         "- *novelty* is the distance of generated networks divided by that of training networks. It is near 0 for copies, and near 1 for "
@@ -125,11 +54,12 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         "much alike.",
         _markdown(["", "value"], novelty),
         "## Diversity\n\nHow different are two networks of one set? *distance* is their root mean square distance in the flow's canonical "
-        "weights. *disagreement* is the share of examples for which they predict different classes.",
-        _markdown(["networks", "distance", "disagreement"], diversity),
+        f"weights. *{kind.apart.title}* is {kind.apart.words}.",
+        _markdown(["networks", "distance", kind.apart.title], apart_rows(metrics["diversity"])),
+        *_pairs(metrics.get("pairwise")),
         "## Time",
         _markdown(["phase", "seconds"], times),
-        *_figures(folder),
+        *_figures(folder, kind),
         "## Configuration\n\n```json\n" + json.dumps(config, indent=2, sort_keys=True, default=str) + "\n```",
     ]
     path = folder / "report.md"
@@ -140,12 +70,12 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
 
 def write_overview(folder: str | Path, metrics: Mapping) -> Path:
     """Write `folder`/report.md for a flow of several architectures: their scores, and links to the report of each. Return its path."""
-    path = Path(folder) / "report.md"
+    path, kind = Path(folder) / "report.md", kind_of(metrics)
     links = [f"- [{label}](<{label}/report.md>)" for label in metrics["architectures"]]
     parts = [
         f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}, for {len(links)} architectures",
         "One flow was fitted to all of them. Scores are the mean ± standard deviation over single networks.",
-        _markdown(["networks", *COLUMNS.values()], _rows(metrics)),
+        _markdown(["networks", *titles_of(kind)], rows_of(metrics)),
         "\n".join(links),
     ]
     with whole(path) as partial:
@@ -153,15 +83,21 @@ def write_overview(folder: str | Path, metrics: Mapping) -> Path:
     return path
 
 
-def _asked(found: Mapping | None) -> list[str]:
+def _asked(found: Mapping | None, kind: Outputs) -> list[str]:
     """Return a section on asked levels, for a flow that was told the NLL of its networks."""
     if found is None:
         return []
     return [
         f"## Asked levels\n\nThe flow was asked for {found['networks']} networks of each of these levels of the NLL on training data. The "
         f"rank correlation of asked and reached levels is {found['rank_correlation']:.2f}.",
-        _markdown(list(LEVELS), _levels(found)),
+        _markdown(levels_titles(kind), levels_rows(found, kind)),
     ]
+
+
+def _units(metrics: Mapping) -> str:
+    """Return what the unit of each real target is."""
+    units = ", ".join(f"{target['deviation']:.4g} for {target['name']}" for target in metrics.get("targets", ()))
+    return units and f" Targets are counted in standard deviations of the training part: {units}."
 
 
 def _statistics(examples: int | None) -> list[str]:
@@ -174,26 +110,24 @@ def _statistics(examples: int | None) -> list[str]:
             "zoo's networks keep theirs."]  # fmt: skip
 
 
-def _rows(metrics: Mapping) -> Iterator[list[str]]:
-    """Yield name, accuracy, NLL and ECE of every set of networks."""
-    if "architectures" not in metrics:
-        yield from _group(metrics)
-    for label, one in {**metrics.get("architectures", {}), **metrics.get("own", {})}.items():
-        yield [f"{label}:", *[""] * len(COLUMNS)]
-        yield from _group(one)
-
-
-def _group(metrics: Mapping) -> Iterator[list[str]]:
-    yield from _single({name: metrics[name] for name in SETS if name in metrics} | dict(metrics["baselines"]))
-    for name, scores in metrics["ensemble"].items():
-        for one, how in ((scores, ""), (scores.get("log_pool"), ", log pool")):
-            if one:
-                yield [f"ensemble of {scores['n']} {name.split('_')[0]}{how}", *(f"{one[c]:.3f}" + " " * len(" ± 0.000") for c in COLUMNS)]
-
-
-def _single(scores: Mapping[str, Mapping]) -> Iterator[list[str]]:
-    for name, one in scores.items():
-        yield [name.replace("_", " "), *(f"{one[c]['mean']:.3f} ± {one[c]['std']:.3f}" for c in COLUMNS)]
+def _pairs(found: Mapping[str, Mapping] | None) -> list[str]:
+    """Return the part on pairs of networks. Runs that were scored before it was measured have none."""
+    if found is None:
+        return []
+    rows = [
+        [words, str(found[pair]["against"]), *(number(found[pair][measure], ".4f") for measure in PAIRS)] for pair, words in OF_TWO.items()
+    ]
+    return [
+        "## Pairs of networks\n\nThe measures of the literature between two generated networks, between a generated network and the zoo, "
+        "and between two networks of the zoo from different runs.\n\n"
+        "- *max IoU of mistakes* is the share of mistakes that a network has in common with the most similar other one. A copy has 1, and "
+        "new networks have what networks of the zoo have. It grows with the number of others, so compare rows with the same number.\n"
+        "- *JS distance of predictions* is the mean Jensen-Shannon distance of two predictions, from 0 (equal) to 1. If it is below the "
+        "zoo's, generated networks are too much alike.\n"
+        "- *Wasserstein distance of weights* compares the sorted weights of balanced networks. It says whether weights are as large as the "
+        "zoo's, and nothing about copies.",
+        _markdown(["networks", "others", *PAIRS.values()], rows),
+    ]
 
 
 def _markdown(header: list[str], rows) -> str:
@@ -201,6 +135,8 @@ def _markdown(header: list[str], rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _figures(folder: Path) -> list[str]:
-    found = [name for name in CAPTIONS if (folder / "figures" / f"{name}.png").exists()]
-    return ["## Figures", *(f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in found)] if found else []
+def _figures(folder: Path, kind: Outputs) -> list[str]:
+    first, second = (kind.columns[field].words for field in kind.main)
+    said = {name: caption.format(main=f"{first[0].upper()}{first[1:]} and {second}") for name, caption in CAPTIONS.items()}
+    found = [name for name in said if (folder / "figures" / f"{name}.png").exists()]
+    return ["## Figures", *(f"![{said[name]}](figures/{name}.png)\n\n*{said[name]}*" for name in found)] if found else []

@@ -25,9 +25,7 @@ class Halfway:
     def __init__(self, path: Path | None, settings: Mapping):
         self.path, self.settings, self.written = path, json.dumps(settings, sort_keys=True), monotonic()
 
-    def resume(
-        self, state: State, optimizer: torch.optim.Optimizer, generators: Sequence[torch.Generator], snapshots: list[State]
-    ) -> int:
+    def resume(self, state: State, optimizer: torch.optim.Optimizer, generators: Sequence[torch.Generator], snapshots: list[State]) -> int:
         """Put everything back as the file has it, and return how many epochs are done: 0 without a file of these runs.
 
         Raises ValueError if the file is corrupt.

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from geoflow.choices import choose
+from geoflow.outputs import Outputs, outputs_of
 from geoflow.population import WideProducts
 from geoflow.randomness import randomness, seed_global
 from geoflow.zoo.halfway import PART, Halfway, State, digest_of
@@ -85,10 +85,11 @@ def train_zoo(
     settings |= {"examples": examples}
     plain = settings | {"seed": seed, "snapshots": snapshots, "every": every}
     settings |= {"kept": range(epochs - (snapshots - 1) * every, epochs + 1, every), "start": start}
-    batches = Batches(task.x_train.to(device), task.y_train.to(device))
+    kind, batches = outputs_of(task.outputs), Batches(task.x_train.to(device), task.y_train.to(device))
     name = f"runs {first} to {last - 1}" if first >= 0 else "common start"
     bar = tqdm(total=-(-runs // together) * epochs, desc=name, unit="epoch", disable=not progress)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        _check_outputs(build(), task)
         if checkpoint is not None:
             plain |= {"network": repr(build()), "data": digest_of(task.x_train, task.y_train, *(start or {}).values())}
         states = []
@@ -96,12 +97,13 @@ def train_zoo(
             crowd = range(number, min(number + together, last))
             path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{number}{PART}")
             halfway = Halfway(path, plain | {"first": number, "last": crowd.stop})
-            states.append(_train_crowd(build, batches, crowd, seed, device, bar, halfway, **settings))
+            states.append(_train_crowd(build, kind, batches, crowd, seed, device, bar, halfway, **settings))
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
 def _train_crowd(
     build: Callable[[], nn.Module],
+    kind: Outputs,
     batches: "Batches",
     numbers: range,
     seed: int,
@@ -136,7 +138,7 @@ def _train_crowd(
         for number, places in enumerate(shuffled_batches(generators, count, batch, device)):
             optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule](epoch - 1, number / (count // batch), epochs)
             rows = places if data is None else data.gather(1, places.long())
-            losses = step(network, state, optimizer, *batches(rows))
+            losses = step(network, state, optimizer, kind, *batches(rows))
         _check_finite(losses, epoch, numbers.start)
         bar.set_postfix(loss=f"{losses.mean():.3f}", refresh=False)
         bar.update()
@@ -208,26 +210,26 @@ class Batches:
     def __init__(self, x: Tensor, y: Tensor):
         self.x, self.y, self.buffer = x, y, x.new_empty(0)
 
-    def __call__(self, rows: Int[Tensor, "runs batch"]) -> tuple[Shaped[Tensor, "runs batch ..."], Int[Tensor, "runs batch"]]:
-        """Return the inputs, which are valid until the next call, and the labels."""
+    def __call__(self, rows: Int[Tensor, "runs batch"]) -> tuple[Shaped[Tensor, "runs batch ..."], Shaped[Tensor, "runs batch ..."]]:
+        """Return the inputs, which are valid until the next call, and the targets."""
         flat = rows.flatten()
         if len(self.buffer) != len(flat):
             self.buffer = self.x.new_empty(len(flat), *self.x.shape[1:])
         x = torch.index_select(self.x, 0, flat, out=self.buffer)  # four times as fast as x[rows]
-        return x.unflatten(0, rows.shape), self.y.index_select(0, flat).view(rows.shape)
+        return x.unflatten(0, rows.shape), self.y.index_select(0, flat).unflatten(0, rows.shape)
 
 
 def step(
-    network: nn.Module, state: State, optimizer, x: Shaped[Tensor, "runs batch ..."], y: Int[Tensor, "runs batch"]
+    network: nn.Module, state: State, optimizer, kind: Outputs, x: Shaped[Tensor, "runs batch ..."], y: Shaped[Tensor, "runs batch ..."]
 ) -> Float[Tensor, " runs"]:
     """Do one step of every run on its own batch, and return the losses before the step."""
     optimizer.zero_grad()
     if len(x) == 1:  # without vmap, which is slower for one run
-        logits = functional_call(network, {name: value[0] for name, value in state.items()}, (x[0],))[None]
+        outputs = functional_call(network, {name: value[0] for name, value in state.items()}, (x[0],))[None]
     else:
         with WideProducts(), sdpa_kernel(SDPBackend.MATH):  # under vmap, fused attention runs once for every run
-            logits = vmap(partial(functional_call, network), randomness="different")(state, x)
-    losses = cross_entropy(logits.movedim(-1, 1), y, reduction="none").mean(1)
+            outputs = vmap(partial(functional_call, network), randomness="different")(state, x)
+    losses = kind.nll(outputs, y).mean(1)
     losses.sum().backward()  # runs share no parameters, so each gets its own gradient
     optimizer.step()
     return losses.detach()
@@ -247,6 +249,15 @@ def _check(runs: int, epochs: int, batch: int, snapshots: int, every: int, sched
         raise ValueError(f"batch={batch} is more than the {examples} training examples. Choose batch <= {examples}.")
     if (snapshots - 1) * every >= epochs:
         raise ValueError(f"snapshots={snapshots} every {every} epochs do not fit into {epochs} epochs. Train longer or keep fewer.")
+
+
+@torch.no_grad()
+def _check_outputs(network: nn.Module, task: Task) -> None:
+    outputs_of(task.outputs).check(task.x_train, task.y_train)
+    if (units := network.eval()(task.x_train[:1]).shape[-1]) != task.units:
+        raise ValueError(
+            f"The network gives {units} outputs, and the task {task.name} needs {task.units}. Build it with task.units outputs."
+        )
 
 
 def _check_finite(losses: Float[Tensor, " runs"], epoch: int, first: int) -> None:

@@ -35,15 +35,15 @@ class Network:
 
 
 def _of_features(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    return lambda task, **options: make(task.features, classes=task.classes, **options)
+    return lambda task, **options: make(task.features, classes=task.units, **options)
 
 
 def _of_images(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    return lambda task, **options: make(tuple(task.x_train.shape[1:]), task.classes, **options)
+    return lambda task, **options: make(tuple(task.x_train.shape[1:]), task.units, **options)
 
 
 def _of_tokens(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    return lambda task, **options: make(len(task.vocabulary), task.features, task.classes, **options)
+    return lambda task, **options: make(len(task.vocabulary), task.features, task.units, **options)
 
 
 def _wide(width: int, depth: int) -> dict[str, int]:

@@ -1,0 +1,52 @@
+"""Compare ensembles of generated networks with ensembles of as many trained ones."""
+
+import torch
+from configuration import ex
+from jaxtyping import Shaped
+from lab.assess import Exam
+from lab.collect import collect, outside_of
+from lab.draw import generate, reopen
+from lab.ensembles import deep_ensemble, figures_of, measure
+from lab.folder import config_of, write_json
+from lab.options import device_of, plainly
+
+from geoflow.evaluation.ensemble_tables import ensembles_table
+from geoflow.evaluation.plots import save_figures
+from geoflow.randomness import randomness
+from geoflow.training import fingerprint
+from geoflow.zoo.tasks import Task
+from uses.writing import folder_of, timed
+
+AUROC = "The last columns say how well entropy and information tell examples of another task from their own (AUROC): .5 is chance."
+
+
+@ex.command
+@plainly()
+def posterior(_config, _run):
+    """Score ensembles of 1, 2, 4 and more networks that the flow of checkpoint=runs/3 draws, beside as many networks of its zoo."""
+    folder, device, seconds = folder_of(_run), device_of(_config["device"]), {}
+    flow, network, spec, task = reopen(_config)
+    with timed(seconds, "collect"):
+        zoo = collect(config_of(_config["checkpoint"]) | {"cache": _config["cache"]}, device).fitted
+    same = flow.config["zoo"] == fingerprint(zoo.networks)
+    if not same:
+        print("The flow was fitted to another zoo of this configuration. Its networks are as good as these, but not the same.")
+    with timed(seconds, "sample"):
+        thetas, _ = generate(flow, network, spec, task, _config)
+    trained = deep_ensemble(zoo, _config["count"], randomness(_config["seed"], "deep ensemble"))
+    with timed(seconds, "evaluate"):
+        found = measure(Exam(network, spec, task, device), {"generated": thetas, "zoo": trained}, _others(task, flow.config["seed"]))
+    how = {name: _config[name] for name in ("task", "network", "flow", "solver", "steps", "start", "sharpness", "count", "seed")}
+    found = how | {"parameters": spec.weights, "zoo_runs": len(trained), "zoo_of_the_flow": same, "time": seconds} | found
+    write_json(folder / "posterior.json", found)
+    save_figures(folder / "figures", figures_of(found, f"{_config['flow']} flow on {task.name}"))
+    print(ensembles_table(found), *([AUROC] if found["outside"] else []), f"Written to {folder}", sep="\n\n")
+
+
+def _others(task: Task, seed: int) -> dict[str, Shaped[torch.Tensor, "examples ..."]]:
+    """Return the inputs of other tasks that these networks can read. Where data are missing, say so and go on without them."""
+    try:
+        return outside_of(task, seed)
+    except OSError as error:
+        print(f"Examples of other tasks are left out: {error}")
+        return {}

@@ -1,0 +1,54 @@
+"""Train given networks further, all at once, on any objective."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from geoflow.objectives import Objective, losses
+from geoflow.spec import NetworkSpec
+
+
+def descend(
+    spec: NetworkSpec,
+    thetas: Float[Tensor, "nets weights"],
+    objective: Objective,
+    steps: int,
+    lr: float = 1e-2,
+    falling: bool = True,
+    watch: Callable[[int, Float[Tensor, "nets weights"]], object] = lambda step, thetas: None,
+) -> Float[Tensor, "nets weights"]:
+    """Lower the objective of each network by `steps` steps of Adam, and return the new networks.
+
+    The learning rate `lr` falls to 0 by a cosine, unless `falling` is False. Running statistics stay as they are. `watch` is called with
+    the number of steps done and the networks, before the first step and after each. It must not change them. Source: Kingma and Ba, Adam,
+    2015.
+
+    Raises ValueError for a negative number of steps, and FloatingPointError with the networks whose loss is not finite.
+
+    >>> import torch, geoflow
+    >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
+    >>> small = lambda states: (states["bias"] - 3).square().sum(1)
+    >>> descend(spec, torch.zeros(2, 2), small, steps=200, lr=0.1).round()
+    tensor([[0., 3.],
+            [0., 3.]])
+    """
+    if steps < 0:
+        raise ValueError(f"{steps=} must be at least 0.")
+    thetas = thetas.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([thetas], lr)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2)
+    watch(0, thetas.detach())
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            found = losses(objective, spec, thetas)
+            if broken := (~found.isfinite()).nonzero().flatten().tolist():
+                raise FloatingPointError(f"In step {step} the loss of the networks {broken} is not finite. Lower the learning rate {lr:g}.")
+            found.sum().backward()
+        optimizer.step()
+        if falling:
+            rates.step()
+        watch(step, thetas.detach())
+    return thetas.detach()
