@@ -39,7 +39,7 @@ def _nll_of_zoo(
 ) -> Float[Tensor, "nets 1"]:
     found = training_nll(network, spec, task, thetas, device)
     if (least := found.min().item()) <= 0:
-        raise ValueError(f"condition=nll tells a flow the logarithm of the NLL, and a network of this zoo has {least:.3g} on training data.")
+        raise ValueError(f"condition=nll needs the logarithm of the NLL, but a network of the zoo has {least:.3g} on training data.")
     return found.log()[:, None]
 
 
