@@ -273,7 +273,10 @@ def _check(config: Mapping) -> None:
         if not _whole_numbers(config[option]) or not config[option]:
             raise InputError(f"{option}={config[option]} must be a list of whole numbers of at least 1, such as {option}=[1,2].")
     device_of(config["device"])
+    for group in ("guiding", "tuning"):
+        _check_group(config, group)
     if config["runs"] is not None:
+        _check_group(config, "zoo")
         _check_zoo(config)
 
 
