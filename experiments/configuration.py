@@ -7,9 +7,10 @@ The comment behind an option, or behind a named configuration, is what `run.py h
 
 import shutil
 
+from lab.allowed import BATCH, FURTHER
 from lab.collect import cache_of
 from lab.folder import ROOT, RunFolder, check_library, probe
-from lab.options import BATCH, FURTHER, check_keys, complete, plainly
+from lab.options import check_keys, complete, plainly
 from lab.program import Program
 from sacred import SETTINGS
 from sacred.utils import apply_backspaces_and_linefeeds

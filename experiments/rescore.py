@@ -12,10 +12,10 @@ from pathlib import Path
 
 from lab.architectures import architectures_of
 from lab.assess import Exam, assess
+from lab.checks import device_of
 from lab.collect import Collected, collect_each, join
 from lab.draw import measuring_examples, own_flow
 from lab.folder import commit, flow_file, read_json, read_samples, samples_file, today, write_json
-from lab.options import device_of
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.plots import save_figures

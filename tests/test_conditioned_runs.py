@@ -148,7 +148,7 @@ def test_a_mistake_with_conditions_is_answered_in_a_line(argv, words, capsys, tm
 
 
 def test_what_a_conditioned_flow_cannot_do_is_said(both, leveled, place):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     for folder, config, words in (
         (both, {"ask": 0.1}, "ask=0.1 serves flows with condition=nll, and this one has condition=task"),
@@ -161,7 +161,7 @@ def test_what_a_conditioned_flow_cannot_do_is_said(both, leveled, place):
 
 
 def test_tasks_of_different_forms_are_refused(place, monkeypatch):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     monkeypatch.setitem(RECIPES["mlp"], "wine", RECIPES["mlp"]["iris"])
     with pytest.raises(InputError, match=r"iris has inputs \[4\] and 3 classes and wine has inputs \[13\] and 3 classes"):

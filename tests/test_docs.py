@@ -88,7 +88,7 @@ def test_the_table_of_options_is_complete():
     with pytest.MonkeyPatch.context() as context:
         context.syspath_prepend(ROOT / "experiments")
         from configuration import DEFAULTS
-        from lab.options import CHOICES
+        from lab.allowed import CHOICES
     assert {name.partition(".")[0] for name in rows} == set(DEFAULTS)
     for name, choices in CHOICES.items():
         assert set(re.findall(r"`(\w+)`", rows[name])) == set(choices)

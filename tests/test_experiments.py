@@ -243,7 +243,7 @@ def test_a_training_of_another_zoo_is_not_gone_on_with(place, monkeypatch, capsy
     def interrupted(*args):
         raise FloatingPointError("The flow's loss is nan at iteration 3. Lower lr.")
 
-    from lab.options import InputError
+    from lab.checks import InputError
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_step", interrupted)
@@ -305,7 +305,7 @@ def test_a_small_zoo_makes_the_default_batch_smaller_and_a_failed_run_leaves_no_
 
 
 def test_a_failed_run_keeps_the_flow_that_it_made(place):
-    from lab.options import InputError
+    from lab.checks import InputError
     from run import ex
 
     with pytest.raises(InputError, match="came out with NaN"):
@@ -389,7 +389,7 @@ def test_every_size_of_a_field_is_an_option():
 
 def test_options_have_the_defaults_of_the_library():
     from configuration import DEFAULTS
-    from lab.options import BATCH
+    from lab.allowed import BATCH
 
     named = {name: one.default for name, one in signature(geoflow.fit).parameters.items() if name in DEFAULTS}
     own = {name: DEFAULTS[name] for name in named} | {"batch": BATCH}
@@ -509,7 +509,7 @@ def test_a_start_is_taken_over_but_by_transfer_whose_units_nobody_aligned(finish
 
 
 def test_networks_that_are_none_are_not_written(finished, place):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     with pytest.raises(InputError, match=r"4 of 4 networks came out with NaN or Inf\. Lower guidance or sharpness"):
         launch(place, "sample", named=(), checkpoint=str(finished), count=4, sharpness=1e30)
@@ -517,8 +517,8 @@ def test_networks_that_are_none_are_not_written(finished, place):
 
 def test_guidance_that_diverges_keeps_what_was_made_before(finished, place, capsys, monkeypatch):
     """100 networks are drawn in batches of 3; the loss grows without bound from the third batch on."""
+    from lab.checks import InputError
     from lab.folder import read_samples
-    from lab.options import InputError
 
     from geoflow import guidance, sampling
 
@@ -537,7 +537,7 @@ def test_guidance_that_diverges_keeps_what_was_made_before(finished, place, caps
 
 
 def test_a_huge_strength_is_no_success(finished, place):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     with pytest.raises(InputError, match=r"Guidance diverged at t = 0\..* 0 of 4 networks were finished before"):
         launch(place, "sample", named=(), checkpoint=str(finished), count=4, guidance=1e6)
@@ -596,7 +596,7 @@ def test_finetune_draws_learning_curves(finished, place, capsys):
 
 
 def test_a_folder_without_flow_and_samples_says_so(finished, place):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     folder = launch(place, "evaluate", named=(), checkpoint=str(finished))
     with pytest.raises(InputError, match="holds neither a flow nor samples"):
@@ -736,7 +736,7 @@ def test_posterior_says_where_the_zoo_is_another_one(finished, place, tmp_path, 
 
 
 def test_posterior_needs_the_run_folder(finished, place, tmp_path):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     (tmp_path / "flow.safetensors").write_bytes((finished / "flow.safetensors").read_bytes())
     with pytest.raises(InputError, match=r"config\.json is missing: this command needs the run folder of the flow"):
@@ -764,7 +764,7 @@ def test_rivals_stand_beside_the_flow_at_their_cost(finished, place, monkeypatch
 
 
 def test_rivals_refuse_a_zoo_from_one_start(place, finished, tmp_path):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     (tmp_path / "flow.safetensors").write_bytes((finished / "flow.safetensors").read_bytes())
     config = read(finished, "config.json")
@@ -789,7 +789,7 @@ def test_a_geoflow_from_elsewhere_makes_no_record(tmp_path):
 
 
 def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     with pytest.raises(InputError, match=r"zoo\.batch=500 is more than the 120 training examples of iris"):
         launch(place, zoo={"batch": 500})
@@ -827,7 +827,7 @@ def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
     ],
 )
 def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     with pytest.raises(InputError, match=words):
         launch(place, command, named=(), checkpoint=str(finished), **{"count": 2, "steps": 2} | config)
@@ -951,7 +951,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),
         ("with xyzzy=3", "There is no option 'xyzzy'. Known: task, network, hidden, activation"),
         ("with zoo=cosine", "zoo is a group of options, such as zoo.epochs=..."),
-        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, guide, finetune, curve, sharpen"),
+        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, widths, guide, finetune, curve, sharpen"),
         ("curve with steps=8", "curve with checkpoint=runs/3"),
         ("density with count=2", "density with checkpoint=runs/3"),
         ("with probes=2", "probes=2 serves the command density only"),

@@ -168,7 +168,7 @@ def test_widths_scores_every_size_that_the_flow_serves_and_names_the_others(alon
 
 
 def test_where_no_size_is_served_widths_says_why(alone, place):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     with pytest.raises(InputError, match=r"serves none of these sizes\. The field has never seen"):
         launch(place, "widths", named=(), checkpoint=str(alone), widths=[3], depths=[3], **FEW)
@@ -238,7 +238,7 @@ def test_a_mistake_with_several_is_answered_in_a_line(argv, words, capsys, tmp_p
     ],
 )
 def test_what_commands_on_a_flow_of_several_refuse(command, config, words, together, place):
-    from lab.options import InputError
+    from lab.checks import InputError
 
     with pytest.raises(InputError, match=words):
         launch(place, command, named=(), checkpoint=str(together), count=2, steps=2, **config)

@@ -18,9 +18,10 @@ from geoflow.zoo.outside import others_of, outside_inputs
 from geoflow.zoo.store import Zoo, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
 from lab.architectures import architectures_of, network_options, tasks_of
+from lab.checks import device_of
 from lab.conditions import CONDITIONS
 from lab.folder import ROOT, config_of, configured
-from lab.options import device_of, zoo_settings
+from lab.options import zoo_settings
 
 FEW = 16  # training networks to compare with
 

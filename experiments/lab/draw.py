@@ -17,10 +17,11 @@ from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate, statistics_of
 from geoflow.wiring import spec_of
 from geoflow.zoo.tasks import Task
+from lab.allowed import SAMPLING
+from lab.checks import device_of
 from lab.collect import Collected, at_terminal, network_for, task_for
 from lab.conditions import asked_of, extrapolates
 from lab.folder import flow_file
-from lab.options import SAMPLING, device_of
 
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 

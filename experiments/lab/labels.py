@@ -14,9 +14,9 @@ from geoflow.spec import NetworkSpec
 from geoflow.vector import pack
 from geoflow.zoo.tasks import Task
 from lab.assess import Exam
+from lab.checks import device_of
 from lab.collect import network_for
 from lab.draw import reopen
-from lab.options import device_of
 
 SHARE, MOST = 0.2, 5000  # share of the labelled examples to choose settings by, and the most of them
 

@@ -10,9 +10,9 @@ from colorama import colorama_text
 from sacred import Experiment
 from sacred.utils import ensure_wellformed_argv
 
+from lab.allowed import BACK, COUNTS, DENSITY, ELSEWHERE, FURTHER, ONLY, SAMPLING
 from lab.architectures import NETWORK
 from lab.folder import ROOT
-from lab.options import BACK, COUNTS, DENSITY, ELSEWHERE, FURTHER, ONLY, SAMPLING
 from lab.words import Option, configurations_of, options_of
 
 PROGRAM = "experiments/run.py"

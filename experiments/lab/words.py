@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from geoflow.velocity import complete_sizes
-from lab.options import BACK, CHOICES, GROUP_CHOICES, GROUP_NUMBERS, NUMBERS, SAMPLER
+from lab.allowed import BACK, CHOICES, GROUP_CHOICES, GROUP_NUMBERS, NUMBERS, SAMPLER
 
 DEPENDS = "by network and task"
 SIZES = complete_sizes("mlp", {}) | complete_sizes("transformer", {})

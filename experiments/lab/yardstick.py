@@ -8,9 +8,9 @@ from torch import Tensor
 from geoflow.evaluation.metrics import summary
 from lab.architectures import network_settings
 from lab.assess import Exam
+from lab.checks import device_of
 from lab.collect import whole_zoo
 from lab.folder import config_of
-from lab.options import device_of
 
 
 def recipe_of(config: Mapping) -> Mapping | None:

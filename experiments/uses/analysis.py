@@ -6,10 +6,11 @@ import torch
 from configuration import ex
 from lab.architectures import network_settings
 from lab.assess import Exam, spread_and_scores
+from lab.checks import device_of
 from lab.collect import collect
 from lab.draw import generate, measuring_examples, reopen
 from lab.folder import config_of, write_json
-from lab.options import device_of, plainly
+from lab.options import plainly
 from torch import Tensor
 
 from geoflow.evaluation.comparisons import plot_curve, plot_sharpness

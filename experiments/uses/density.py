@@ -2,10 +2,12 @@
 
 import torch
 from configuration import ex
+from lab.allowed import SAMPLER
+from lab.checks import device_of
 from lab.collect import at_terminal, collect
 from lab.draw import load_flow
 from lab.folder import config_of, sampled_with, write_json
-from lab.options import SAMPLER, device_of, plainly
+from lab.options import plainly
 
 from geoflow.density import density as density_under
 from geoflow.density import log_orders

@@ -8,11 +8,12 @@ from configuration import ex
 from lab.advice import advice
 from lab.architectures import architectures_of, tasks_of
 from lab.assess import Exam, assess
+from lab.checks import device_name, device_of
 from lab.collect import Collected, at_terminal, cache_of, collect_each, join
 from lab.draw import generate, guidance_of, measuring_examples, own_flow, recalibrated, sampling_settings
 from lab.folder import Samples, commit, save_samples, write_json
 from lab.levels import levels
-from lab.options import device_name, device_of, flow_settings, plainly
+from lab.options import flow_settings, plainly
 
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import write_overview, write_report

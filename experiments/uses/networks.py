@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from configuration import ex
 from lab.architectures import architectures_of, label_of, network_settings
 from lab.assess import Exam, score
+from lab.checks import device_of
 from lab.collect import network_for, task_for
 from lab.draw import (
     asked_for,
@@ -19,7 +20,7 @@ from lab.draw import (
 )
 from lab.folder import Samples, described, flow_file, read_samples, samples_file, save_samples
 from lab.levels import levels
-from lab.options import device_of, plainly
+from lab.options import plainly
 from lab.yardstick import recipe_of, with_trained
 from sacred.run import Run
 

@@ -4,11 +4,12 @@ import torch
 from configuration import ex
 from jaxtyping import Shaped
 from lab.assess import Exam
+from lab.checks import device_of
 from lab.collect import collect, outside_of
 from lab.draw import generate, reopen
 from lab.ensembles import deep_ensemble, figures_of, measure
 from lab.folder import config_of, write_json
-from lab.options import device_of, plainly
+from lab.options import plainly
 
 from geoflow.evaluation.ensemble_tables import ensembles_table
 from geoflow.evaluation.plots import save_figures

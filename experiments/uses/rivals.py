@@ -7,10 +7,11 @@ from statistics import fmean
 import torch
 from configuration import ex
 from lab.assess import SMALL
+from lab.checks import InputError, device_of
 from lab.collect import network_for
 from lab.draw import generate, reopen
 from lab.folder import config_of, flow_file, read_json, write_json
-from lab.options import InputError, device_of, plainly, zoo_settings
+from lab.options import plainly, zoo_settings
 from rivals.methods import NOT_OF_A_RUN, RIVALS, Setting, said_by, timed
 from torch import Tensor
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from configuration import ex
 from lab.architectures import architectures_of, label_of, sized_network
 from lab.assess import Exam, score
+from lab.checks import device_of
 from lab.draw import generate, reopen
 from lab.folder import described, write_json
-from lab.options import device_of, plainly
+from lab.options import plainly
 from lab.yardstick import recipe_of, with_trained
 
 from geoflow.evaluation.comparisons import plot_widths

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
+from lab.checks import InputError
 from lab.folder import RunFolder, Samples, write_json
-from lab.options import InputError
 from sacred.run import Run
 
 from geoflow.evaluation.tables import levels_table, metrics_table
