@@ -582,7 +582,8 @@ def test_finetune_draws_learning_curves(finished, place, capsys):
     options = {"tuning": {"steps": 20, "level": 0.7}, "guidance": 1.0, "guiding": {"examples": 100}, "steps": 4}
     folder = launch(place, "finetune", named=(), checkpoint=str(finished), count=3, **options)
     found = read(folder, "finetune.json")
-    assert set(found["starts"]) == {f"{start} networks" for start in ("random", "generated", "training", "guided")}
+    kinds = {f"{start} networks" for start in ("random", "generated", "training", "guided")}
+    assert set(found["starts"]) == kinds | {"training networks, canonical"}
     steps = [str(step) for step in milestones(20)]
     assert steps == ["0", "1", "2", "3", "4", "6", "8", "11", "16", "20"]
     for one in found["starts"].values():
@@ -592,6 +593,8 @@ def test_finetune_draws_learning_curves(finished, place, capsys):
         assert one["reached"] == (reached[0] if reached else None)
     zoo = read(finished, "metrics.json")["zoo"]["accuracy"]
     assert abs(found["starts"]["training networks"]["scores"]["0"]["accuracy"]["mean"] - zoo["mean"]) < 4 * zoo["std"] + 0.05
+    as_trained, canonical = (found["starts"][f"training networks{form}"]["scores"] for form in ("", ", canonical"))
+    assert canonical["0"]["nll"]["mean"] == pytest.approx(as_trained["0"]["nll"]["mean"], rel=1e-3) and canonical["4"] != as_trained["4"]
     assert (folder / "figures" / "finetune.png").exists() and "accuracy 0.7 after" in capsys.readouterr().out
 
 

@@ -111,11 +111,21 @@ def test_sample_and_evaluate_serve_the_architecture_that_is_named(label, togethe
         assert read(scored, "metrics.json")["generated"] == expected
 
 
-@pytest.mark.parametrize("command", ["stages", "curve", "sharpen"])
+MORE = {"sharpen": {"sharpness": 0.1}, "finetune": {"tuning": {"steps": 2}}, "density": {"probes": 2}}
+
+
+@pytest.mark.parametrize("command", ["stages", "curve", "sharpen", "density", "posterior", "finetune"])
 def test_analyses_serve_each_architecture(command, together, place):
-    more = {"sharpness": 0.1} if command == "sharpen" else {}
+    more = MORE.get(command, {})
     folder = launch(place, command, named=(), checkpoint=str(together), hidden=[4, 4], count=4, steps=2, **more)
-    assert read(folder, "config.json")["hidden"] == [4, 4] and list(folder.glob("*.json"))
+    assert read(folder, "config.json")["hidden"] == [4, 4]
+    found = read(folder, next(path.name for path in folder.glob("*.json") if path.name not in {"config.json", "run.json", "info.json"}))
+    if command == "posterior":
+        assert found["zoo_of_the_flow"]
+    if command == "finetune":
+        assert "training networks" in found["starts"]
+    if command == "density":
+        assert found["weights"] == read(together, "metrics.json")["architectures"]["hidden=[4,4]"]["parameters"]
 
 
 def test_transfer_prints_trained_networks_and_the_flow_s_own_beside_its_own(together, place, capsys):

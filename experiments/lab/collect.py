@@ -10,14 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from geoflow.flow import Flow
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
+from geoflow.training import fingerprint
 from geoflow.wiring import spec_of
 from geoflow.zoo.networks import NETWORKS, build_network, together
 from geoflow.zoo.outside import others_of, outside_inputs
 from geoflow.zoo.store import Zoo, load_zoo, split_runs
 from geoflow.zoo.tasks import Task, load_task, validation_task
-from lab.architectures import architectures_of, network_options, tasks_of
+from lab.architectures import architectures_of, network_options, network_settings, tasks_of
 from lab.checks import device_of
 from lab.conditions import CONDITIONS
 from lab.folder import ROOT, config_of, configured
@@ -75,11 +77,7 @@ class Joined:
 
 def join(found: Mapping[str, Collected], config: Mapping, device: str) -> Joined:
     """Return what the flow of a configuration is fitted to, from what `collect_each` gave."""
-    row, tasks = CONDITIONS.get(config["condition"]), tasks_of(config)
-    groups: dict[NetworkSpec, list[Collected]] = {}
-    for one in found.values():
-        same = next((spec for spec in groups if (spec.sites, spec.tensors) == (one.spec.sites, one.spec.tensors)), one.spec)
-        groups.setdefault(same, []).append(one)
+    row, tasks, groups = CONDITIONS.get(config["condition"]), tasks_of(config), by_table(found)
     zoos = [torch.cat([one.fitted.networks for one in group]) for group in groups.values()]
     told = row and [
         torch.cat([row.of_zoo(one.network, one.spec, one.task, one.fitted.networks, tasks, device) for one in group])
@@ -87,6 +85,33 @@ def join(found: Mapping[str, Collected], config: Mapping, device: str) -> Joined
     ]
     numbers = [task.numbers for task in {one.task.name: one.task for one in found.values()}.values()]
     return Joined(list(groups), zoos, told, None if numbers[0] is None else torch.cat(numbers))
+
+
+def by_table(found: Mapping[str, Collected]) -> dict[NetworkSpec, list[Collected]]:
+    """Return what was collected by the tables of the networks. Several tasks share one table."""
+    groups: dict[NetworkSpec, list[Collected]] = {}
+    for one in found.values():
+        same = next((spec for spec in groups if (spec.sites, spec.tensors) == (one.spec.sites, one.spec.tensors)), one.spec)
+        groups.setdefault(same, []).append(one)
+    return groups
+
+
+def made_with(config: Mapping) -> dict:
+    """Return the configuration that made the flow of a checkpoint, for the network that `config` names."""
+    return {**config_of(config["checkpoint"]), **network_settings(config), "cache": config["cache"]}
+
+
+def collect_own(config: Mapping) -> Collected:
+    """Return what the flow of a checkpoint was fitted to, for the network that `config` names."""
+    return collect(made_with(config), device_of(config["device"]))
+
+
+def fitted_to(flow: Flow, config: Mapping) -> bool:
+    """Return whether the flow of a checkpoint was fitted to the zoo that its configuration makes here and now."""
+    made = {**config_of(config["checkpoint"]), "cache": config["cache"]}
+    groups = by_table(collect_each(made, device_of(config["device"]))).values()
+    prints = [fingerprint(torch.cat([one.fitted.networks for one in group])) for group in groups]
+    return flow.config["zoo"] == (prints if len(prints) > 1 else prints[0])
 
 
 def whole_zoo(config: Mapping, device: str) -> tuple[Task, nn.Module, NetworkSpec, Zoo]:
@@ -113,7 +138,10 @@ def training_networks(config: Mapping, spec: NetworkSpec, count: int) -> Tensor 
     if not configured(config["checkpoint"]):
         return None
     few = dict(config_of(config["checkpoint"])) | {"runs": min(FEW, max(2, count)), "heldout": 0.5, "cache": config["cache"]}
-    found = collect(few, device_of(config["device"]))
+    alike = [own for own in architectures_of(few).values() if {**network_settings(config), "task": own["task"]} == network_settings(own)]
+    if not alike:
+        return None
+    found = collect({**few, **alike[0]}, device_of(config["device"]))
     if (found.spec.sites, found.spec.tensors) != (spec.sites, spec.tensors):
         return None
     return torch.cat([found.fitted.networks, found.heldout.networks])[:count]

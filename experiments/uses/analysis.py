@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import torch
 from configuration import ex
-from lab.architectures import network_settings
 from lab.assess import Exam, spread_and_scores
 from lab.checks import device_of
-from lab.collect import collect
+from lab.collect import collect_own
 from lab.draw import generate, measuring_examples, reopen
-from lab.folder import config_of, write_json
+from lab.folder import write_json
 from lab.options import plainly
 from torch import Tensor
 
@@ -74,8 +73,7 @@ def stages(_config, _run):
     """Find where the flow of checkpoint=runs/3 loses quality: score networks of its zoo that it made anew from times on their paths."""
     folder, seed, device = folder_of(_run), _config["seed"], device_of(_config["device"])
     flow, network, spec, task = reopen(_config)
-    made = {**config_of(_config["checkpoint"]), **network_settings(_config), "cache": _config["cache"]}
-    zoo = collect(made, device).fitted
+    zoo = collect_own(_config).fitted
     some = zoo.networks[torch.randperm(len(zoo.networks), generator=randomness(seed, "stages"))[: _config["count"]]]
     exam, seen = Exam(network, spec, task, device), measuring_examples(spec, task, _config, flow.config["seed"])
 

@@ -3,10 +3,9 @@
 import torch
 from configuration import ex
 from lab.allowed import SAMPLER
-from lab.checks import device_of
-from lab.collect import at_terminal, collect
-from lab.draw import load_flow
-from lab.folder import config_of, sampled_with, write_json
+from lab.collect import at_terminal, collect_own
+from lab.draw import reopen
+from lab.folder import sampled_with, write_json
 from lab.options import plainly
 
 from geoflow.density import density as density_under
@@ -24,8 +23,8 @@ from uses.writing import folder_of
 def density(_config, _run):
     """Say how probable held-out, fitted, generated, noised and averaged networks are under the flow of checkpoint=runs/3."""
     folder, seed, checkpoint = folder_of(_run), _config["seed"], _config["checkpoint"]
-    flow = load_flow(_config)
-    zoo = collect(config_of(checkpoint) | {"cache": _config["cache"]}, device_of(_config["device"]))
+    flow, *_ = reopen(_config)
+    zoo = collect_own(_config)
     drawn = {name: (SAMPLER | sampled_with(checkpoint, SAMPLER))[name] for name in ("solver", "steps", "start")}
     how = {name: _config[name] for name in ("solver", "steps", "probes", "sharpness")}
     new = sample(

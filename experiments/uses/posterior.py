@@ -5,16 +5,15 @@ from configuration import ex
 from jaxtyping import Shaped
 from lab.assess import Exam
 from lab.checks import device_of
-from lab.collect import collect, outside_of
+from lab.collect import collect_own, fitted_to, outside_of
 from lab.draw import generate, reopen
 from lab.ensembles import deep_ensemble, figures_of, measure
-from lab.folder import config_of, write_json
+from lab.folder import write_json
 from lab.options import plainly
 
 from geoflow.evaluation.ensemble_tables import ensembles_table
 from geoflow.evaluation.plots import save_figures
 from geoflow.randomness import randomness
-from geoflow.training import fingerprint
 from geoflow.zoo.tasks import Task
 from uses.writing import folder_of, timed
 
@@ -28,8 +27,7 @@ def posterior(_config, _run):
     folder, device, seconds = folder_of(_run), device_of(_config["device"]), {}
     flow, network, spec, task = reopen(_config)
     with timed(seconds, "collect"):
-        zoo = collect(config_of(_config["checkpoint"]) | {"cache": _config["cache"]}, device).fitted
-    same = flow.config["zoo"] == fingerprint(zoo.networks)
+        zoo, same = collect_own(_config).fitted, fitted_to(flow, _config)
     if not same:
         print("The flow was fitted to another zoo of this configuration. Its networks are as good as these, but not the same.")
     with timed(seconds, "sample"):

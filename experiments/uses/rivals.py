@@ -8,9 +8,9 @@ import torch
 from configuration import ex
 from lab.assess import SMALL
 from lab.checks import InputError, device_of
-from lab.collect import network_for
+from lab.collect import made_with, network_for
 from lab.draw import generate, reopen
-from lab.folder import config_of, flow_file, read_json, write_json
+from lab.folder import flow_file, read_json, write_json
 from lab.options import plainly, zoo_settings
 from rivals.methods import NOT_OF_A_RUN, RIVALS, Setting, said_by, timed
 from torch import Tensor
@@ -30,7 +30,7 @@ ENSEMBLE = "deep ensemble of 64"  # whose seconds tell what the runs of a zoo co
 @plainly()
 def rivals(_config, _run):
     """Score an ensemble of the flow of checkpoint=runs/3 beside deep ensembles, last-layer Laplace, SWAG and SGHMC, with their cost."""
-    folder, device, made = folder_of(_run), device_of(_config["device"]), config_of(_config["checkpoint"])
+    folder, device, made = folder_of(_run), device_of(_config["device"]), made_with(_config)
     if made["zoo"]["origin"] != "independent":
         raise InputError("rivals trains each network from its own start, and the zoo of this flow has one common start.")
     flow, network, spec, task = reopen(_config)

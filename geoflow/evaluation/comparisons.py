@@ -118,7 +118,7 @@ def plot_learning(starts: Mapping[str, Mapping[int, Summary]], title: str, level
     panels = figure.subplots(1, 2)
     for axes, (field, said) in zip(panels, main_columns(outputs).items(), strict=True):
         for number, (name, scores) in enumerate(starts.items()):
-            colour, mean, spread = (BLACK, BLUE, ORANGE, VERMILION)[number % 4], *_parts(scores, field)
+            colour, mean, spread = (BLACK, BLUE, ORANGE, GREY, VERMILION)[number % 5], *_parts(scores, field)
             axes.plot(list(scores), mean, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4, label=name)
             low = [max(m - s, m / 4) if said.log else m - s for m, s in zip(mean, spread, strict=True)]
             axes.fill_between(list(scores), low, [m + s for m, s in zip(mean, spread, strict=True)], color=colour, alpha=0.15, linewidth=0)
