@@ -52,7 +52,7 @@ def config():
     part = "test"  # what is scored; `validation` takes a quarter of the training data from zoo and flow, to choose settings on
     # the flow
     flow = "geometric"  # how the flow sees a zoo
-    metric = None  # how long a row of weights on the inputs is; default: inputs, and weights where they are sentences
+    metric = None  # what measures the length of a row of weights on the inputs; default: inputs, and weights where they are sentences
     align = True  # whether the flow sees the units of every network in the order of the zoo's centre, or as they came
     velocity = "auto"  # the kind of field; `auto` takes `identified` for zoos from one common start, else `transformer`
     coupling = "independent"  # how noise is paired with networks

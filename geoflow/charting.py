@@ -26,7 +26,7 @@ def fit_charts(
     """Fit charts to the zoos of several architectures, each canonical in the frame `base`. They share their statistics and their frame.
 
     The statistics are those of all coordinates of a role, whichever zoo they are of. The frame has the principal axes of all rows. Several
-    architectures also show how weights shrink with the fan-in (see `fit_powers`). One shows nothing of it, and the root is taken.
+    architectures also show how weights shrink with the fan-in (see `fit_powers`). A single one cannot show it, and root fan-in is taken.
 
     Raises ValueError if a role is flat in one architecture and on spheres in another.
     """

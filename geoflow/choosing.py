@@ -1,4 +1,4 @@
-"""Choose the field that suits a zoo, and refuse one that serves no several architectures."""
+"""Choose the field that suits a zoo, and refuse one that cannot serve several architectures."""
 
 from jaxtyping import Float
 from torch import Tensor

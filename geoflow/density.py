@@ -83,11 +83,11 @@ def density(flow: Flow, thetas: Float[Tensor, "..."], *, measure: str = "points"
       Only `flow=euclidean` has a density there. On spheres, canonical weights fill no volume of it.
     - All other options are those of `at_points`.
 
-    The density is that of `sample` with the same sharpness, with start=0 and enough steps. It is computed in the precision of `thetas`, and
-    at least in float32. No gradient is kept.
+    The density is that of `sample` with the same sharpness, with start=0, without a condition and with enough steps. It is computed in the
+    precision of `thetas`, and at least in float32. No gradient is kept. A flow for several architectures gives that of its first one.
 
     Raises ValueError for an unknown measure, and for "weights" with a flow that has no density there. Also raises it for networks of
-    another architecture, for NaN and Inf, and for dead units on spheres. Then it refuses what `at_points` does.
+    another architecture, for NaN and Inf, and for dead units on spheres. Further errors are those of `at_points`.
 
     Sources: Chen et al., Neural ODEs, 2018; on manifolds Mathieu and Nickel 2020.
 

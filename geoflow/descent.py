@@ -25,7 +25,7 @@ def descend(
     the number of steps done and the networks, before the first step and after each. It must not change them. Source: Kingma and Ba, Adam,
     2015.
 
-    Raises ValueError for a negative number of steps, and FloatingPointError with the networks whose loss is not finite.
+    Raises ValueError for a negative number of steps, and FloatingPointError that names the networks whose loss is not finite.
 
     >>> import torch, geoflow
     >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))

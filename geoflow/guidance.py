@@ -28,7 +28,7 @@ def no_guidance(chart: Chart, step: Step) -> Step:
 
 
 class Diverged(FloatingPointError):
-    """Guidance, or the solver, has made networks that are no use. `thetas` holds those that were finished before."""
+    """Guidance, or the solver, has made networks that are of no use. `thetas` holds those that were finished before."""
 
     def __init__(self, message: str, thetas: Float[Tensor, "nets weights"] | None = None):
         super().__init__(message)
@@ -213,7 +213,7 @@ def task_guidance(
     """Return a guidance by `guide` that lowers the mean negative log-likelihood of the examples (x, y).
 
     `network` gives the architecture that is sampled. Its weights play no role. `outputs`, `batch` and `generator` are those of
-    `task_objective`, and `how` holds further arguments of `guide`.
+    `task_objective`, and `how` holds further arguments of `guide`. Raises ValueError as these two do.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)

@@ -35,8 +35,13 @@ def some(thetas: Thetas, count: int, generator: Generator) -> Thetas:
 
 
 def compare(found: Mapping[str, Density], weights: int) -> dict[str, dict]:
-    """Return for each set its number of networks, and of their log-densities the median, the median over the number of `weights`, the
-    standard deviation, the mean standard error, all values, and the AUROC.
+    """Return for each set of networks how probable they are, and how well the flow tells them from held-out ones.
+
+    - `networks`: their number.
+    - `median`, `std`, `values`: the median of their log-densities, the standard deviation, and all of them, in nats.
+    - `per_weight`: the median divided by the number of `weights`.
+    - `standard_error`: the mean of their standard errors.
+    - `auroc`: see below.
 
     The AUROC is the probability that a held-out network has a higher density than one of the set. At .5 the flow does not tell them apart.
     A set of one network has no standard deviation.

@@ -67,7 +67,7 @@ def densities_table(found: Mapping[str, Mapping]) -> str:
 
 
 def levels_table(found: Mapping, outputs: str = "classes") -> str:
-    """Return as plain text what networks reach that were asked for several levels of the NLL on training data.
+    """Return as plain text which levels of the NLL on training data were asked for, and what the networks reached.
 
     `outputs` names the kind of outputs, a row of OUTPUTS. For classes the scores are accuracy and NLL.
 

@@ -95,7 +95,7 @@ class GaussianOutputs(Outputs):
 
         log variance = log(FLOOR + exp(s))
 
-    The floor is the variance of a last error that every target has. So no target makes the likelihood unbounded, and no gradient explodes
+    The floor acts as an error of measurement that every target has. So no target makes the likelihood unbounded, and no gradient explodes
     when a network fits its training targets exactly. The sum is formed by logaddexp, so that no s overflows. Targets are independent of
     each other, given x. Source: Lakshminarayanan et al. 2017, Simple and scalable predictive uncertainty estimation using deep ensembles,
     section 2.2.1, which has a softplus and a floor of 1e-6 for the same purpose.
