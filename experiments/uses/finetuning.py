@@ -88,6 +88,8 @@ def learning_curve(data: Labelled, start: Tensor, steps: list[int], seed: int) -
         except FloatingPointError:
             continue
         tried[lr], kept[lr] = sum(nll_of(data.valid, thetas) for thetas in at.values()) / len(at), at
+    if not tried:
+        raise FloatingPointError(f"Training diverged with all learning rates ({', '.join(f'{lr:g}' for lr in RATES)}). Check the networks.")
     best = min(tried, key=tried.get)
     scores = {step: summary(data.test.single(thetas.cpu())) for step, thetas in kept[best].items()}
     return {"lr": best, "tried": {f"{lr:g}": nll for lr, nll in tried.items()}, "scores": scores}

@@ -18,7 +18,7 @@ from geoflow.evaluation.boards import plot_rows
 from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.tables import scores_table
-from geoflow.guidance import Diverged, no_guidance
+from geoflow.guidance import no_guidance
 from geoflow.randomness import randomness
 from uses.writing import folder_of
 
@@ -93,7 +93,7 @@ def best_of(values: Iterable[float], make: Callable[[float, int], Tensor], data:
     begun = perf_counter()
     try:
         test = summary(data.test.single(make(chosen, count)))
-    except Diverged:
+    except FloatingPointError:
         test = None
     return {"chosen": chosen, "tried": seen, "test": test, "seconds": perf_counter() - begun}
 

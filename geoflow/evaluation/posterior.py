@@ -188,11 +188,8 @@ def _at_once(classes: int, nets: int) -> int:
 
 def _pooled(log_probs: Float[Tensor, "nets examples classes"], size: int, pool: str, groups: int) -> tuple[Tensor, Tensor]:
     """Return the pooled log-probabilities [groups, examples, classes] and the information [groups, examples]."""
-    members, average, nobody = (
-        grouped(log_probs, size, groups),
-        CLASSES.pools[pool],
-        log_probs.new_empty(0),
-    )  # pools of classes need no label
+    members, average = grouped(log_probs, size, groups), CLASSES.pools[pool]
+    nobody = log_probs.new_empty(0)  # pools of classes need no label
     pooled = average.after(average.add(average.before(members, nobody)), size, nobody)
     if size == 1:
         return pooled, torch.zeros_like(pooled[..., 0])
