@@ -274,5 +274,5 @@ def test_the_chart_and_the_statistics_share_their_logarithms(generator):
     _, spec, thetas, _ = population("mlp batch norm", generator, nets=20)
     flow = geoflow.fit(spec, thetas, flow="euclidean", iterations=1, batch=4, progress=False)
     index = variances_of(spec)
-    raw = flow.chart._raw(thetas)[:, : spec.weights][:, index]
+    raw = flow.chart.raw(thetas)[:, : spec.weights][:, index]
     torch.testing.assert_close(raw, log_variances(thetas, index)[:, index])

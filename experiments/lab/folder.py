@@ -5,23 +5,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
+from sacred.observers import FileStorageObserver
+from sacred.utils import SacredError
 from torch import Tensor
 
 from geoflow import flow as flows
 from geoflow.files import read_tensors, under, whole, write_tensors
 from geoflow.spec import NetworkSpec
 from geoflow.zoo.store import ADDED
-
-with warnings.catch_warnings():  # sacred imports pkg_resources, which warns at every start that it is deprecated
-    warnings.filterwarnings("ignore", "pkg_resources is deprecated")
-    from sacred.observers import FileStorageObserver
-    from sacred.utils import SacredError
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = "geoflow-samples-1"
