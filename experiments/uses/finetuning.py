@@ -27,14 +27,11 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # learning rates of Adam
 @ex.command
 @plainly()
 def finetune(_config, _run):
-    """Train networks further on task=fashion, for example: from the flow of checkpoint=runs/3, from random ones, and from its zoo's.
-
-    Canonical networks compute what they did before, with weights of the form that the flow draws.
-    """
+    """Train networks further on task=fashion, for example: from the flow of checkpoint=runs/3, from random ones, and from its zoo's."""
     folder, data = folder_of(_run), labelled(_config)
     kind = outputs_of(data.task.outputs)
     count, level, steps = _config["count"], _config["tuning"]["level"], milestones(_config["tuning"]["steps"])
-    trained = training_networks(_config, data.spec, count)
+    trained = training_networks(_config, data.spec, count)  # canonical ones compute the same, with weights as the flow draws them
     starts = {
         "random networks": fresh_networks(data.task, _config, data.spec, count),
         "generated networks": generate(data.flow, data.network, data.spec, data.task, _config)[0],
