@@ -35,7 +35,7 @@ METRICS = ("inputs", "weights")
 RECALIBRATE = ("auto", "never")
 SAMPLER = {"solver": "euler", "steps": 100, "start": 0.0, "sharpness": 0.0, "condition_strength": 1.0, "recalibrate": "auto"}
 TOLD = ("none", *CONDITIONS)  # what a flow may be told
-BACK = {"solver": "rk4", "steps": 32}  # how density follows networks back to noise
+BACK = {"solver": "rk4", "steps": 32, "sharpness": 0.0}  # how density follows networks back to noise
 COUNTS = {"density": 64}  # networks where the user gives no count; of the other commands MANY
 MANY = 256
 

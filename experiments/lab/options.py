@@ -82,7 +82,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
 def _inherited(command: str) -> list[str]:
     """Return the options of the sampler that a command takes over from the run of its flow."""
     if command == "density":
-        return ["sharpness"]
+        return []
     return [name for name in SAMPLER if not (name == "start" and command in ELSEWHERE)]  # a start leads to the flow's own units
 
 

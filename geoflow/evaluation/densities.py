@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Generator, Tensor
 
 from geoflow.density import Density
-from geoflow.evaluation.baselines import BASELINES, baseline, noised
+from geoflow.evaluation.baselines import BASELINES, baseline
 from geoflow.flow import Flow
 
 HELDOUT = "heldout"  # the set that all others are compared with
@@ -20,12 +20,15 @@ Thetas = Float[Tensor, "_nets weights"]
 def compared(flow: Flow, fitted: Thetas, heldout: Thetas, generated: Thetas, count: int, generator: Generator) -> dict[str, Thetas]:
     """Return the sets of at most `count` networks that a flow's densities are compared on, by their names.
 
-    They are held-out, fitted and generated networks, fitted ones with noise of each of LEVELS, and the baselines. The two means are one
-    network each.
+    They are held-out, fitted and generated networks, the held-out ones with noise of each of LEVELS, and the baselines. The two means are
+    one network each.
     """
     train = flow.canonical(fitted)
     sets = {HELDOUT: some(heldout, count, generator), "fitted": some(fitted, count, generator), "generated": generated[:count]}
-    sets |= {f"noised_{level:g}": noised(flow, train, count, generator, level=level) for level in LEVELS}
+    unseen, deviation = flow.canonical(sets[HELDOUT]), train.std(0)
+    for level in LEVELS:
+        noise = torch.randn(unseen.shape, generator=generator).to(unseen)
+        sets[f"noised_{level:g}"] = unseen + level * deviation * noise
     return sets | {name: baseline(name, flow, train, count, generator) for name in BASELINES if name not in LEFT_OUT}
 
 
