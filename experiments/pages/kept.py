@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from configuration import ex
 from lab.architectures import architectures_of
-from lab.folder import ROOT, read_json, today
+from lab.folder import OLDER, ROOT, read_json, today
 from sacred.arg_parser import get_config_updates
 
 from pages.studies import STUDIES, Arguments
@@ -49,6 +49,7 @@ def missing(study: str) -> int:
 def _records(folder: Path) -> dict[str, dict]:
     """Return what a run says of each of its architectures, by what is added to the label of the run."""
     metrics, config, ran = (read_json(folder / f"{name}.json") for name in ("metrics", "config", "ran"))
+    config = OLDER | config
     common = {name: value for name, value in metrics.items() if name != "architectures"}
     blocks, parts = metrics.get("architectures", {"": {}}), architectures_of(today(config))
     return {
