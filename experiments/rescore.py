@@ -13,7 +13,7 @@ from pathlib import Path
 from lab.architectures import architectures_of
 from lab.assess import Exam, assess
 from lab.checks import device_of
-from lab.collect import Collected, collect_each, join
+from lab.collect import Collected, collect_each, fitted_to
 from lab.draw import measuring_examples, own_flow
 from lab.folder import commit, flow_file, read_json, read_samples, samples_file, today, write_json
 from matplotlib.figure import Figure
@@ -23,7 +23,6 @@ from geoflow.evaluation.report import write_overview, write_report
 from geoflow.evaluation.tables import metrics_table
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
-from geoflow.training import fingerprint
 
 
 def rescore(run: Path, device: str) -> dict:
@@ -31,8 +30,7 @@ def rescore(run: Path, device: str) -> dict:
     old, config = (read_json(run / name) for name in ("metrics.json", "config.json"))
     config = today(config)
     flow, found = Flow.load(flow_file(str(run)), device), collect_each(config, device)
-    zoos = [fingerprint(zoo) for zoo in join(found, config | {"condition": "none"}, device).zoos]
-    if flow.config["zoo"] != (zoos if len(zoos) > 1 else zoos[0]):
+    if not fitted_to(flow, found):
         raise ValueError(f"{run}: the zoo of its configuration is not the one that its flow was fitted to.")
     new = {"rescored": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}}
     blocks, olds = {}, old.get("architectures", {"": old})

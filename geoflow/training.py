@@ -149,8 +149,7 @@ def prepare(
     check_serves(config["velocity"], len(zoos))
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # kept, because defaults may change
     recipe = FLOWS[config["flow"]]
-    prints = [fingerprint(zoo.thetas) for zoo in zoos]
-    config |= {"zoo": prints if len(zoos) > 1 else prints[0], "inputs": None if inputs is None else _fingerprints(inputs)}
+    config |= {"zoo": fingerprint_of_zoos([zoo.thetas for zoo in zoos]), "inputs": None if inputs is None else _fingerprints(inputs)}
     if conditions is not None:
         parts = listed(conditions)
         described = fit_conditions(parts, [len(zoo.thetas) for zoo in zoos])
@@ -264,6 +263,12 @@ def check_config(config: Mapping) -> None:
 def fingerprint(tensor: Tensor) -> str:
     """Return the sha256 of the tensor's numbers."""
     return sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def fingerprint_of_zoos(zoos: Sequence[Float[Tensor, "_nets _weights"]]) -> str | list[str]:
+    """Return what a flow records of its zoos: the fingerprint of a single one, or a list of those of several."""
+    prints = [fingerprint(zoo) for zoo in zoos]
+    return prints if len(prints) > 1 else prints[0]
 
 
 def _fingerprints(inputs: Tensor | Mapping[str, Tensor]) -> str | dict[str, str]:

@@ -17,6 +17,14 @@ def pytest_configure():
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
+@pytest.fixture(scope="module")
+def experiments_on_path():
+    """Let tests import the programs of experiments/, as `python experiments/run.py` has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).resolve().parents[1] / "experiments")
+        yield
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """Give each test a generator of its own, with the same random numbers every time."""

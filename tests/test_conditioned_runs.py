@@ -11,7 +11,7 @@ from sklearn.utils import Bunch
 from geoflow.flow import Flow
 from geoflow.zoo.recipes import RECIPES
 from geoflow.zoo.tasks import TASKS, Source, _split_table, standardise
-from tests.test_experiments import EXPERIMENTS, SCORES, launch, read, say, types_of
+from tests.test_experiments import SCORES, launch, read, say, types_of
 
 LEVEL = {"asked": float, "reached": {"mean": float, "std": float}, "test": SCORES}
 LABELS = ["task=iris", "task=turned"]
@@ -24,10 +24,9 @@ def turned() -> Bunch:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_tasks():
-    """As `python experiments/run.py` has it, with a second task."""
+def two_tasks(experiments_on_path):
+    """A second task beside iris."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)
         patch.setitem(TASKS, "turned", Source(partial(_split_table, turned), {"table": standardise}))
         patch.setitem(RECIPES["mlp"], "turned", RECIPES["mlp"]["iris"])
         yield

@@ -11,6 +11,7 @@ import geoflow
 from geoflow.canonical import balance
 from geoflow.evaluation import diversity
 from geoflow.evaluation.diversity import jensen_shannon, mistakes, overlap_of_mistakes, pairwise, wasserstein
+from geoflow.evaluation.predictions import predicted
 from geoflow.evaluation.report import _pairs
 from geoflow.symmetry import apply_symmetry, random_symmetry, rescale
 from geoflow.zoo.networks import mlp
@@ -94,7 +95,7 @@ def test_pairs_are_what_brute_force_finds(population):
     network, spec, thetas, x, y = population
     generated, zoo, run_of = thetas[:5], thetas[5:], torch.tensor([0, 0, 1, 1, 2, 2, 3])
     found = compare(population, generated, zoo, run_of)
-    wrong, log_probs = mistakes(network, spec, thetas, x, y), diversity._log_probs(network, spec, thetas, x)
+    wrong, log_probs = mistakes(network, spec, thetas, x, y), predicted(network, spec, thetas, x)
     weights, runs = balance(spec, thetas), [*range(10, 15), *run_of.tolist()]
     whole = {"generated": range(5), "zoo": range(5, 12)}
     for name, one in found.items():

@@ -66,13 +66,7 @@ SCHEMA = {
     "recalibrated": type(None),
 }
 
-
-@pytest.fixture(scope="module", autouse=True)
-def experiments_on_path():
-    """As `python experiments/run.py` has it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)
-        yield
+pytestmark = pytest.mark.usefixtures("experiments_on_path")
 
 
 @pytest.fixture(scope="module")

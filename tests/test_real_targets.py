@@ -11,7 +11,7 @@ from geoflow.evaluation.comparisons import plot_curve, plot_learning, plot_sharp
 from geoflow.evaluation.plots import plot_scores
 from geoflow.evaluation.tables import diversity_table, metrics_table, scores_table
 from geoflow.outputs import RegressionScores
-from tests.test_experiments import EXPERIMENTS, FIGURES, FILES, STATISTICS, launch, read, types_of
+from tests.test_experiments import FIGURES, FILES, STATISTICS, launch, read, types_of
 
 COLUMNS = ["MSE", "NLL", "R²", "calibration"]
 SCORES = dict.fromkeys(("mse", "nll", "r2", "calibration"), STATISTICS)
@@ -19,12 +19,7 @@ POOLED = dict.fromkeys(SCORES, float)
 TINY = {"hidden": [5], "runs": 12, "snapshots": 2, "iterations": 3, "batch": 8, "count": 4, "steps": 2}
 ZOO = {"epochs": 4, "every": 2}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def experiments_on_path():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)
-        yield
+pytestmark = pytest.mark.usefixtures("experiments_on_path")
 
 
 @pytest.fixture(scope="module")

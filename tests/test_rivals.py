@@ -2,7 +2,6 @@
 
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,15 +14,9 @@ from geoflow.zoo.networks import mlp
 from geoflow.zoo.recipes import zoo_defaults
 from geoflow.zoo.tasks import Task, load_task
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 needs_packages = pytest.mark.skipif(find_spec("laplace") is None or find_spec("posteriors") is None, reason="the extra baselines")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def experiments_on_path():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)
-        yield
+pytestmark = pytest.mark.usefixtures("experiments_on_path")
 
 
 @pytest.fixture

@@ -8,20 +8,14 @@ import torch
 
 from geoflow.flow import Flow
 from geoflow.zoo import store
-from tests.test_experiments import EXPERIMENTS, SCHEMA, launch, read, say, types_of
+from tests.test_experiments import SCHEMA, launch, read, say, types_of
 
 HIDDEN = [[5], [3], [4, 4]]
 LABELS = ["hidden=[5]", "hidden=[3]", "hidden=[4,4]"]
 COMMON = {"time", "flow", "task", "seed"}
 FEW = {"count": 4, "steps": 2, "yardstick": 2}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def experiments_on_path():
-    """As `python experiments/run.py` has it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPERIMENTS)
-        yield
+pytestmark = pytest.mark.usefixtures("experiments_on_path")
 
 
 @pytest.fixture(scope="module")

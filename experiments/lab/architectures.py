@@ -69,6 +69,12 @@ def architectures_of(config: Mapping) -> dict[str, dict]:
     return {label: plain | row for label, row in zip(labels, rows, strict=True)}
 
 
+def own_label(made_for: Mapping, config: Mapping) -> str | None:
+    """Return the label of the configuration's network among the architectures that a flow was fitted to, or None if it is none of them."""
+    wanted = network_settings(config)
+    return next((label for label, own in architectures_of(made_for).items() if own == wanted), None)
+
+
 def label_of(options: Mapping) -> str:
     """Return options as one types them, without spaces: a name for an architecture, and for its folder."""
     return ",".join(f"{option}={value}".replace(" ", "") for option, value in options.items())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
-from geoflow.training import fingerprint
+from geoflow.training import fingerprint_of_zoos
 from geoflow.wiring import spec_of
 from geoflow.zoo.networks import NETWORKS, build_network, together
 from geoflow.zoo.outside import others_of, outside_inputs
@@ -78,13 +78,12 @@ class Joined:
 def join(found: Mapping[str, Collected], config: Mapping, device: str) -> Joined:
     """Return what the flow of a configuration is fitted to, from what `collect_each` gave."""
     row, tasks, groups = CONDITIONS.get(config["condition"]), tasks_of(config), by_table(found)
-    zoos = [torch.cat([one.fitted.networks for one in group]) for group in groups.values()]
     told = row and [
         torch.cat([row.of_zoo(one.network, one.spec, one.task, one.fitted.networks, tasks, device) for one in group])
         for group in groups.values()
     ]
     numbers = [task.numbers for task in {one.task.name: one.task for one in found.values()}.values()]
-    return Joined(list(groups), zoos, told, None if numbers[0] is None else torch.cat(numbers))
+    return Joined(list(groups), fitted_zoos(found), told, None if numbers[0] is None else torch.cat(numbers))
 
 
 def by_table(found: Mapping[str, Collected]) -> dict[NetworkSpec, list[Collected]]:
@@ -96,22 +95,24 @@ def by_table(found: Mapping[str, Collected]) -> dict[NetworkSpec, list[Collected
     return groups
 
 
+def fitted_zoos(found: Mapping[str, Collected]) -> list[Float[Tensor, "_nets _weights"]]:
+    """Return the networks that a flow is fitted to, one zoo for each table."""
+    return [torch.cat([one.fitted.networks for one in group]) for group in by_table(found).values()]
+
+
+def fitted_to(flow: Flow, found: Mapping[str, Collected]) -> bool:
+    """Return whether a flow was fitted to the zoos of what `collect_each` gave."""
+    return flow.config["zoo"] == fingerprint_of_zoos(fitted_zoos(found))
+
+
 def made_with(config: Mapping) -> dict:
-    """Return the configuration that made the flow of a checkpoint, for the network that `config` names."""
-    return {**config_of(config["checkpoint"]), **network_settings(config), "cache": config["cache"]}
+    """Return the configuration of the run that made the flow of a checkpoint. Raises FileNotFoundError without its folder."""
+    return {**config_of(config["checkpoint"]), "cache": config["cache"]}
 
 
 def collect_own(config: Mapping) -> Collected:
     """Return what the flow of a checkpoint was fitted to, for the network that `config` names."""
-    return collect(made_with(config), device_of(config["device"]))
-
-
-def fitted_to(flow: Flow, config: Mapping) -> bool:
-    """Return whether the flow of a checkpoint was fitted to the zoo that its configuration makes here and now."""
-    made = {**config_of(config["checkpoint"]), "cache": config["cache"]}
-    groups = by_table(collect_each(made, device_of(config["device"]))).values()
-    prints = [fingerprint(torch.cat([one.fitted.networks for one in group])) for group in groups]
-    return flow.config["zoo"] == (prints if len(prints) > 1 else prints[0])
+    return collect({**made_with(config), **network_settings(config)}, device_of(config["device"]))
 
 
 def whole_zoo(config: Mapping, device: str) -> tuple[Task, nn.Module, NetworkSpec, Zoo]:
@@ -137,7 +138,7 @@ def training_networks(config: Mapping, spec: NetworkSpec, count: int) -> Tensor 
     """
     if not configured(config["checkpoint"]):
         return None
-    few = dict(config_of(config["checkpoint"])) | {"runs": min(FEW, max(2, count)), "heldout": 0.5, "cache": config["cache"]}
+    few = made_with(config) | {"runs": min(FEW, max(2, count)), "heldout": 0.5}
     alike = [own for own in architectures_of(few).values() if {**network_settings(config), "task": own["task"]} == network_settings(own)]
     if not alike:
         return None

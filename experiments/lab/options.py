@@ -9,7 +9,7 @@ from sacred.utils import SacredInterrupt
 from geoflow import training
 from geoflow.velocity import complete_sizes
 from lab.allowed import BACK, BATCH, COUNTS, DENSITY, ELSEWHERE, FITTED, FURTHER, MANY, OF_THE_MAIN_JOB, ONLY, SAMPLER, SAMPLING
-from lab.architectures import NETWORK, architectures_of, network_options, network_settings, whole_network, with_defaults
+from lab.architectures import NETWORK, architectures_of, network_options, network_settings, own_label, whole_network, with_defaults
 from lab.checks import InputError, check, check_condition, check_of_density, seen_runs
 from lab.folder import described, sampled_with, samples_file
 
@@ -111,7 +111,7 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     network = network_settings(whole_network(name, task, options))
     if [*architectures_of(network).values()] != [network]:
         raise InputError(f"{command} makes networks of one architecture at a time. Name one of {', '.join(architectures) or 'them'}.")
-    label = next((label for label, own in architectures.items() if own == network), None)
+    label = own_label(made_for, network)
     changed = [] if label is not None else [name for name in NETWORK if network[name] != first[name]]
     if command == "transfer" and not changed:
         raise InputError("transfer needs another network than the flow's own: hidden=[32], activation=tanh or task=fashion, for example.")

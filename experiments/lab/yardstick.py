@@ -9,8 +9,7 @@ from geoflow.evaluation.metrics import summary
 from lab.architectures import network_settings
 from lab.assess import Exam
 from lab.checks import device_of
-from lab.collect import whole_zoo
-from lab.folder import config_of
+from lab.collect import made_with, whole_zoo
 
 
 def recipe_of(config: Mapping) -> Mapping | None:
@@ -19,7 +18,7 @@ def recipe_of(config: Mapping) -> Mapping | None:
     Without the folder of that run it says why nothing is compared, and returns None.
     """
     try:
-        recipe = {**config_of(config["checkpoint"]), "cache": config["cache"]}
+        recipe = made_with(config)
     except FileNotFoundError as error:
         print(f"No networks are trained to compare with: {error}")
         return None

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geoflow.evaluation.predictions import divided, predictors
-from geoflow.outputs import OUTPUTS, outputs_of
+from geoflow.evaluation.predictions import predicted
+from geoflow.outputs import OUTPUTS
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate, statistics_of
@@ -21,7 +21,6 @@ from rivals.packages import laplace_log_probs, sghmc_samples
 from rivals.swag import draw_swag, fit_swag
 
 Said = Float[Tensor, "members examples units"]  # what each member predicts
-BATCH = 2 * 10**5
 MEMBERS = 64  # networks that SWAG and the sampler give
 SNAPSHOTS = 30  # epochs of SWAG behind the training, one snapshot each
 SEEN = 2000  # training examples that running statistics of new networks are measured on
@@ -98,10 +97,7 @@ def trained(setting: Setting, runs: int, seed: int, **changes) -> Float[Tensor, 
 
 def said_by(setting: Setting, thetas: Float[Tensor, "members weights"]) -> Said:
     """Return what each network predicts of the test inputs: log-probabilities of classes, or means and log-variances."""
-    x = setting.task.x_test
-    kind = outputs_of(setting.task.outputs)
-    chunks = predictors(setting.build(), setting.spec, thetas, x, BATCH, None, kind.prediction)
-    return torch.cat([torch.cat([predict(part) for part in divided(x, None)], 1) for predict in chunks])
+    return predicted(setting.build(), setting.spec, thetas, setting.task.x_test, setting.task.outputs)
 
 
 def timed(does: Callable[[], Tensor], device: str) -> tuple[Tensor, float]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from configuration import ex
-from lab.architectures import architectures_of, label_of, network_settings
+from lab.architectures import architectures_of, label_of, network_settings, own_label
 from lab.assess import Exam, score
 from lab.checks import device_of
 from lab.collect import network_for, task_for
@@ -94,12 +94,6 @@ def chart_of(made_for: Mapping, config: Mapping) -> int:
         kind = {**own, "task": None}
         kinds += [] if kind in kinds else [kind]
     return kinds.index({**network_settings(config), "task": None})
-
-
-def own_label(made_for: Mapping, config: Mapping) -> str:
-    """Return the label of the configuration's network among the architectures that a flow was fitted to."""
-    wanted = network_settings(config)
-    return next(label for label, own in architectures_of(made_for).items() if own == wanted)
 
 
 def score_new_networks(config: Mapping, run: Run, beside_trained: bool = False) -> None:

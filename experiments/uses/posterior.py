@@ -3,9 +3,10 @@
 import torch
 from configuration import ex
 from jaxtyping import Shaped
+from lab.architectures import own_label
 from lab.assess import Exam
 from lab.checks import device_of
-from lab.collect import collect_own, fitted_to, outside_of
+from lab.collect import collect_each, fitted_to, made_with, outside_of
 from lab.draw import generate, reopen
 from lab.ensembles import deep_ensemble, figures_of, measure
 from lab.folder import write_json
@@ -27,7 +28,9 @@ def posterior(_config, _run):
     folder, device, seconds = folder_of(_run), device_of(_config["device"]), {}
     flow, network, spec, task = reopen(_config)
     with timed(seconds, "collect"):
-        zoo, same = collect_own(_config).fitted, fitted_to(flow, _config)
+        made = made_with(_config)
+        each = collect_each(made, device)
+        zoo, same = each[own_label(made, _config)].fitted, fitted_to(flow, each)
     if not same:
         print("The flow was fitted to another zoo of this configuration. Its networks are as good as these, but not the same.")
     with timed(seconds, "sample"):

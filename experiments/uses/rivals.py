@@ -6,6 +6,7 @@ from statistics import fmean
 
 import torch
 from configuration import ex
+from lab.architectures import network_settings
 from lab.assess import SMALL
 from lab.checks import InputError, device_of
 from lab.collect import made_with, network_for
@@ -30,7 +31,7 @@ ENSEMBLE = "deep ensemble of 64"  # whose seconds tell what the runs of a zoo co
 @plainly()
 def rivals(_config, _run):
     """Score an ensemble of the flow of checkpoint=runs/3 beside deep ensembles, last-layer Laplace, SWAG and SGHMC, with their cost."""
-    folder, device, made = folder_of(_run), device_of(_config["device"]), made_with(_config)
+    folder, device, made = folder_of(_run), device_of(_config["device"]), {**made_with(_config), **network_settings(_config)}
     if made["zoo"]["origin"] != "independent":
         raise InputError("rivals trains each network from its own start, and the zoo of this flow has one common start.")
     flow, network, spec, task = reopen(_config)

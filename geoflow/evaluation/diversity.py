@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from geoflow.canonical import balance
-from geoflow.evaluation.predictions import divided, predictors
+from geoflow.evaluation.predictions import divided, predicted, predictors
 from geoflow.outputs import outputs_of
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
@@ -64,7 +64,7 @@ def pairwise(
     wrong, said = {}, {}
     if outputs == "classes":
         wrong = {kind: mistakes(network, spec, thetas, x, y) for kind, thetas in whole.items()}
-        said = {kind: _log_probs(network, spec, whole[kind][some[kind]], x) for kind in whole}
+        said = {kind: predicted(network, spec, whole[kind][some[kind]], x) for kind in whole}
     found = {}
     for kind, other in PAIRS:
         apart = runs[kind][some[kind]][:, None] != runs[other]
@@ -141,11 +141,6 @@ def _learned(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> Float[
     """Return the balanced weights without running statistics, because two scales of one network are no difference."""
     learned = torch.ones(spec.weights, dtype=torch.bool).index_fill(0, statistics_of(spec), False)
     return balance(spec, thetas)[:, learned.to(thetas.device)]
-
-
-def _log_probs(network: nn.Module, spec: NetworkSpec, thetas: Tensor, x: Tensor) -> Float[Tensor, "nets examples classes"]:
-    chunks = predictors(network, spec, thetas, x, BATCH, None, outputs_of("classes").prediction)
-    return torch.cat([torch.cat([predict(part) for part in divided(x, None)], 1) for predict in chunks])
 
 
 def _entropy(p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from geoflow.outputs import outputs_of
 from geoflow.population import Rims, check_population, copy_of, faster_together, itself, run
 from geoflow.spec import NetworkSpec
 from geoflow.vector import State, unpack
@@ -57,6 +58,29 @@ def predictors(
     rims = Rims()  # shared by all chunks, because they have the same examples
     chunks = thetas.split(max(1, batch // min(batch_size or PART, len(x))))
     return (partial(_all, prediction, empty, _states(spec, chunk), rims) for chunk in chunks)
+
+
+def predicted(
+    network: nn.Module,
+    spec: NetworkSpec,
+    thetas: Float[Tensor, "nets weights"],
+    x: Shaped[Tensor, "examples ..."],
+    outputs: str = "classes",
+    batch: int = 2 * 10**5,
+) -> Float[Tensor, "nets examples units"]:
+    """Return the predictions of all networks on all examples, such as log-probabilities. Raises ValueError as `predictors` does.
+
+    `outputs` names the kind of outputs, a row of OUTPUTS. `batch` is that of `predictors`.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Linear(2, 2)
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 2))
+    >>> predicted(network, spec, torch.zeros(1, 6), torch.eye(2)).exp()
+    tensor([[[0.5000, 0.5000],
+             [0.5000, 0.5000]]])
+    """
+    chunks = predictors(network, spec, thetas, x, batch, None, outputs_of(outputs).prediction)
+    return torch.cat([torch.cat([predict(part) for part in divided(x, None)], 1) for predict in chunks])
 
 
 def divided(x: Shaped[Tensor, "examples ..."], batch_size: int | None) -> tuple[Shaped[Tensor, "_part ..."], ...]:
