@@ -453,3 +453,11 @@ def test_figures_are_drawn(kinds, tmp_path):
         figure.savefig(tmp_path / f"{number}.png")  # a warning of matplotlib would fail here
     lines = [line for line in figures[0].axes[0].get_lines() if len(line.get_xdata()) == 3]
     assert len(lines) == len(kinds) * len(POOLS)
+
+
+def test_a_long_title_lies_within_the_narrowest_figure():
+    title = "MNIST, 784-10-10: 1,024 runs, 6,000 steps of 64, seed 0: accuracy of ensembles of 64 where they are sure"
+    figure = posterior_plots.plot_selective(made_up(("generated",))["selective"], title)
+    figure.draw_without_rendering()
+    extent = figure.get_suptitle(), figure._suptitle.get_window_extent()
+    assert extent[0].replace("\n", " ") == title and extent[1].x0 >= 0 and extent[1].x1 <= figure.bbox.x1

@@ -1,6 +1,7 @@
 """Draw how good ensembles are, and how sure, over their size."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from geoflow.evaluation.plots import BLACK, BLUE, GREY, LIGHT, ORANGE, VERMILION
 
 COLOURS = {"generated": BLUE, "zoo": BLACK}
 STYLES = {"linear": "-", "log": "--"}  # by the pool
+LINE = 70  # characters that fit on a line of a title above the narrowest figure
 SCORES = {"entropy": ("-", "o"), "information": (":", "s")}  # what tells examples of another task
 
 Value = Mapping[str, float]  # mean and std over ensembles
@@ -86,8 +88,8 @@ def plot_selective(found: ByKind, title: str = "Accuracy on the examples of high
     'share of examples that are answered'
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure.suptitle(fill(title, LINE))
     axes = figure.add_subplot()
-    axes.set_title(title)
     for kind, pool, curve in _each(found):
         style = {"color": COLOURS.get(kind, ORANGE), "linestyle": STYLES[pool], "linewidth": 1.5}
         axes.plot(curve["coverage"], curve["accuracy"], label=f"{kind}, {pool} pool", **style)
