@@ -98,7 +98,7 @@ def test_the_pages_are_those_that_the_kept_runs_make():
         assert (folder / "README.md").read_text(encoding="utf-8") == page(folder.name, frame, list(pictures))
         assert (folder / "runs.csv").read_text() == frame.to_csv(float_format="%.5g")
         assert {path.stem for path in (folder / "figures").iterdir()} == set(pictures)
-        kept = {folder_of(folder.name, *place).name for place in frame.index}
+        kept = {path.name for label, seed, _ in STUDIES[folder.name].runs() if (path := folder_of(folder.name, label, seed)).exists()}
         assert {path.name for path in folder.iterdir()} == {"README.md", "runs.csv", "figures", *kept}
 
 
@@ -247,6 +247,31 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     (tmp_path / "curve" / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "nowhere")}))
     with pytest.raises(SystemExit, match="it is not known which flow drew the networks"):
         results.keep("main_job", tmp_path / "curve")
+
+
+def test_the_page_shows_which_levels_were_asked_for_and_reached(elsewhere, tmp_path):
+    """A row for every architecture or task of a run, and the answer as soon as all its rows are there."""
+    import results
+    from pages.kept import read, resolved
+    from pages.studies import STUDIES
+    from pages.write import overview, page
+
+    (_, _, level), (_, _, tasks) = STUDIES["conditions"].runs()
+    one = content()["metrics"]
+    told = {"asked": 0.05, "reached": {"mean": 0.06, "std": 0.01}, "test": one["generated"]}
+    asked = {"levels": [told, told | {"asked": 0.5}], "networks": 51, "strength": 1.0, "rank_correlation": 0.876}
+    common = {name: one[name] for name in ("time", "flow", "seed")}
+    results.keep("conditions", a_run(tmp_path / "1", metrics=one | {"condition": asked}, config=resolved(level)))
+    alone = read("conditions")
+    text = page("conditions", alone, [])
+    assert "| .050 | .060 ± .010 | " in text and "| .500 | .060 ± .010 | " in text and "is 0.88 over all of them" in text
+    assert "The rank correlation of asked and reached levels" not in text, "the answer needs the other run too"
+
+    both = {"architectures": {f"task={name}": one | {"task": name} for name in ("mnist", "fashion")}} | common
+    results.keep("conditions", a_run(tmp_path / "2", metrics=both, config=resolved(tasks)))
+    frame = read("conditions")
+    assert len(frame) == 3 and len(alone) == 1
+    assert "The rank correlation of asked and reached levels is 0.88." in overview({"conditions": frame})
 
 
 def test_the_pages_of_real_targets_name_their_scores(tmp_path, elsewhere):

@@ -83,6 +83,13 @@ def beside(study: str, kind: str) -> Iterator[tuple[str, int, Mapping]]:
             yield f"{label}, {first}" if first else label, seed, read_json(path)
 
 
+def levels_of(frame: pd.DataFrame) -> Iterator[tuple[str, int, Mapping]]:
+    """Yield label, seed and `condition` of metrics.json of each run whose flow was told the NLL of its networks."""
+    if "condition.levels" in frame:
+        for (label, seed), run in frame.dropna(subset="condition.levels").iterrows():
+            yield label, seed, {name: run[f"condition.{name}"] for name in ("levels", "networks", "strength", "rank_correlation")}
+
+
 @cache
 def resolved(arguments: Arguments) -> Mapping:
     """Return the complete configuration of `run.py with` these arguments, checked like that of a real run."""

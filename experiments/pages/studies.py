@@ -124,6 +124,26 @@ STUDIES: dict[str, Study] = {
         },
         about=("1,024 runs, 6,000 steps of 64",),
     ),
+    "sizes": Study(
+        "MNIST, one flow for several sizes of networks",
+        "Does one flow generate networks of several widths and depths, and of sizes that it never saw?",
+        {
+            f"{title}, 512 runs each": Row(("mnist", f"hidden={hidden}", "runs=512", "iterations=6000", "batch=64", "zoo.seed=0"))
+            for title, hidden in (("widths 6, 10 and 16", "[[6],[10],[16]]"), ("one, two and three layers", "[[16],[8,8],[16,16,16]]"))
+        },
+        about=("widths 6, 10 and 16, 512 runs each",),
+    ),
+    "conditions": Study(
+        "Asking a flow for a level of the loss, or for a data set",
+        "Do generated networks have what was asked for?",
+        {
+            "digits, asked for an NLL": Row(("digits", "condition=nll", "runs=512", "snapshots=6", "zoo.every=6")),
+            "MNIST and Fashion-MNIST, asked for one": Row(
+                ("mnist", "task=mnist,fashion", "condition=task", "runs=1024", "iterations=6000", "batch=64", "zoo.seed=0")
+            ),
+        },
+        about=("digits, asked for an NLL", "MNIST and Fashion-MNIST, asked for one"),
+    ),
     "fashion": Study(
         "Fashion-MNIST, 784-10-10",
         "How good are generated networks on a harder data set?",

@@ -115,6 +115,18 @@ def _pair(summary: Mapping, outputs: str) -> str:
     return " / ".join(three(summary[score]["mean"]) for score in outputs_of(outputs).main)
 
 
+def by_level(found: Mapping, outputs: str) -> pd.DataFrame:
+    """Return a table of the levels of the NLL that new networks were asked for, and of what they reached."""
+    return pd.DataFrame(
+        {
+            "asked NLL, training": three(one["asked"]),
+            "reached": f"{three(one['reached']['mean'])} ± {three(one['reached']['std'])}",
+            f"{' / '.join(titles(outputs))}, test": _pair(one["test"], outputs),
+        }
+        for one in found["levels"]
+    )
+
+
 def by_density(found: Mapping) -> pd.DataFrame:
     """Return a table of how probable each kind of networks is under one flow."""
     return pd.DataFrame(

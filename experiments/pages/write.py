@@ -10,12 +10,13 @@ from lab.folder import ROOT
 from geoflow.evaluation.plots import save_figures
 from pages.answers import answer
 from pages.figures import MAIN, figures
-from pages.kept import RESULTS, beside, missing, read
+from pages.kept import RESULTS, beside, levels_of, missing, read
 from pages.readme import inserted, picture, shown
 from pages.studies import STUDIES
 from pages.tables import (
     by_density,
     by_label,
+    by_level,
     by_sharpness,
     by_start,
     by_time,
@@ -81,6 +82,7 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
         quality=quality(frame),
         sharpness=found,
         stages=[(label, seed, by_time(one, outputs_in(rows[label]))) for label, seed, one in beside(study, "stages")],
+        levels=[(label, seed, one, by_level(one, outputs_in(rows[label]))) for label, seed, one in levels_of(frame)],
         densities=[(label, seed, by_density(one)) for label, seed, one in beside(study, "density")],
         guided=[(label, seed, one, by_way(one)) for label, seed, one in beside(study, "guide-*")],
         tuned=[(label, seed, one, by_start(one)) for label, seed, one in beside(study, "finetune-*")],
@@ -96,7 +98,7 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
 def _shown(study: str, frame: pd.DataFrame, root: str) -> dict:
     """Return what both the page and the overview say of a study."""
     rows = by_label(frame)
-    complete = {*STUDIES[study].about} <= {*rows}
+    complete = all(any(f"{row}, ".startswith(f"{label}, ") for row in rows) for label in STUDIES[study].about)  # also of several networks
     several = len(rows) >= MANY and frame["config.task"].nunique() == 1
     shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN, "scores": titles(outputs_in(frame))}
     return shown | {"answer": answer(study, rows, root) if complete else None}
