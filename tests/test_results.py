@@ -251,10 +251,11 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
 
 def test_the_page_shows_which_levels_were_asked_for_and_reached(elsewhere, tmp_path):
     """A row for every architecture or task of a run, and the answer as soon as all its rows are there."""
-    import results
     from pages.kept import read, resolved
     from pages.studies import STUDIES
     from pages.write import overview, page
+
+    import results
 
     (_, _, level), (_, _, tasks) = STUDIES["conditions"].runs()
     one = content()["metrics"]
