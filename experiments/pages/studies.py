@@ -128,10 +128,10 @@ STUDIES: dict[str, Study] = {
         "MNIST, one flow for several sizes of networks",
         "Does one flow generate networks of several widths and depths, and of sizes that it never saw?",
         {
-            f"{title}, 512 runs each": Row(("mnist", f"hidden={hidden}", "runs=512", "iterations=6000", "batch=64", "zoo.seed=0"))
+            f"{title}, 256 runs each": Row(("mnist", f"hidden={hidden}", "runs=256", "iterations=3000", "batch=64", "zoo.seed=0"))
             for title, hidden in (("widths 6, 10 and 16", "[[6],[10],[16]]"), ("one, two and three layers", "[[16],[8,8],[16,16,16]]"))
         },
-        about=("widths 6, 10 and 16, 512 runs each",),
+        about=("widths 6, 10 and 16, 256 runs each",),
     ),
     "conditions": Study(
         "Asking a flow for a level of the loss, or for a data set",
