@@ -257,6 +257,13 @@ def test_the_command_line_runs_it(place, finished):
     assert types_of(read(place / "line" / "1", "metrics.json")) == SCHEMA
 
 
+def test_the_command_line_says_a_mistake_in_one_line(place):
+    command = [sys.executable, EXPERIMENTS / "run.py", "--file_storage", place / "mistake", "with", "smoke", "task=moon"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and lines[-1].startswith("InputError: Unknown task 'moon'. Known: ") and "Traceback" not in done.stderr
+
+
 # What a run says
 
 

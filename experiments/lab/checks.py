@@ -15,6 +15,8 @@ from lab.architectures import architectures_of
 class InputError(SacredError):
     """Report a mistake that the user can correct, in one line. Only --debug shows the traceback."""
 
+    __module__ = "builtins"  # Python then writes "InputError: ..." without the name of this file
+
     def __init__(self, message: str):
         super().__init__(message, print_traceback=False)
 
