@@ -1,5 +1,7 @@
 """Generate the weights of neural networks by flow matching."""
 
+from importlib import import_module
+
 from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS
 from geoflow.density import log_prob
@@ -26,6 +28,7 @@ __all__ = [
     "graph_of",
     "guide",
     "log_prob",
+    "own_task",
     "pack",
     "permute",
     "random_symmetry",
@@ -33,8 +36,18 @@ __all__ = [
     "rescale",
     "rule",
     "sample",
+    "scoreboard",
     "spec_of",
     "task_guidance",
     "to_pyg",
     "unpack",
 ]
+
+# matplotlib and scikit-learn, which only these need, are slow to import
+LATER = {"own_task": "geoflow.zoo.own", "scoreboard": "geoflow.evaluation.scoreboard"}
+
+
+def __getattr__(name: str) -> object:
+    if name in LATER:
+        return getattr(import_module(LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
