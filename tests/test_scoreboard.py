@@ -13,11 +13,11 @@ from geoflow.evaluation.scoreboard import scoreboard
 from geoflow.zoo.own import own_task
 from geoflow.zoo.train import train_zoo
 
-NETS = 24
+NETS = 40
 
 
 def build():
-    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def spec():
 
 def moved(thetas):
     """The same functions with their units in another order and on another scale."""
-    return geoflow.apply_symmetry(spec(), thetas, geoflow.random_symmetry(spec(), (len(thetas),), torch.Generator().manual_seed(1)))
+    generator = torch.Generator().manual_seed(1)
+    return torch.stack([geoflow.apply_symmetry(spec(), one, geoflow.random_symmetry(spec(), generator, one.dtype)) for one in thetas])
 
 
 def test_networks_that_were_trained_separately_are_new_and_copies_are_not(data, trained):

@@ -16,7 +16,7 @@ from geoflow.statistics import statistics_of
 from geoflow.zoo.tasks import Task
 
 SMALL = 64  # networks in an ensemble, the number that the literature reports
-Thetas = Float[Tensor, "nets weights"]
+Thetas = Float[Tensor, "_nets weights"]
 
 
 class Exam:

@@ -10,10 +10,10 @@ from geoflow.zoo.tasks import Target, Task
 
 
 def own_task(
-    x_train: Shaped[Tensor, "train ..."],
-    y_train: Shaped[Tensor, "train ..."],
-    x_test: Shaped[Tensor, "test ..."],
-    y_test: Shaped[Tensor, "test ..."],
+    x_train: Shaped[Tensor, "_train ..."],
+    y_train: Shaped[Tensor, "..."],
+    x_test: Shaped[Tensor, "_test ..."],
+    y_test: Shaped[Tensor, "..."],
     *,
     name: str = "own data",
     outputs: str = "classes",
