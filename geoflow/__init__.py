@@ -14,6 +14,7 @@ from geoflow.symmetry import apply_symmetry, permute, random_symmetry, rescale
 from geoflow.training import fit
 from geoflow.vector import pack, unpack
 from geoflow.wiring import check_spec, rule, spec_of
+from geoflow.zoo.files import read_networks, write_networks
 
 __all__ = [
     "FLOWS",
@@ -29,6 +30,7 @@ __all__ = [
     "pack",
     "permute",
     "random_symmetry",
+    "read_networks",
     "recalibrate",
     "rescale",
     "rule",
@@ -37,4 +39,5 @@ __all__ = [
     "task_guidance",
     "to_pyg",
     "unpack",
+    "write_networks",
 ]
