@@ -153,7 +153,7 @@ def _names(spec: NetworkSpec) -> set[str]:
     return {tensor.name for tensor in spec.tensors} | {name for name, _ in spec.aliases} | set(spec.rest)
 
 
-def _fits(spec: NetworkSpec, names: Iterable[str]) -> bool:
+def _fits(spec: NetworkSpec, names: Iterable) -> bool:
     """Return whether all weights have their names here, and no name is unknown. Of tied entries one is enough."""
     found = set(names)
     return found <= _names(spec) and all(found & tied for tied in _tied(spec).values())

@@ -85,7 +85,7 @@ def mistakes(
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
     x: Examples,
-    y: Int[Tensor, " examples"],
+    y: Shaped[Tensor, " examples"],
 ) -> Bool[Tensor, "nets examples"]:
     """Return which examples each network classifies wrongly. Raises ValueError as `evaluate` does."""
     chunks = predictors(network, spec, thetas, x, BATCH, None, outputs_of("classes").prediction)

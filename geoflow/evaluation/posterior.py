@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from geoflow.choices import choose
@@ -98,7 +98,7 @@ def graded(
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
     x: Examples,
-    y: Int[Tensor, " examples"],
+    y: Shaped[Tensor, " examples"],
     sizes: Sequence[int] = SIZES,
     pools: Sequence[str] = ("linear", "log"),
     groups: int = GROUPS,
@@ -126,7 +126,7 @@ def graded(
 
 
 @torch.no_grad()
-def grade(log_probs: Float[Tensor, "nets examples classes"], y: Int[Tensor, " examples"], pool: str = "linear") -> Graded:
+def grade(log_probs: Float[Tensor, "nets examples classes"], y: Shaped[Tensor, " examples"], pool: str = "linear") -> Graded:
     """Return the answers of the one ensemble of all members, whose log-probabilities are given, graded by the labels.
 
     Raises ValueError for an unknown pool, and for labels that are no classes.
@@ -209,7 +209,7 @@ def _answers(log_probs: Float[Tensor, "groups examples classes"], information: F
     return Answers(predicted, best.exp().float(), _entropy(log_probs).float(), information.float())
 
 
-def _graded(log_probs: Tensor, information: Tensor, y: Int[Tensor, " examples"]) -> Graded:
+def _graded(log_probs: Tensor, information: Tensor, y: Shaped[Tensor, " examples"]) -> Graded:
     CLASSES.check_fit(log_probs.shape[-1], y)
     y = y.long()
     found = _answers(log_probs, information)
