@@ -13,7 +13,7 @@ from geoflow.outputs import outputs_of
 from geoflow.outputs.reading import Output, Read, reader
 from geoflow.population import Rims, check_population, copy_of, faster_together, itself, run
 from geoflow.spec import NetworkSpec
-from geoflow.vector import State, unpack
+from geoflow.vector import State, metadata_of, unpack, with_metadata
 from geoflow.wiring.check import RoundedTo
 
 PART = 1000  # examples in work at once; the activations of a few hundred networks then fit the cache
@@ -42,7 +42,8 @@ def predictors(
     `batch` bounds the pairs of a network and an example in work at once. As a check, two networks are first loaded and run one by one, as a
     user would do it. They see the first `batch_size` examples, or a FEW of all. Then they are run together. If the outputs differ, all
     networks run one by one. This happens with modules that keep tables of their weights, and with operations that vmap does not know.
-    Networks also run one by one where this is faster (see `faster_together`).
+    Networks also run one by one where this is faster (see `faster_together`). A function must then be called before the next one is, or
+    after it, but not at the same time.
 
     Raises ValueError if thetas or x are empty, and for weights that are not finite or not of this network. Also raises it for inputs that
     the network does not take and for outputs that are no tensor. Without `batch_size`, it raises it if the output for an example depends on
@@ -68,7 +69,8 @@ def predictors(
         _check_company(alone, some, expected, tolerance, read)
     empty = _without_weights(network, spec).to(thetas.device)
     if not (faster_together(network, x) and _together(empty, _states(spec, pair), some, expected, tolerance, read)):
-        return (partial(_one, prediction, read, dtype, itself(network, unpack(spec, theta.to(dtype)))) for theta in thetas)
+        load = _loader(network, spec, empty.to(dtype), pair, some, expected, tolerance, read)
+        return (partial(_one, prediction, read, load(theta.to(dtype))) for theta in thetas)
     rims = Rims()  # shared by all chunks, because they have the same examples
     chunks = thetas.split(max(1, batch // min(batch_size or PART, examples)))
     return (partial(_all, prediction, read, dtype, empty, _states(spec, chunk.to(dtype)), rims) for chunk in chunks)
@@ -113,8 +115,34 @@ def _states(spec: NetworkSpec, thetas: Tensor) -> State:
     return {name: value.contiguous() for name, value in unpack(spec, thetas).items()}
 
 
-def _one(prediction: Callable, read: Read, dtype: torch.dtype, network: nn.Module, x: Examples) -> Tensor:
+def _one(prediction: Callable, read: Read, loaded: Callable[[], tuple[nn.Module, torch.dtype]], x: Examples) -> Tensor:
+    network, dtype = loaded()
     return prediction(read(call(network, in_precision(x, dtype))), -1).unsqueeze(0)
+
+
+def _loader(
+    network: nn.Module, spec: NetworkSpec, one: nn.Module, pair: Tensor, some: Examples, expected: Tensor, tolerance: float, read: Read
+) -> Callable[[Tensor], Callable[[], tuple[nn.Module, torch.dtype]]]:
+    """Return the function that loads a network when it is called.
+
+    To copy a small network takes longer than to run it. So one copy gets the weights of each network in turn. As a check, the copy `one`
+    first runs without weights, and then with those of the two networks that ran alone. If it keeps anything of earlier weights, each
+    network gets a copy.
+    """
+
+    def reload(theta: Tensor) -> tuple[nn.Module, torch.dtype]:
+        one.load_state_dict(with_metadata(unpack(spec, theta), metadata))
+        return one.train().eval(), theta.dtype
+
+    metadata = metadata_of(one.state_dict())
+    try:
+        call(one, some)
+        found = torch.stack([read(call(reload(theta)[0], some)) for theta in pair])
+    except (RuntimeError, ValueError, TypeError, AttributeError):  # it does not run without weights, or twice
+        found = expected * torch.nan
+    if _alike(found, expected, tolerance).all():
+        return lambda theta: partial(reload, theta)
+    return lambda theta: partial(lambda own: (own, theta.dtype), itself(network, unpack(spec, theta)))
 
 
 def _all(prediction: Callable, read: Read, dtype: torch.dtype, network: nn.Module, states: State, rims: Rims, x: Examples) -> Tensor:
