@@ -3,6 +3,7 @@
 from geoflow.canonical import canonicalize
 from geoflow.chart import FLOWS
 from geoflow.density import log_prob
+from geoflow.evaluation.merging import align_to, barrier, merge
 from geoflow.evaluation.metrics import evaluate
 from geoflow.flow import Flow
 from geoflow.graph import graph_of
@@ -19,7 +20,9 @@ from geoflow.zoo.files import read_networks, write_networks
 __all__ = [
     "FLOWS",
     "Flow",
+    "align_to",
     "apply_symmetry",
+    "barrier",
     "canonicalize",
     "check_spec",
     "evaluate",
@@ -27,6 +30,7 @@ __all__ = [
     "graph_of",
     "guide",
     "log_prob",
+    "merge",
     "pack",
     "permute",
     "random_symmetry",
