@@ -60,7 +60,7 @@ def merge(spec: NetworkSpec, states: Sequence[Network], weights: Sequence[float]
     True
     """
     thetas = _packed(spec, states)
-    share = torch.ones(len(thetas)) if weights is None else torch.tensor([float(weight) for weight in weights])
+    share = torch.tensor([1.0] * len(thetas) if weights is None else [float(weight) for weight in weights], dtype=torch.float64)
     if len(share) != len(thetas) or not (share >= 0).all() or not share.sum() > 0:
         raise ValueError(f"weights must be {len(thetas)} numbers, one for each network, at least 0 and not all 0, not {weights}.")
     balanced, factors = balance_by(spec, thetas)
