@@ -260,9 +260,9 @@ def test_a_batch_of_no_example_is_an_error(batch_size, data, generator):
 def test_outputs_that_are_no_tensor_are_named(data, generator):
     class Named(Company):
         def forward(self, x):
-            return {"logits": super().forward(x)}
+            return {"logits": super().forward(x).argmax(-1)}
 
     x, y = data
     network, spec = Named(), spec_of(Company(), x)
-    with pytest.raises(ValueError, match=r"Named gives a dict, not a tensor of outputs \[examples, units\]"):
+    with pytest.raises(ValueError, match=r"Named gives a dict without a tensor of outputs \[examples, units\]: its entries are 'logits'"):
         evaluate(network, spec, several(network, spec, generator), x, y)
