@@ -7,6 +7,7 @@ from itertools import pairwise, product
 from torch import Tensor
 
 from geoflow.spec import ONE_UNIT, SYMMETRIES, NetworkSpec, Piece, Site, TensorSpec, Wire
+from geoflow.vector import metadata_of
 from geoflow.wiring.labels import Part, Value
 from geoflow.wiring.ledger import Ledger
 
