@@ -11,22 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lab.architectures import architectures_of
-from lab.assess import Exam, assess
 from lab.checks import device_of
 from lab.collect import Collected, collect_each, fitted_to
 from lab.draw import measuring_examples, own_flow
 from lab.folder import commit, flow_file, read_json, read_samples, samples_file, today, write_json
-from matplotlib.figure import Figure
 
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import write_overview, write_report
+from geoflow.evaluation.scoreboard import Scoreboard, scoreboard
 from geoflow.evaluation.tables import metrics_table
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 
 
 def rescore(run: Path, device: str) -> dict:
-    """Score the networks of a run folder by `assess` as it is today. Write the metrics, and return them."""
+    """Score the networks of a run folder by the scoreboard as it is today. Write the metrics, and return them."""
     old, config = (read_json(run / name) for name in ("metrics.json", "config.json"))
     config = today(config)
     flow, found = Flow.load(flow_file(str(run)), device), collect_each(config, device)
@@ -35,9 +34,9 @@ def rescore(run: Path, device: str) -> dict:
     new = {"rescored": {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}}
     blocks, olds = {}, old.get("architectures", {"": old})
     for label, one in found.items():
-        metrics, figures = rescored(own_flow(flow, one), one, run, label, config, device)
-        blocks[label] = metrics | {name: value for name, value in olds[label].items() if name not in metrics}
-        save_figures(run / label / "figures", figures)
+        board = rescored(own_flow(flow, one), one, run, label, config, device)
+        blocks[label] = {**board.metrics} | {name: value for name, value in olds[label].items() if name not in board.metrics}
+        save_figures(run / label / "figures", board.figures)
         write_report(run / label, old | blocks[label] | new | {"flow": config["flow"]}, {**config, **architectures_of(config)[label]})
     metrics = old | blocks.get("", {"architectures": blocks}) | new | {"flow": config["flow"]}
     write_json(run / "metrics.json", metrics)
@@ -46,11 +45,13 @@ def rescore(run: Path, device: str) -> dict:
     return metrics
 
 
-def rescored(flow: Flow, found: Collected, run: Path, label: str, config: Mapping, device: str) -> tuple[dict, Mapping[str, Figure]]:
+def rescored(flow: Flow, found: Collected, run: Path, label: str, config: Mapping, device: str) -> Scoreboard:
     """Return the scores of today, and figures, of the saved networks of one architecture."""
-    exam, samples = Exam(found.network, found.spec, found.task, device), read_samples(samples_file(str(run), label))
-    seen = measuring_examples(found.spec, found.task, config, config["seed"])
-    return assess(exam, flow, found.fitted, found.heldout, samples.thetas, None, randomness(config["seed"], "evaluate"), seen)
+    samples, seen = read_samples(samples_file(str(run), label)), measuring_examples(found.spec, found.task, config, config["seed"])
+    return scoreboard(
+        found.network, found.spec, found.fitted, samples.thetas, found.task, flow, found.heldout.networks,
+        seen=seen, generator=randomness(config["seed"], "evaluate"), device=device,
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from geoflow.objectives import Objective, losses
 from geoflow.spec import NetworkSpec
 
 
+@torch.inference_mode(False)  # whatever mode the caller is in
 def descend(
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],

@@ -5,7 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,16 +14,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from geoflow.canonical.matching import check_zoo
+from geoflow.examples import Examples, arguments, leading
+from geoflow.outputs.reading import Read
 from geoflow.spec import NetworkSpec
-from geoflow.vector import check_state
+from geoflow.vector import check_state, metadata_of, with_metadata
 
 MOST = 0.9  # if a larger share of the inputs varies, selecting them costs more than it saves
 
 
 def run(
-    network: nn.Module, states: Mapping[str, Tensor], x: Shaped[Tensor, "examples ..."], rims: "Rims | None" = None
+    network: nn.Module, states: Mapping[str, Tensor], x: Examples, rims: "Rims | None" = None, read: Read = lambda returned: returned
 ) -> Float[Tensor, "nets examples ..."]:
     """Return the outputs of all networks whose state dicts are stacked in `states` [nets, ...].
+
+    x is a tensor [examples, ...], or several as in `geoflow.examples`. `read` takes the tensor of outputs out of what a network returns.
 
     Only the forward pass of `network` matters, not its weights. A module may keep a table of its weights. If the forward pass makes it, it
     ends with this call. If it was made before, by eval() or by an earlier pass of the caller's, it belongs to the module's own weights and
@@ -37,9 +41,12 @@ def run(
     torch.Size([5, 7, 2])
     """
 
+    args, kwargs = arguments(network, x)
+
     def outputs(state: dict[str, Tensor]) -> Tensor:
         fresh = deepcopy(network, {id(entry): entry for entry in network.state_dict(keep_vars=True).values()})
-        return functional_call(fresh, state, (x,), tie_weights=False)  # a state dict holds tied weights under each of their names
+        # a state dict holds tied weights under each of their names
+        return read(functional_call(fresh, state, args, kwargs, tie_weights=False))
 
     if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap does not support recurrent layers
         nets = len(next(iter(states.values())))
@@ -48,7 +55,7 @@ def run(
         return vmap(outputs)(dict(states))
 
 
-def faster_together(network: nn.Module, x: Shaped[Tensor, "examples ..."]) -> bool:
+def faster_together(network: nn.Module, x: Examples) -> bool:
     """Return whether `run` is faster than one network after the other.
 
     On a GPU it always is. On a CPU it is if only linear layers read rows of numbers, because their products can be joined to wide ones. All
@@ -56,8 +63,8 @@ def faster_together(network: nn.Module, x: Shaped[Tensor, "examples ..."]) -> bo
     and 69, cnn 114 and 49, resnet 112 and 69, residual_mlp 5 and 3. 1,000 mlps together take a quarter of the time.
     """
     learned = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
-    rows = x.ndim == 2 and x.is_floating_point()
-    return x.device.type != "cpu" or (rows and all(isinstance(module, nn.Linear) for module in learned))
+    rows = isinstance(x, Tensor) and x.ndim == 2 and x.is_floating_point()
+    return leading(x).device.type != "cpu" or (rows and all(isinstance(module, nn.Linear) for module in learned))
 
 
 def itself(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -66,7 +73,7 @@ def itself(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Modules may keep tables of their weights and drop them when training begins. So training mode is switched on and off once.
     """
     twin = copy_of(network).to(next(value for value in state.values() if value.is_floating_point()))
-    twin.load_state_dict(state)
+    twin.load_state_dict(with_metadata(state, metadata_of(twin.state_dict())))
     return twin.train().eval()
 
 

@@ -1,7 +1,9 @@
 """Check the zoos that a flow is fitted to: one, or several of different architectures."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
 from jaxtyping import Float
@@ -52,6 +54,24 @@ def _checked(thetas: Tensor, batch: int, which: str) -> Tensor:
         raise ValueError(f"batch={batch} is more than the {len(thetas)} networks of {which}. Choose a smaller batch or a larger zoo.")
     thetas = thetas.detach()
     return thetas.to(torch.promote_types(thetas.dtype, torch.float32))
+
+
+def check_copies(thetas: Float[Tensor, "nets weights"]) -> None:
+    """Warn if networks are copies of others, to the last bit. Raises ValueError if all networks are one.
+
+    >>> check_copies(torch.ones(3, 2))
+    Traceback (most recent call last):
+    ValueError: All 3 networks are identical. A flow needs at least 2 that differ. Were they read from one file?
+    """
+    different = len({sha256(theta.detach().cpu().contiguous().numpy().tobytes()).digest() for theta in thetas})
+    if different == 1:
+        raise ValueError(f"All {len(thetas)} networks are identical. A flow needs at least 2 that differ. Were they read from one file?")
+    if copies := len(thetas) - different:
+        warnings.warn(
+            f"{copies} of the {len(thetas)} networks are copies of others, so {different} are different. The flow sees networks with "
+            "copies more often. thetas.unique(dim=0) has each network once.",
+            stacklevel=4,
+        )
 
 
 def _check_together(specs: Sequence[NetworkSpec]) -> None:

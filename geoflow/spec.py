@@ -1,6 +1,7 @@
 """Define the table of a network: its sites, its tensors and its symmetries."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import prod
@@ -144,6 +145,7 @@ class NetworkSpec:
     - `rest` holds the entries of the state dict outside the weight vector, with the values of the traced network. Examples are counters,
       masks, tables of positions, and entries that the forward pass never uses.
     - `constants` are the names of those entries of `rest` that the forward pass uses. All networks of a zoo share their values.
+    - `metadata` holds the versions of the modules, as torch keeps them beside a state dict. Some modules refuse a state dict without them.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -162,6 +164,7 @@ class NetworkSpec:
     aliases: tuple[tuple[str, str], ...] = ()
     constants: tuple[str, ...] = ()
     rest: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    metadata: dict[str, dict] = field(default_factory=dict, compare=False)
 
     @cached_property
     def weights(self) -> int:
@@ -184,7 +187,8 @@ class NetworkSpec:
 
     def to_json(self) -> str:
         """The table as JSON, without `rest`. Its tensors are stored beside the JSON."""
-        return json.dumps({key: _plain(getattr(self, key)) for key in ("sites", "tensors", "wires", "aliases", "constants")})
+        table = {key: _plain(getattr(self, key)) for key in ("sites", "tensors", "wires", "aliases", "constants")}
+        return json.dumps(table | {"metadata": {path: _storable(about) for path, about in self.metadata.items()}})
 
     @classmethod
     def from_json(cls, text: str, rest: dict[str, Tensor]) -> "NetworkSpec":
@@ -198,8 +202,13 @@ class NetworkSpec:
         # older files have no wires: they hold pairs of added sites
         wires = tuple(Wire(**wire) for wire in table.get("wires", ())) + tuple(Wire(*link, "sum") for link in table.get("links", ()))
         aliases = tuple(map(tuple, table["aliases"]))
-        return cls(sites, tensors, wires, aliases, tuple(table.get("constants", ())), rest)  # older files have no constants
+        # older files have no constants and no metadata
+        return cls(sites, tensors, wires, aliases, tuple(table.get("constants", ())), rest, table.get("metadata", {}))
 
 
 def _plain(rows):
     return [row if isinstance(row, tuple | str) else asdict(row) for row in rows]
+
+
+def _storable(about: Mapping) -> dict:
+    return {key: value for key, value in about.items() if isinstance(value, str | int | float | None)}

@@ -21,7 +21,7 @@ from geoflow.couplings import COUPLINGS
 from geoflow.flow import Flow, Member, build_flow
 from geoflow.frame import UNTURNED, Examples, metric_frame
 from geoflow.graph import graph_of
-from geoflow.several import listed, zoos_of
+from geoflow.several import check_copies, listed, zoos_of
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
 from geoflow.targets import PREDICTIONS, WEIGHTINGS
@@ -105,7 +105,8 @@ def fit(
     - `checkpoint` is a path. The state of the training is written there every `every` iterations, and training continues from it. On the
       CPU the result has the same bits as that of an uninterrupted training.
 
-    Raises ValueError for an unknown name, for fewer than 2 networks or fewer than `batch`, and for networks with NaN. On spheres it also
+    Warns if networks are copies of others. Raises ValueError for an unknown name, for fewer than 2 different networks, for fewer than
+    `batch`, and for networks with NaN. On spheres it also
     refuses dead units, whose incoming weights are all zero. A checkpoint of another configuration is refused too. Several zoos may not be
     of one architecture, nor have different inputs or outputs. Raises FloatingPointError if the loss is not finite.
 
@@ -120,10 +121,11 @@ def fit(
     config |= {"weighting": weighting, "sizes": dict(sizes or {}), "iterations": iterations, "batch": batch}
     config |= {"lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
     config |= {} if conditions is None else {"condition_dropout": condition_dropout}
-    untrained, points = prepare(spec, thetas, config, inputs, conditions)
-    if velocity == AUTO and progress:
-        tqdm.write(untrained.config["reason"])
-    return train(untrained.to(device), points, checkpoint, every, progress, conditions)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+        untrained, points = prepare(spec, thetas, config, inputs, conditions)
+        if velocity == AUTO and progress:
+            tqdm.write(untrained.config["reason"])
+        return train(untrained.to(device), points, checkpoint, every, progress, conditions)
 
 
 def prepare(
@@ -139,6 +141,8 @@ def prepare(
     """
     check_config(config)
     zoos = zoos_of(spec, thetas, config["batch"])
+    for zoo in zoos:
+        check_copies(zoo.thetas)
     several = inputs if isinstance(inputs, Mapping) else {"": inputs}
     if inputs is not None and (wrong := [part for part in several.values() if not isinstance(part, Tensor)]):
         raise ValueError(f"inputs must be a tensor [examples, ...] of what the networks read, not {type(wrong[0]).__name__}.")

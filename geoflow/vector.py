@@ -1,21 +1,30 @@
 """Turn state dicts into weight vectors and back."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from geoflow.spec import NetworkSpec, TensorSpec
+from geoflow.states import opened, say, shapes_of
 
 State = Mapping[str, Tensor]
 
 
-def pack(spec: NetworkSpec, state: State | Sequence[State]) -> Float[Tensor, "*batch weights"]:
+def pack(spec: NetworkSpec, state: Mapping | nn.Module | Iterable[Mapping | nn.Module]) -> Float[Tensor, "*batch weights"]:
     """Turn state dicts into weight vectors. The tensors of a state dict are laid one after the other, in the order of the spec.
 
-    One state dict gives a vector [weights]. A sequence of state dicts gives a zoo [nets, weights]. The entries of one state dict may be
-    stacked along leading axes, as `torch.func.stack_module_state` stacks them. These axes come first in the result.
+    One state dict, or one module, gives a vector [weights]. Several of them, in any iterable, give a zoo [nets, weights]. The entries of
+    one state dict may be stacked along leading axes, as `torch.func.stack_module_state` stacks them. These axes come first in the result.
+    Entries may be numpy arrays.
+
+    Checkpoints that hold a state dict, and state dicts whose names have prefixes, are opened if the names then fit (see
+    `geoflow.states.opened`). One warning says so. Another one names entries that differ from those of the traced network, if a weight
+    vector does not hold them, because the forward pass does not read them.
 
     Raises ValueError if an entry is missing, is unknown, has a wrong shape, or is not finite. It also raises ValueError if tied entries
     differ, or if a constant of the forward pass differs from that of the traced network. The message names the entry, and the network.
@@ -25,27 +34,55 @@ def pack(spec: NetworkSpec, state: State | Sequence[State]) -> Float[Tensor, "*b
     >>> spec = geoflow.spec_of(network, torch.zeros(1, 4))
     >>> geoflow.pack(spec, network.state_dict()).shape
     torch.Size([23])
+    >>> geoflow.pack(spec, (network for _ in range(5))).shape
+    torch.Size([5, 23])
     """
-    if isinstance(state, Mapping):
-        check_state(spec, state)
-        return torch.cat([_part(tensor, state[tensor.name]) for tensor in spec.tensors], -1)
-    if len(state) == 0:
-        raise ValueError("The zoo is empty: pack needs at least one state dict.")
-    thetas = []
+    if isinstance(state, Mapping | nn.Module):
+        theta, how, lost = packed(spec, state)
+        say([how])
+        say_lost(lost)
+        return theta
+    if isinstance(state, str | bytes | PathLike) or not isinstance(state, Iterable):
+        cure = "Read files with geoflow.read_networks." if isinstance(state, str | PathLike) else "Pass networks, or their state dicts."
+        raise ValueError(f"pack takes networks and state dicts, not a {type(state).__name__}. {cure}")
+    found = []
     for index, one in enumerate(state):
-        if not isinstance(one, Mapping):
-            raise ValueError(f"Network {index} of the zoo is a {type(one).__name__}, not a state dict: pass network.state_dict().")
         try:
-            thetas.append(pack(spec, one))
+            found.append(packed(spec, one))
         except ValueError as error:
             raise ValueError(f"Network {index} of the zoo: {error}") from error
+    if not found:
+        raise ValueError("The zoo is empty: pack needs at least one state dict.")
+    thetas, ways, lost = zip(*found, strict=True)
+    say(ways)
+    say_lost(next(filter(None, lost), []))
     return torch.stack(thetas)
+
+
+def packed(spec: NetworkSpec, given: object, entry: str | None = None) -> tuple[Float[Tensor, "*batch weights"], str, list[str]]:
+    """Return the weight vector of one network, how its state dict was found (see `opened`), and which entries the vector does not hold."""
+    found = opened(spec, given, entry)
+    check_state(spec, found.state)
+    theta = torch.cat([_part(tensor, found.state[tensor.name]) for tensor in spec.tensors], -1)
+    return theta, found.how, _lost(spec, found.state)
+
+
+def say_lost(names: Sequence[str]) -> None:
+    """Warn that entries differ from those of the traced network, and that a weight vector does not hold them."""
+    if names:
+        more = f" and {len(names) - 1} more entries" if len(names) > 1 else ""
+        warnings.warn(
+            f"{names[0]!r}{more} of the state dict differ from those of the traced network, and its forward pass in evaluation mode does "
+            "not read them. A weight vector does not hold them: unpack gives those of the traced network.",
+            stacklevel=3,
+        )
 
 
 def unpack(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[str, Tensor]:
     """Turn weight vectors back into a state dict, complete for `load_state_dict(strict=True)`.
 
     Leading axes of `theta` become leading axes of every entry. Entries outside the weight vector have the values of the traced network.
+    Each entry has memory of its own, so a saved network is as large as one network. Tied entries share theirs, as in a state dict.
 
     Raises ValueError if the vectors have another length than the spec.
 
@@ -58,25 +95,46 @@ def unpack(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[st
     """
     if theta.shape[-1] != spec.weights:
         raise ValueError(f"A weight vector of length {theta.shape[-1]} does not fit this spec. Its networks have {spec.weights} weights.")
-    batch, state = theta.shape[:-1], {}
+    batch, parts = theta.shape[:-1], {}
     for tensor, part in zip(spec.tensors, theta.split([tensor.numel for tensor in spec.tensors], -1), strict=True):
-        part = part.reshape((*batch, *tensor.shape))
-        state[tensor.name] = torch.cat([state[tensor.name], part], len(batch)) if tensor.start else part
+        parts.setdefault(tensor.name, []).append(part.reshape((*batch, *tensor.shape)))
+    state = {name: torch.cat(some, len(batch)) if len(some) > 1 else _own(some[0]) for name, some in parts.items()}
     rest = {name: value.to(theta if value.is_floating_point() else theta.device) for name, value in spec.rest.items()}
     rest = {name: value.expand((*batch, *value.shape)).clone() for name, value in rest.items()}
     tied = {name: state[packed] for name, packed in spec.aliases}
-    return state | tied | rest
+    return with_metadata(state | tied | rest, spec.metadata)
 
 
-def check_state(spec: NetworkSpec, state: State) -> None:
+def with_metadata(state: Mapping[str, Tensor], metadata: Mapping[str, Mapping]) -> dict[str, Tensor]:
+    """Return a state dict with what torch keeps beside it: the version of each module."""
+    state = OrderedDict(state)  # a dict has no attributes
+    if metadata:
+        state._metadata = OrderedDict(metadata)
+    return state
+
+
+def metadata_of(state: Mapping[str, Tensor]) -> dict[str, dict]:
+    """Return what torch keeps beside a state dict: the version of each module. It is empty if there is nothing."""
+    return {path: dict(about) for path, about in getattr(state, "_metadata", {}).items()}
+
+
+def _own(part: Tensor) -> Tensor:
+    return part.clone(memory_format=torch.contiguous_format)
+
+
+def check_state(spec: NetworkSpec, state: Mapping) -> None:
     """Raise ValueError if a state dict is of another architecture, or if it holds NaN or Inf.
 
     The entries may be stacked along leading axes.
     """
-    shapes = {t.name: (t.start + t.shape[0], *t.shape[1:]) if t.shape else () for t in spec.tensors}  # the last tensor sets the shape
+    shapes = shapes_of(spec)
+    foreign = set(state) - set(shapes) - set(spec.rest) - {name for name, _ in spec.aliases}
+    if wrong := [name for name in state if name not in foreign and not isinstance(state[name], Tensor)]:
+        raise ValueError(f"{wrong[0]!r} is a {type(state[wrong[0]]).__name__}, not a tensor.")
     for name, shape in shapes.items():
         if name not in state:
-            raise ValueError(f"entry {name!r} is missing; the architecture is not the one that was traced.")
+            instead = f" Unknown to it: {min(foreign)!r}." if foreign else ""
+            raise ValueError(f"entry {name!r} is missing; the architecture is not the one that was traced.{instead}")
         found = tuple(state[name].shape)
         if found[len(found) - len(shape) :] != shape or len(found) < len(shape):
             raise ValueError(f"{name!r} has shape {found}, the traced network {shape}: two architectures.")
@@ -97,8 +155,14 @@ def check_state(spec: NetworkSpec, state: State) -> None:
                 f"{name!r} is a constant of the forward pass and differs from that of the traced network. A weight vector cannot hold it. "
                 "All networks of a zoo must share their constants. Make it a parameter if every network has its own."
             )
-    if foreign := set(state) - set(shapes) - set(spec.rest) - {name for name, _ in spec.aliases}:
+    if foreign:
         raise ValueError(f"entries {sorted(foreign)} are unknown to the traced network.")
+
+
+def _lost(spec: NetworkSpec, state: Mapping) -> list[str]:
+    """The real entries that a weight vector does not hold and that differ from those of the traced network. Counters are left out."""
+    rest = {name: value for name, value in spec.rest.items() if name not in spec.constants and value.is_floating_point()}
+    return [name for name, traced in rest.items() if name in state and not _is_constant(state[name], traced)]
 
 
 def _is_constant(found: Tensor, traced: Tensor) -> bool:

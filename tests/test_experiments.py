@@ -278,7 +278,7 @@ def scores(accuracy: float, nll: float) -> dict:
 @pytest.mark.parametrize(
     ("task", "zoo", "generated", "mean", "words"),
     [
-        ("digits", (0.9, 0.3), (0.5, 1.0), (0.8, 0.5), "Try more iterations or a larger zoo (runs=...), and the command stages"),
+        ("digits", (0.9, 0.3), (0.5, 1.0), (0.8, 0.5), "Try more iterations or a zoo of more training runs, and look at the stages"),
         ("digits", (0.9, 0.3), (0.88, 0.305), (0.89, 0.302), "but these are near the zoo"),
         ("digits", (0.9, 0.3), (0.85, 0.4), (0.95, 0.2), "of networks of the zoo too"),
         ("digits", (0.9, 0.3), (0.85, 0.4), (0.8, 0.5), None),
@@ -778,7 +778,7 @@ def test_rivals_refuse_a_zoo_from_one_start(place, finished, tmp_path):
 
 
 def test_small_ensembles_stand_beside_large_ones(finished, place, monkeypatch):
-    monkeypatch.setattr("lab.assess.SMALL", 2)
+    monkeypatch.setattr("geoflow.evaluation.exam.SMALL", 2)
     ensembles = read(launch(place, "evaluate", named=(), checkpoint=str(finished)), "metrics.json")["ensemble"]
     assert {name: one["n"] for name, one in ensembles.items()} == {"generated": 8, "generated_2": 2}
     assert ensembles["generated_2"]["log_pool"]["nll"] != ensembles["generated"]["log_pool"]["nll"]

@@ -173,11 +173,19 @@ def test_labels_of_no_class_are_refused(networks):
 
 
 @pytest.mark.parametrize("how", [{}, {"batch_size": 10}])
-def test_a_network_with_one_class_is_refused(how):
-    network = nn.Linear(2, 1)
-    spec = geoflow.spec_of(network, torch.zeros(1, 2))
-    with pytest.raises(ValueError, match=r"gives 1 number for each example\. A distribution over classes needs at least 2"):
-        answers(network, spec, torch.zeros(4, 3), torch.zeros(5, 2), **how)
+def test_a_network_with_one_logit_tells_two_classes_apart(how, generator):
+    """It answers as the network whose other logit is always 0."""
+    one, two = nn.Linear(2, 1), nn.Linear(2, 2)
+    thetas, x = torch.randn(4, 3, generator=generator), torch.randn(15, 2, generator=generator)
+    both = torch.cat([torch.zeros(4, 2), thetas[:, :2], torch.zeros(4, 1), thetas[:, 2:]], 1)
+    y = torch.randint(2, (15,), generator=generator)
+    found, expected = (
+        graded(network, geoflow.spec_of(network, x), nets, x, y, **how)["linear"][2] for network, nets in ((one, thetas), (two, both))
+    )
+    for got, wanted in ((found.nll, expected.nll), (found.brier, expected.brier), (found.answers.entropy, expected.answers.entropy)):
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="y holds classes 2 to 2, but the network tells 2 apart"):
+        graded(one, geoflow.spec_of(one, x), thetas, x, torch.full((15,), 2), **how)
 
 
 # Any kind of outputs

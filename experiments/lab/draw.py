@@ -77,16 +77,6 @@ def measuring_examples(spec: NetworkSpec, task: Task, config: Mapping, seed: int
     return task.x_train[some]
 
 
-def recalibrated(spec: NetworkSpec, seen: Tensor | None) -> dict[str, int | None]:
-    """Return for the record on how many examples running statistics were measured anew.
-
-    The number is 0 if they were not measured anew, and None if the networks have none.
-    """
-    if not len(statistics_of(spec)):
-        return {"recalibrated": None}
-    return {"recalibrated": 0 if seen is None else len(seen)}
-
-
 def load_flow(config: Mapping) -> Flow:
     """Load the saved flow of the checkpoint onto the chosen device."""
     return Flow.load(flow_file(config["checkpoint"]), device_of(config["device"]))

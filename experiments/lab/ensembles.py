@@ -7,12 +7,12 @@ from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from geoflow.evaluation.exam import SMALL, Exam
 from geoflow.evaluation.growing import SIZES, scores_by_size
 from geoflow.evaluation.posterior import answers, graded
 from geoflow.evaluation.posterior_plots import plot_ensembles, plot_outside, plot_reliability, plot_selective
 from geoflow.evaluation.records import numbers_record, outside_record, reliability_record, scores_record, selective_record
 from geoflow.zoo.store import Zoo
-from lab.assess import SMALL, Exam
 
 Thetas = Float[Tensor, "nets weights"]
 

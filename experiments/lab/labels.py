@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from geoflow.evaluation.exam import Exam
 from geoflow.evaluation.metrics import summary
 from geoflow.flow import Flow
 from geoflow.objectives import Objective, task_objective
@@ -13,7 +14,6 @@ from geoflow.randomness import randomness, seed_global
 from geoflow.spec import NetworkSpec
 from geoflow.vector import pack
 from geoflow.zoo.tasks import Task
-from lab.assess import Exam
 from lab.checks import device_of
 from lab.collect import network_for
 from lab.draw import reopen

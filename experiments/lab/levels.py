@@ -6,11 +6,11 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from geoflow.evaluation.exam import Exam
 from geoflow.evaluation.metrics import summary
 from geoflow.flow import Flow
 from geoflow.spec import NetworkSpec
 from geoflow.zoo.tasks import Task
-from lab.assess import Exam
 from lab.conditions import training_nll
 from lab.draw import generate
 

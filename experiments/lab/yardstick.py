@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from geoflow.evaluation.exam import Exam
 from geoflow.evaluation.metrics import summary
 from lab.architectures import network_settings
-from lab.assess import Exam
 from lab.checks import device_of
 from lab.collect import made_with, whole_zoo
 

@@ -137,7 +137,7 @@ STUDIES: dict[str, Study] = {
         "Asking a flow for a level of the loss, or for a data set",
         "Do generated networks have what was asked for?",
         {
-            "digits, asked for an NLL": Row(("digits", "condition=nll", "runs=512", "snapshots=6", "zoo.every=6")),
+            "digits, asked for an NLL": Row(("digits", "condition=nll", "runs=512", "snapshots=20", "zoo.every=2")),
             "MNIST and Fashion-MNIST, asked for one": Row(
                 ("mnist", "task=mnist,fashion", "condition=task", "runs=1024", "iterations=6000", "batch=64", "zoo.seed=0")
             ),

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import torch
 from configuration import ex
-from lab.assess import Exam, spread_and_scores
 from lab.checks import device_of
 from lab.collect import collect_own
 from lab.draw import generate, measuring_examples, reopen
@@ -13,6 +12,7 @@ from lab.options import plainly
 from torch import Tensor
 
 from geoflow.evaluation.comparisons import plot_curve, plot_sharpness
+from geoflow.evaluation.exam import Exam, spread_and_scores
 from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.stages import brought_back, layer_by_layer

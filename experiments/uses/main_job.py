@@ -7,16 +7,16 @@ import torch
 from configuration import ex
 from lab.advice import advice
 from lab.architectures import architectures_of, tasks_of
-from lab.assess import Exam, assess
 from lab.checks import device_name, device_of
 from lab.collect import Collected, at_terminal, cache_of, collect_each, join
-from lab.draw import generate, guidance_of, measuring_examples, own_flow, recalibrated, sampling_settings
+from lab.draw import generate, guidance_of, measuring_examples, own_flow, sampling_settings
 from lab.folder import Samples, commit, save_samples, write_json
 from lab.levels import levels
 from lab.options import flow_settings, plainly
 
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.report import write_overview, write_report
+from geoflow.evaluation.scoreboard import recalibrated, scoreboard
 from geoflow.evaluation.tables import levels_table, metrics_table
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
@@ -83,9 +83,12 @@ def draw_and_score(flow: Flow, found: Collected, config: Mapping, folder: Path, 
         made = flow_settings(config) | sampling_settings(config) | recalibrated(spec, seen)
         save_samples(folder / "samples.safetensors", Samples(thetas, spec, made))
     with timed(seconds, "evaluate"):
-        exam = Exam(network, spec, task, device_of(config["device"]))
-        metrics, figures = assess(exam, flow, found.fitted, found.heldout, thetas, paths, randomness(seed, "evaluate"), seen)
-        save_figures(folder / "figures", figures)
+        board = scoreboard(
+            network, spec, found.fitted, thetas, task, flow, found.heldout.networks, seen=seen, paths=paths,
+            generator=randomness(seed, "evaluate"), device=device_of(config["device"]),
+        )  # fmt: skip
+        metrics = dict(board.metrics)
+        save_figures(folder / "figures", board.figures)
         if config["condition"] == "nll":
             metrics["condition"] = levels(flow, network, spec, task, config, device_of(config["device"]))
-    return metrics | {"parameters": spec.weights}
+    return metrics

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from configuration import ex
 from lab.architectures import architectures_of, label_of, network_settings, own_label
-from lab.assess import Exam, score
 from lab.checks import device_of
 from lab.collect import network_for, task_for
 from lab.draw import (
@@ -13,7 +12,6 @@ from lab.draw import (
     guidance_of,
     load_flow,
     measuring_examples,
-    recalibrated,
     recalibrates,
     reopen,
     sampling_settings,
@@ -24,6 +22,8 @@ from lab.options import plainly
 from lab.yardstick import recipe_of, with_trained
 from sacred.run import Run
 
+from geoflow.evaluation.exam import Exam, score
+from geoflow.evaluation.scoreboard import recalibrated
 from geoflow.guidance import Diverged, no_guidance
 from uses.writing import folder_of, report, timed
 

@@ -4,7 +4,6 @@ import torch
 from configuration import ex
 from jaxtyping import Shaped
 from lab.architectures import own_label
-from lab.assess import Exam
 from lab.checks import device_of
 from lab.collect import collect_each, fitted_to, made_with, outside_of
 from lab.draw import generate, reopen
@@ -13,6 +12,7 @@ from lab.folder import write_json
 from lab.options import plainly
 
 from geoflow.evaluation.ensemble_tables import ensembles_table
+from geoflow.evaluation.exam import Exam
 from geoflow.evaluation.plots import save_figures
 from geoflow.randomness import randomness
 from geoflow.zoo.tasks import Task

@@ -7,7 +7,6 @@ from statistics import fmean
 import torch
 from configuration import ex
 from lab.architectures import network_settings
-from lab.assess import SMALL
 from lab.checks import InputError, device_of
 from lab.collect import made_with, network_for
 from lab.draw import generate, reopen
@@ -17,6 +16,7 @@ from rivals.methods import NOT_OF_A_RUN, RIVALS, Setting, said_by, timed
 from torch import Tensor
 
 from geoflow.evaluation.ensemble_tables import rivals_table
+from geoflow.evaluation.exam import SMALL
 from geoflow.evaluation.posterior import mean_and_spread
 from geoflow.evaluation.records import pooled_record
 from geoflow.outputs import outputs_of

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from configuration import ex
 from lab.architectures import architectures_of, label_of, sized_network
-from lab.assess import Exam, score
 from lab.checks import device_of
 from lab.draw import generate, reopen
 from lab.folder import described, write_json
@@ -12,6 +11,7 @@ from lab.options import plainly
 from lab.yardstick import recipe_of, with_trained
 
 from geoflow.evaluation.comparisons import plot_widths
+from geoflow.evaluation.exam import Exam, score
 from geoflow.evaluation.plots import save_figures
 from geoflow.evaluation.tables import metrics_table
 from geoflow.sampling import sample

@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from geoflow.spec import NetworkSpec, Piece, TensorSpec
-from geoflow.symmetry import rescale
+from geoflow.symmetry import Groups, rescale
 
 EDGES = ("weight", "gain", "parameter")
 
@@ -33,10 +33,17 @@ def balance(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> Float[
     >>> bool(balanced["0.weight"].norm(dim=1).allclose(torch.ones(3)))
     True
     """
+    return balance_by(spec, theta)[0]
+
+
+def balance_by(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> tuple[Float[Tensor, "*batch weights"], Groups]:
+    """Return what `balance` returns, and the factors [`*batch`, units] that it gave to the units of each group."""
+    factors = {}
     for group, index in incoming(spec).items():
         norm = _norms(theta, index)
-        theta = rescale(spec, theta, {group: torch.where(_alive(norm), 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 1.0)})
-    return theta
+        factors[group] = torch.where(_alive(norm), 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 1.0)
+        theta = rescale(spec, theta, {group: factors[group]})
+    return theta, factors
 
 
 def sphere_rows(spec: NetworkSpec) -> tuple[Int[Tensor, "_units _dim"], ...]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from geoflow.canonical import balance
 from geoflow.evaluation.predictions import divided, predicted, predictors
+from geoflow.examples import Examples, leading, rows
 from geoflow.outputs import outputs_of
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
@@ -28,7 +29,7 @@ def pairwise(
     generated: Float[Tensor, "generated weights"],
     zoo: Float[Tensor, "trained weights"],
     run_of: Int[Tensor, " trained"],
-    x: Shaped[Tensor, "examples ..."],
+    x: Examples,
     y: Shaped[Tensor, "examples ..."],
     generator: torch.Generator,
     outputs: str = "classes",
@@ -54,9 +55,9 @@ def pairwise(
     >>> found["generated_zoo"]["iou"], found["generated_zoo"] == found["zoo_zoo"]
     (1.0, False)
     """
-    outputs_of(outputs).check(x, y)
-    rows = torch.randperm(len(x), generator=generator)[:EXAMPLES].to(x.device)
-    x, y = x[rows], y[rows]
+    outputs_of(outputs).check(leading(x), y)
+    chosen = torch.randperm(len(y), generator=generator)[:EXAMPLES].to(y.device)
+    x, y = rows(x, chosen), y[chosen]
     runs = {"generated": -1 - torch.arange(len(generated)), "zoo": run_of}  # a generated network is a run of its own
     whole = {"generated": generated, "zoo": zoo}
     some = {kind: torch.randperm(len(thetas), generator=generator)[:NETWORKS] for kind, thetas in whole.items()}
@@ -83,8 +84,8 @@ def mistakes(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Shaped[Tensor, "examples ..."],
-    y: Int[Tensor, " examples"],
+    x: Examples,
+    y: Shaped[Tensor, " examples"],
 ) -> Bool[Tensor, "nets examples"]:
     """Return which examples each network classifies wrongly. Raises ValueError as `evaluate` does."""
     chunks = predictors(network, spec, thetas, x, BATCH, None, outputs_of("classes").prediction)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from geoflow.choices import choose
 from geoflow.evaluation.predictions import divided, predictors
+from geoflow.examples import Examples, leading
 from geoflow.outputs import Column, RegressionScores, Scores, outputs_of
+from geoflow.outputs.reading import Output
 from geoflow.spec import NetworkSpec
 
 SIZES = tuple(2**n for n in range(9))  # networks in an ensemble
@@ -52,7 +54,7 @@ def scores_by_size(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Shaped[Tensor, "examples ..."],
+    x: Examples,
     y: Shaped[Tensor, "examples ..."],
     sizes: Sequence[int] = SIZES,
     pools: Sequence[str] = ("linear", "log"),
@@ -60,6 +62,7 @@ def scores_by_size(
     batch: int = 2 * 10**5,
     batch_size: int | None = None,
     outputs: str = "classes",
+    output: Output = None,
 ) -> dict[str, dict[int, Scores | RegressionScores]]:
     """Return for each pool, and each size of the ensembles, the scores [groups] of ensembles that share no network.
 
@@ -77,8 +80,8 @@ def scores_by_size(
     """
     kind = outputs_of(outputs)
     chosen = {name: choose("pool", name, kind.pools) for name in pools}
-    chunks = list(predictors(network, spec, thetas, x, batch, batch_size, kind.prediction))
-    kind.check(x, y)
+    chunks = list(predictors(network, spec, thetas, x, batch, batch_size, kind.prediction, output))
+    kind.check(leading(x), y)
     sums = {(name, size): 0 for name in pools for size in fitting_sizes(sizes, len(thetas))}
     for x_part, y_part in zip(divided(x, batch_size), divided(y, batch_size), strict=True):
         predictions = torch.cat([predict(x_part) for predict in chunks])

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from geoflow.choices import choose
 from geoflow.evaluation.predictions import divided, predictors
+from geoflow.examples import Examples, leading, rows
 from geoflow.outputs import Pool, RegressionScores, Scores, outputs_of
+from geoflow.outputs.reading import Output
 from geoflow.spec import NetworkSpec
 
 __all__ = ["RegressionScores", "Scores", "disagreement", "ensemble_scores", "evaluate", "pooled_scores", "scores", "summary"]
@@ -21,13 +23,18 @@ def evaluate(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Shaped[Tensor, "examples ..."],
+    x: Examples,
     y: Shaped[Tensor, "examples ..."],
     batch: int = 2 * 10**5,
     batch_size: int | None = None,
     outputs: str = "classes",
+    output: Output = None,
 ) -> Scores | RegressionScores:
     """Return the scores of every network on the examples (x, y).
+
+    x holds the inputs [examples, ...]: real numbers, or whole ones such as tokens. A tuple holds several inputs. A dict holds inputs by
+    name, or is itself the one input, as the forward pass has it. Real inputs are taken in the precision of the weights, and weights of half
+    precision in single precision, unless the inputs have half precision too.
 
     Only the forward pass of `network` in evaluation mode matters, not its weights. Each network is scored as if it ran by itself. The other
     networks and examples do not change its scores, which `predictors` checks. `batch` bounds how many pairs of a network and an example are
@@ -38,10 +45,15 @@ def evaluate(
     shuffling does.
 
     `outputs` names what the outputs of the network mean, a row of OUTPUTS. With "classes" they are logits, and y holds class indices. With
-    "gaussian" they are means and log-variances, and y holds real targets [examples, targets]. The scores are then `RegressionScores`.
+    "gaussian" they are means and log-variances, and y holds real targets [examples, targets]. The scores are then `RegressionScores`. A
+    single logit tells two classes apart, and its NLL is the binary cross-entropy.
+
+    A network may return its outputs in a dict, a dataclass or a tuple. `output` is the name or the place of the entry that holds them, or a
+    function that takes them out. Without it, the only entry of the form [examples, units] is taken, or "logits" among several.
 
     Raises ValueError if there is no network or no example, and for weights that are not finite or not of this network. Also raises it for
-    targets that are not of this kind or do not fit the outputs, and for answers that depend on the batch.
+    targets that are not of this kind or do not fit the outputs, and for answers that depend on the batch. It names inputs that the network
+    does not take, and lists the entries if it is not clear which one holds the outputs.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)
@@ -51,11 +63,11 @@ def evaluate(
     tensor([1.])
     """
     kind = outputs_of(outputs)
-    chunks = predictors(network, spec, thetas, x, batch, batch_size, kind.prediction)
-    kind.check(x, y)
+    chunks = predictors(network, spec, thetas, x, batch, batch_size, kind.prediction, output)
+    kind.check(leading(x), y)
     if batch_size is None:
         order = kind.order(y)  # `run` multiplies inputs that are the same in a part once
-        x, y = x[order], y[order]
+        x, y = rows(x, order), y[order]
     parts = list(zip(divided(x, batch_size), divided(y, batch_size), strict=True))
     sums = [sum(kind.sums(kind.facts(predict(x_part), y_part), y_part) for x_part, y_part in parts) for predict in chunks]
     return kind.scores(torch.cat(sums), y)
@@ -66,12 +78,13 @@ def ensemble_scores(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Shaped[Tensor, "examples ..."],
+    x: Examples,
     y: Shaped[Tensor, "examples ..."],
     batch: int = 2 * 10**5,
     pool: str = "linear",
     batch_size: int | None = None,
     outputs: str = "classes",
+    output: Output = None,
 ) -> Scores | RegressionScores:
     """Return the scores [] of all networks together, as one ensemble.
 
@@ -81,8 +94,8 @@ def ensemble_scores(
 
     The linear pool averages probabilities. It is the posterior predictive, and is less sure the more its members differ. The log pool
     averages log-probabilities, and stays as sure as its members are on average. Of Gaussians, the linear pool is their mixture, and the log
-    pool is the Gaussian with their mean precision. `batch_size` and `outputs` are as in `evaluate`. Source: Genest and Zidek, Combining
-    probability distributions, 1986 (linear and logarithmic opinion pools).
+    pool is the Gaussian with their mean precision. `x`, `batch_size`, `outputs` and `output` are as in `evaluate`. Source: Genest and
+    Zidek, Combining probability distributions, 1986 (linear and logarithmic opinion pools).
 
     Raises ValueError for an unknown pool, and as `evaluate` does.
 
@@ -92,7 +105,7 @@ def ensemble_scores(
     >>> ensemble_scores(network, spec, torch.zeros(5, 6), torch.eye(2), torch.tensor([0, 1])).nll  # all classes are equally probable
     tensor(0.6931)
     """
-    return pooled_scores(network, spec, thetas, x, y, batch, (pool,), batch_size, outputs)[pool]
+    return pooled_scores(network, spec, thetas, x, y, batch, (pool,), batch_size, outputs, output)[pool]
 
 
 @torch.no_grad()
@@ -100,18 +113,19 @@ def pooled_scores(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Shaped[Tensor, "examples ..."],
+    x: Examples,
     y: Shaped[Tensor, "examples ..."],
     batch: int = 2 * 10**5,
     pools: Sequence[str] = ("linear", "log"),
     batch_size: int | None = None,
     outputs: str = "classes",
+    output: Output = None,
 ) -> dict[str, Scores | RegressionScores]:
     """Return what `ensemble_scores` gives for each of several pools. The networks run only once."""
     kind = outputs_of(outputs)
     chosen = {pool: choose("pool", pool, kind.pools) for pool in pools}
-    chunks = predictors(network, spec, thetas, x, batch, batch_size, kind.prediction)
-    kind.check(x, y)
+    chunks = predictors(network, spec, thetas, x, batch, batch_size, kind.prediction, output)
+    kind.check(leading(x), y)
     added: dict[str, list[Tensor]] = {pool: [] for pool in pools}
     for predict in chunks:
         pairs = zip(divided(x, batch_size), divided(y, batch_size), strict=True)
@@ -131,15 +145,16 @@ def disagreement(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Shaped[Tensor, "examples ..."],
+    x: Examples,
     batch: int = 2 * 10**5,
     batch_size: int | None = None,
     outputs: str = "classes",
+    output: Output = None,
 ) -> float:
     """Return how far the predictions of two different networks are apart, averaged over all pairs of networks and over examples.
 
     For classes this is the share of examples for which they predict different classes. For "gaussian" outputs it is the absolute difference
-    of their means, in the unit of the targets. It is NaN for one network. `batch_size` and `outputs` are as in `evaluate`.
+    of their means, in the unit of the targets. It is NaN for one network. `x`, `batch_size`, `outputs` and `output` are as in `evaluate`.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)
@@ -149,7 +164,7 @@ def disagreement(
     1.0
     """
     kind = outputs_of(outputs)
-    chunks = predictors(network, spec, thetas, x, batch, batch_size, kind.prediction)
+    chunks = predictors(network, spec, thetas, x, batch, batch_size, kind.prediction, output)
     opinions = (torch.cat([kind.opinions(predict(part)) for part in divided(x, batch_size)], 1) for predict in chunks)
     return kind.disagreement(reduce(kind.join, opinions), len(thetas))
 

@@ -22,8 +22,8 @@ Neighbours = Mapping[str, Float[Tensor, "_nets _runs"]]
 def novelty(neighbours: Neighbours) -> dict[str, float | None]:
     """Summarise the distances of `neighbours_of` in five numbers.
 
-    Three are medians of the distance to the nearest training run: `generated_to_train`, `heldout_to_train` and `zoo_leave_one_out`. The
-    last one is from a training network to the OTHER runs.
+    Three are medians of the distance to the nearest training run: `generated_to_train`, `heldout_to_train` (if there are held-out
+    networks) and `zoo_leave_one_out`. The last one is from a training network to the OTHER runs.
 
     `ratio` is generated_to_train / zoo_leave_one_out. It is near 0 for copies, and 1 for networks that are as far from the zoo as an
     independent run. A training network has n - 1 other runs instead of n. In d effective dimensions this lengthens its distance by a
@@ -79,14 +79,14 @@ def by_layer(
 def neighbours_of(
     generated: Float[Tensor, "generated weights"],
     train: Float[Tensor, "train weights"],
-    heldout: Float[Tensor, "heldout weights"],
+    heldout: Float[Tensor, "heldout weights"] | None,
     run_of_train: Int[Tensor, " train"],
     spec: NetworkSpec | None = None,
 ) -> Neighbours:
     """Return the distances [nets, runs] of every network to its nearest training runs (see `nearest_runs`).
 
     `generated_to_train` and `heldout_to_train` look at all training runs. `zoo_leave_one_out` holds the distances of each training network
-    to the OTHER runs.
+    to the OTHER runs. Without held-out networks their distances are left out.
 
     Raises ValueError if the training networks come from fewer than two runs, or if a set is empty.
 
@@ -95,15 +95,14 @@ def neighbours_of(
     tensor([[0.5000, 1.5000, 2.5000]])
     """
     for name, thetas in {"generated": generated, "held-out": heldout}.items():
-        if len(thetas) == 0:
+        if thetas is not None and len(thetas) == 0:
             raise ValueError(f"There are no {name} networks to measure the novelty of.")
     if len(run_of_train.unique()) < 2:
         raise ValueError("Novelty compares training runs with each other and needs at least 2. Train more runs.")
-    return {
-        "generated_to_train": nearest_runs(generated, train, run_of_train, spec=spec),
-        "heldout_to_train": nearest_runs(heldout, train, run_of_train, spec=spec),
-        "zoo_leave_one_out": nearest_runs(train, train, run_of_train, run_of_train, spec),
-    }
+    found = {"generated_to_train": nearest_runs(generated, train, run_of_train, spec=spec)}
+    if heldout is not None:
+        found["heldout_to_train"] = nearest_runs(heldout, train, run_of_train, spec=spec)
+    return found | {"zoo_leave_one_out": nearest_runs(train, train, run_of_train, run_of_train, spec)}
 
 
 def nearest_runs(

@@ -11,8 +11,10 @@ from geoflow.choices import choose
 from geoflow.evaluation.growing import GROUPS, SIZES, fitting_sizes, grouped
 from geoflow.evaluation.predictions import PART, divided, predictors
 from geoflow.evaluation.reliability import selective
+from geoflow.examples import Examples, leading, rows
 from geoflow.outputs import outputs_of
 from geoflow.outputs.classes import ece
+from geoflow.outputs.reading import Output
 from geoflow.spec import NetworkSpec
 
 ENTRIES = 2**22  # log-probabilities in work at once
@@ -61,22 +63,23 @@ def answers(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Shaped[Tensor, "examples ..."],
+    x: Examples,
     sizes: Sequence[int] = SIZES,
     pools: Sequence[str] = ("linear", "log"),
     groups: int = GROUPS,
     batch: int = 2 * 10**5,
     batch_size: int | None = None,
+    output: Output = None,
 ) -> dict[str, dict[int, Answers]]:
     """Return for each pool, and each size of the ensembles, what they say of the inputs.
 
     Ensembles of one size share no network: the first takes the first networks, the second the next ones. There are at most `groups` of a
     size. Sizes beyond the number of networks are left out.
 
-    All networks run once. A part of the examples is in work at a time, so memory grows with the results only. `batch` and `batch_size` are
-    as in `evaluate`.
+    All networks run once. A part of the examples is in work at a time, so memory grows with the results only. `x`, `batch`,
+    `batch_size` and `output` are as in `evaluate`.
 
-    Raises ValueError for an unknown pool, if no size fits, if the network does not tell classes apart, and as `evaluate` does.
+    Raises ValueError for an unknown pool, if no size fits, and as `evaluate` does.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)
@@ -85,7 +88,7 @@ def answers(
     >>> list(found["linear"]), found["linear"][4].entropy
     ([1, 2, 4], tensor([[0.6931, 0.6931]]))
     """
-    parts = _parts(network, spec, thetas, x, sizes, pools, groups, batch, batch_size)
+    parts = _parts(network, spec, thetas, x, sizes, pools, groups, batch, batch_size, output)
     return _joined([{pool: {size: _answers(*one) for size, one in some.items()} for pool, some in part.items()} for part in parts])
 
 
@@ -94,13 +97,14 @@ def graded(
     network: nn.Module,
     spec: NetworkSpec,
     thetas: Float[Tensor, "nets weights"],
-    x: Shaped[Tensor, "examples ..."],
-    y: Int[Tensor, " examples"],
+    x: Examples,
+    y: Shaped[Tensor, " examples"],
     sizes: Sequence[int] = SIZES,
     pools: Sequence[str] = ("linear", "log"),
     groups: int = GROUPS,
     batch: int = 2 * 10**5,
     batch_size: int | None = None,
+    output: Output = None,
 ) -> dict[str, dict[int, Graded]]:
     """Return what `answers` does, graded by the labels.
 
@@ -111,8 +115,8 @@ def graded(
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    CLASSES.check(x, y)
-    parts, first, found = _parts(network, spec, thetas, x, sizes, pools, groups, batch, batch_size), 0, []
+    CLASSES.check(leading(x), y)
+    parts, first, found = _parts(network, spec, thetas, x, sizes, pools, groups, batch, batch_size, output), 0, []
     for part in parts:
         (some, _), *_ = next(iter(part.values())).values()
         labels = y[first : first + some.shape[1]]
@@ -122,7 +126,7 @@ def graded(
 
 
 @torch.no_grad()
-def grade(log_probs: Float[Tensor, "nets examples classes"], y: Int[Tensor, " examples"], pool: str = "linear") -> Graded:
+def grade(log_probs: Float[Tensor, "nets examples classes"], y: Shaped[Tensor, " examples"], pool: str = "linear") -> Graded:
     """Return the answers of the one ensemble of all members, whose log-probabilities are given, graded by the labels.
 
     Raises ValueError for an unknown pool, and for labels that are no classes.
@@ -167,17 +171,17 @@ INFORMATION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def _parts(network, spec, thetas, x, sizes, pools, groups, batch, batch_size) -> Iterator[dict[str, dict[int, tuple[Tensor, Tensor]]]]:
+def _parts(
+    network, spec, thetas, x, sizes, pools, groups, batch, batch_size, output
+) -> Iterator[dict[str, dict[int, tuple[Tensor, Tensor]]]]:
     """Yield for each part of the examples, pool and size the pooled log-probabilities and the information."""
     for pool in pools:
         choose("pool", pool, CLASSES.pools)
     fitting = fitting_sizes(sizes, len(thetas))
-    chunks = list(predictors(network, spec, thetas, x, batch, batch_size, CLASSES.prediction))
-    for some in divided(x, batch_size or _at_once(chunks[0](x[:1]).shape[-1], len(thetas))):
+    chunks = list(predictors(network, spec, thetas, x, batch, batch_size, CLASSES.prediction, output))
+    for some in divided(x, batch_size or _at_once(chunks[0](rows(x, torch.tensor([0]))).shape[-1], len(thetas))):
         # normalised anew in double precision: in single precision, the information of sure members would be rounding
         log_probs = torch.cat([predict(some) for predict in chunks]).double().log_softmax(-1)
-        if (classes := log_probs.shape[-1]) < 2:
-            raise ValueError(f"The network gives {classes} number for each example. A distribution over classes needs at least 2.")
         yield {pool: {size: _pooled(log_probs, size, pool, groups) for size in fitting} for pool in pools}
 
 
@@ -205,8 +209,9 @@ def _answers(log_probs: Float[Tensor, "groups examples classes"], information: F
     return Answers(predicted, best.exp().float(), _entropy(log_probs).float(), information.float())
 
 
-def _graded(log_probs: Tensor, information: Tensor, y: Int[Tensor, " examples"]) -> Graded:
+def _graded(log_probs: Tensor, information: Tensor, y: Shaped[Tensor, " examples"]) -> Graded:
     CLASSES.check_fit(log_probs.shape[-1], y)
+    y = y.long()
     found = _answers(log_probs, information)
     true = log_probs.gather(-1, y.expand(log_probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     brier = log_probs.mul(2).exp().sum(-1) - 2 * true.exp() + 1

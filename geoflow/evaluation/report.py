@@ -29,16 +29,18 @@ NAMES = {  # key of the novelty in metrics.json: its row in the report
 def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
     """Write `folder`/report.md from the content of metrics.json, and return its path.
 
-    It has tables of scores, novelty, diversity and times, the figures of `folder`/figures, and the configuration.
+    It has tables of scores, novelty and diversity, the figures of `folder`/figures, and the configuration. A run of the main job also tells
+    its flow, task, seed and times.
     """
     folder, kind = Path(folder), kind_of(metrics)
     layers = {f"novelty of layer {name}": ratio for name, ratio in metrics["novelty"]["layers"].items()}
     found = {name: value for name, value in (metrics["novelty"] | layers).items() if name != "layers"}
     novelty = [[NAMES.get(name, name), "-" if value is None else f"{value:.4g}"] for name, value in found.items()]
     part = f"{config.get('part', 'test')} part of the data"
-    times = [[name, f"{seconds:.1f}"] for name, seconds in metrics["time"].items()]
+    times = [[name, f"{seconds:.1f}"] for name, seconds in metrics.get("time", {}).items()]
+    title = "{flow} flow on {task}, seed {seed}".format_map(metrics) if "seed" in metrics else "Generated networks beside their zoo"
     parts = [
-        f"# {metrics['flow']} flow on {metrics['task']}, seed {metrics['seed']}",
+        f"# {title}",
         f"The networks have {metrics['parameters']:,} parameters. Scores are measured on the {part}. They are the mean ± standard "
         f"deviation over single networks. {kind.said}{_units(metrics)}",
         _markdown(["networks", *titles_of(kind)], rows_of(metrics)),
@@ -57,10 +59,9 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         f"weights. *{kind.apart.title}* is {kind.apart.words}.",
         _markdown(["networks", "distance", kind.apart.title], apart_rows(metrics["diversity"])),
         *_pairs(metrics.get("pairwise")),
-        "## Time",
-        _markdown(["phase", "seconds"], times),
+        *(["## Time", _markdown(["phase", "seconds"], times)] if times else []),
         *_figures(folder, kind),
-        "## Configuration\n\n```json\n" + json.dumps(config, indent=2, sort_keys=True, default=str) + "\n```",
+        *(["## Configuration\n\n```json\n" + json.dumps(config, indent=2, sort_keys=True, default=str) + "\n```"] if config else []),
     ]
     path = folder / "report.md"
     with whole(path) as partial:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, one_hot
 
 from geoflow.outputs.kind import Column, Outputs, Pool
 
@@ -32,6 +32,8 @@ class Scores:
 
 class ClassOutputs(Outputs):
     """One logit for each class. Targets are class indices [examples], predictions log-probabilities, and these are the facts too.
+
+    A single logit z tells two classes apart: p(1|x) = 1 / (1 + exp(-z)). The negative log-likelihood is then the binary cross-entropy.
 
     The pools are
 
@@ -65,16 +67,25 @@ class ClassOutputs(Outputs):
     def check(self, x: Shaped[Tensor, "..."], y: Shaped[Tensor, "..."]) -> None:
         if y.shape != x.shape[:1] or y.is_floating_point():
             cure = ' Real targets need outputs="gaussian".' if y.is_floating_point() else ""
+            cure += " Class indices are whole numbers: y.long()." if y.is_floating_point() and bool((y == y.round()).all()) else ""
             raise ValueError(f"y must hold one class index for each of the {len(x)} examples, not {tuple(y.shape)} of {y.dtype}.{cure}")
 
     def check_fit(self, units: int, y: Shaped[Tensor, "..."]) -> None:
+        units = max(2, units)
         if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < units:
             raise ValueError(f"y holds classes {int(y.min())} to {int(y.max())}, but the network tells {units} apart, from 0 on.")
 
     def nll(self, outputs: Float[Tensor, "*nets examples units"], y: Shaped[Tensor, "..."]) -> Float[Tensor, "*nets examples"]:
-        return cross_entropy(outputs.movedim(-1, 1), y.expand(outputs.shape[:-1]), reduction="none")
+        y = y.long().expand(outputs.shape[:-1])  # labels may come as bytes or booleans
+        if outputs.shape[-1] == 1:
+            logits = outputs.squeeze(-1)
+            return binary_cross_entropy_with_logits(logits, y.to(logits), reduction="none")
+        return cross_entropy(outputs.movedim(-1, 1), y, reduction="none")
 
-    def prediction(self, outputs: Float[Tensor, "*shape"], axis: int = -1) -> Float[Tensor, "*shape"]:
+    def prediction(self, outputs: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
+        """Return log-probabilities of all classes. They are two for a single logit."""
+        if outputs.shape[axis] == 1:
+            return logsigmoid(torch.cat([-outputs, outputs], axis))
         return outputs.log_softmax(axis)
 
     def facts(self, prediction: Float[Tensor, "*nets examples units"], y: Shaped[Tensor, "..."]) -> Float[Tensor, "*nets examples facts"]:
@@ -87,6 +98,7 @@ class ClassOutputs(Outputs):
         """
         log_probs = facts.to(torch.promote_types(facts.dtype, torch.float32))  # half precision cannot hold the sums
         self.check_fit(log_probs.shape[-1], y)
+        y = y.long()
         nll = -log_probs.gather(-1, y.expand(log_probs.shape[:-1]).unsqueeze(-1)).sum((-1, -2))
         best, classes = log_probs.amax(-1, keepdim=True), log_probs.shape[-1]
         # this is argmax, which takes 20 times as long if examples are innermost; the first of equal classes has the highest rank

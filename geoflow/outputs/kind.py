@@ -105,8 +105,8 @@ class Outputs(ABC):
         """
 
     @abstractmethod
-    def prediction(self, outputs: Float[Tensor, "*shape"], axis: int = -1) -> Float[Tensor, "*shape"]:
-        """Return the predictions of outputs, whose units lie on `axis`."""
+    def prediction(self, outputs: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
+        """Return the predictions of outputs, whose units lie on `axis`. They have as many numbers as a target needs."""
 
     @abstractmethod
     def facts(self, prediction: Float[Tensor, "*nets examples units"], y: Shaped[Tensor, "..."]) -> Float[Tensor, "*nets examples facts"]:
