@@ -56,6 +56,16 @@ def divide(ledger: Ledger, x: Operand, y: Operand, rounding_mode: str | None = N
     return Value(product_labels(ledger, a, b))
 
 
+@rule("addcmul")
+def add_product(ledger: Ledger, x: Operand, y: Operand, z: Operand, value: float = 1) -> Operand:
+    return add(ledger, x, multiply(ledger, y, z))
+
+
+@rule("addcdiv")
+def add_quotient(ledger: Ledger, x: Operand, y: Operand, z: Operand, value: float = 1) -> Operand:
+    return add(ledger, x, divide(ledger, y, z))
+
+
 @rule("maximum", "minimum")
 def extremum(ledger: Ledger, x: Operand, y: Operand) -> Value:
     """The larger or smaller of two operands. With zeros it is ReLU."""
@@ -64,7 +74,8 @@ def extremum(ledger: Ledger, x: Operand, y: Operand) -> Value:
     return result
 
 
-@rule("where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "atan2", "pow", "fmod", "remainder")
+@rule("where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or")
+@rule("bitwise_xor", "__and__", "__or__", "__xor__", "atan2", "pow", "fmod", "remainder", "floor_divide", "logaddexp", "xlogy")
 def together(ledger: Ledger, *operands: Operand) -> Value:
     """Any function of corresponding elements. The units of all operands are permuted together; scales and signs are pinned."""
     result = Value(())

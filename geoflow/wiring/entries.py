@@ -9,6 +9,12 @@ from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import NoRule, require
 
 
+COMPUTED = (
+    "its weight is computed, not an entry of the state dict. If the network was trained with a parametrization, such as weight_norm or "
+    "spectral_norm, make the weights plain with torch.nn.utils.parametrize.remove_parametrizations"
+)
+
+
 def activation(ledger: Ledger, operand: Operand) -> Value:
     """The operand as an activation. A parameter writes sites of its own, and a constant has positions only."""
     if isinstance(operand, Value):

@@ -287,4 +287,6 @@ def operation(node: Node) -> tuple[str, bool]:
     if schema is None:
         return node.target.__name__, False
     name = schema.name.removeprefix("aten::")
+    if name.endswith("__"):  # such as __and__, and __iand__ in place
+        return (name.replace("__i", "__", 1), True) if schema.is_mutable else (name, False)
     return (name.removesuffix("_"), name != "detach_") if name.endswith("_") else (name, False)
