@@ -14,7 +14,7 @@ from geoflow.spec import NetworkSpec
 from geoflow.wiring.calls import Example, arguments, copied, tensors_in
 from geoflow.wiring.entries import activation
 from geoflow.wiring.labels import Parameter, Value, is_plain, length
-from geoflow.wiring.ledger import Layout, Ledger, Restart, operation
+from geoflow.wiring.ledger import Layout, Ledger, operation
 from geoflow.wiring.placeholders import Entries, owners, placeholder, refuse_hidden, running_statistics
 from geoflow.wiring.pointwise import PINS
 from geoflow.wiring.rules import RULES, NoRule
@@ -50,12 +50,15 @@ def spec_of(network: nn.Module, example: Example) -> NetworkSpec:
         ledger = Ledger(layout)
         try:
             outputs = _walk(ledger, program, Entries(state, owner, statistics))
-            ledger.pin(*(label for value in outputs for label in value.labels))
-            ledger.settle()
-            ledger.refuse()
-        except Restart:
+        except ValueError:
+            if not ledger.refined:
+                raise
+        if ledger.refined:
             continue
-        return table_of(ledger, outputs, state, aliases)
+        ledger.pin(*(label for value in outputs for label in value.labels))
+        ledger.settle()
+        if not ledger.refuse():
+            return table_of(ledger, outputs, state, aliases)
 
 
 def _export(network: nn.Module, example: Example) -> torch.export.ExportedProgram:
