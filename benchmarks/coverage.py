@@ -96,7 +96,16 @@ def table(rows: list[dict]) -> str:
         count = {outcome: sum(row["outcome"] == outcome for row in some) for outcome in ("sound", "refused", "wrong", "crashed")}
         traced, bad = count["sound"] + count["wrong"], count["wrong"] + count["crashed"]
         trace, check = (max((row.get(key, 0) for row in some), default=0) for key in ("trace_s", "check_s"))
-        cells = (family, len(some), f"{traced} ({traced / len(some):.0%})", count["sound"], count["refused"], bad, f"{trace:.1f}", f"{check:.1f}")
+        cells = (
+            family,
+            len(some),
+            f"{traced} ({traced / len(some):.0%})",
+            count["sound"],
+            count["refused"],
+            bad,
+            f"{trace:.1f}",
+            f"{check:.1f}",
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "| model | outcome | message |", "|---|---|---|"]
     lines += [f"| {row['name']} | {row['outcome']} | {row['message']} |" for row in rows if row["outcome"] != "sound"]

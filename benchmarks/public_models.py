@@ -150,7 +150,12 @@ def models() -> list[Model]:
     found += [
         Model(f"torchvision/{n}", "torchvision", partial(_from_torchvision, n), partial(_image_of_torchvision, n)) for n in TORCHVISION
     ]
-    forms = ((TEXT, "text", _tokens), (TO_TEXT, "text to text", partial(_tokens, to=True)), (IMAGE, "images", _pixels), (SOUND, "sound", _wave))
+    forms = (
+        (TEXT, "text", _tokens),
+        (TO_TEXT, "text to text", partial(_tokens, to=True)),
+        (IMAGE, "images", _pixels),
+        (SOUND, "sound", _wave),
+    )
     for table, form, example in forms:
         found += [Model(f"transformers/{n}", f"transformers, {form}", partial(_from_transformers, n, o), example) for n, o in table.items()]
     return found

@@ -1,6 +1,8 @@
 """Check a table against its network: every declared symmetry must keep the output."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Example, generato
     inputs = tree_map(lambda x: draw_like(x, generator), example)
     theta = jitter(spec, pack(spec, twin.state_dict()), generator)
     _drop_weights(twin)
-    with RoundedTo() as rounded:
+    with RoundedTo() as rounded, float64_by_default():
         before = outputs_of(copy.deepcopy(twin), spec, theta, inputs)  # a copy for each, since some networks keep results between calls
         theta = apply_symmetry(spec, theta, random_symmetry(spec, generator))
         after = outputs_of(copy.deepcopy(twin), spec, theta, inputs)
@@ -100,6 +102,17 @@ class RoundedTo(TorchDispatchMode):
             if any(torch.finfo(one).eps < torch.finfo(dtype).eps for one in given):
                 self.dtype = max(self.dtype, dtype, key=lambda one: torch.finfo(one).eps)
         return result
+
+
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    """Let tensors that a network makes itself have the precision of the check."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def outputs_of(network: nn.Module, spec: NetworkSpec, theta: Tensor, example: Example | list) -> Tensor:

@@ -183,10 +183,13 @@ class Ledger:
         require(length(a) == length(b), f"axes of different lengths, {length(a)} and {length(b)}")
         if [(s.size, s.repeat) for s in a] == [(s.size, s.repeat) for s in b]:
             return list(zip(a, b, strict=True))
-        if not (self.is_position(a) or self.is_position(b)):
-            self._cut_like(a, b)
-            self._cut_like(b, a)
-            self._share_like(a, b)
+        if self.is_position(a) or self.is_position(b):  # positions have no segments of their own
+            whole, cut = (a, b) if self.is_position(a) else (b, a)
+            beside = [Segment(self.position(s.size)[0].site, s.size, s.repeat) for s in cut]
+            return list(zip(beside, cut, strict=True) if whole is a else zip(cut, beside, strict=True))
+        self._cut_like(a, b)
+        self._cut_like(b, a)
+        self._share_like(a, b)
         self.pin(a, b)
         return []
 
@@ -254,7 +257,8 @@ class Ledger:
             before, _, blocks = place.share or (1, 0, 1)
             wanted[place.key, place.start] = (before * copies, units, blocks * repeat)
         refused = any((*at, share) in self.layout.refused for at, share in wanted.items())
-        if segment.repeat == 1 and not refused and not wanted.keys() & self.refined.keys():
+        fixed = any(self.places[other].position for other in self.classes["permutation"].members(segment.site))
+        if wanted and segment.repeat == 1 and not (fixed or refused or wanted.keys() & self.refined.keys()):
             self.layout.shares |= wanted
             self.refined |= dict.fromkeys(wanted, "share")
 
@@ -278,9 +282,9 @@ class Ledger:
         return bool(idle)
 
     def _origins(self, site: int) -> list[Place]:
-        """Where the sites come from that are permuted with this one. Empty if one of them cannot be cut."""
-        tied = [self.places[other] for other in self.classes["permutation"].members(site)]
-        return [] if any(place.position for place in tied) else [place for place in tied if place.key is not None]
+        """Where the sites come from that are permuted with this one, and that can be cut."""
+        tied = (self.places[other] for other in self.classes["permutation"].members(site))
+        return [place for place in tied if place.key is not None]
 
 
 def operation(node: Node) -> tuple[str, bool]:

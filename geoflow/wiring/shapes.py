@@ -22,7 +22,15 @@ def permute(ledger: Ledger, x: Operand, order: Sequence[int]) -> Operand:
     return Value(tuple(x.labels[i] for i in order))
 
 
-@rule("transpose", "swapaxes")
+@rule("movedim", "moveaxis")
+def move(ledger: Ledger, x: Operand, source: int | Sequence[int], target: int | Sequence[int]) -> Operand:
+    rank = len(x.shape)
+    source, target = ([axis % rank for axis in ([given] if isinstance(given, int) else given)] for given in (source, target))
+    rest = iter([axis for axis in range(rank) if axis not in source])
+    return permute(ledger, x, [source[target.index(axis)] if axis in target else next(rest) for axis in range(rank)])
+
+
+@rule("transpose", "swapaxes", "swapdims")
 def transpose(ledger: Ledger, x: Operand, a: int, b: int) -> Operand:
     order = list(range(len(x.shape)))
     order[a], order[b] = order[b], order[a]

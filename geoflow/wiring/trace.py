@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.spec import NetworkSpec
 from geoflow.wiring.calls import Example, arguments, copied, tensors_in
-from geoflow.wiring.entries import activation
+from geoflow.wiring.entries import PLAIN, activation
 from geoflow.wiring.labels import Parameter, Value, is_plain, length
 from geoflow.wiring.ledger import Layout, Ledger, operation
 from geoflow.wiring.placeholders import Entries, owners, placeholder, refuse_hidden, running_statistics
 from geoflow.wiring.pointwise import PINS
-from geoflow.wiring.rules import RULES, NoRule
+from geoflow.wiring.rules import CURE, RULES, NoRule
 from geoflow.wiring.table import table_of
 from geoflow.wiring.views import VIEWS
 
@@ -132,7 +132,8 @@ def _call(ledger: Ledger, node: Node, found: dict[Node, object]) -> object:
     except NoRule as gap:
         if all(isinstance(leaf, Value) and all(map(ledger.is_position, leaf.labels)) for leaf in leaves if not is_plain(leaf)):
             return _unmoved(ledger, node, args, kwargs)
-        raise ValueError(_gap(ledger, str(gap))) from None
+        computed = all(isinstance(leaf, Parameter) for leaf in leaves if not is_plain(leaf))  # from weights alone
+        raise ValueError(_gap(ledger, str(gap), PLAIN if computed or "parametrizations" in ledger.path else gap.cure)) from None
 
 
 def _unmoved(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> object:
@@ -198,14 +199,14 @@ def _path(node: Node) -> str:
     return modules[-1][0] if modules else ""
 
 
-def _gap(ledger: Ledger, reason: str) -> str:
+def _gap(ledger: Ledger, reason: str, cure: str = CURE) -> str:
     where = repr(ledger.path) if ledger.path else f"the top module (node {ledger.node.name!r})"
     what = f"No wiring rule for aten.{ledger.operation} at {where}"
-    return f"{what}{': ' + reason if reason else ''}. Register one with @rule, or pass a spec."
+    return f"{what}{': ' + reason if reason else ''}. {cure}"
 
 
 # Operations that keep equal elements along an axis equal. The rules of sums and quotients reduce such an axis to one element themselves.
-ALIKE = VIEWS | {"add", "sub", "rsub", "div", "repeat", "tile"} | {name for names in PINS for name in names}
+ALIKE = VIEWS | {"add", "sub", "rsub", "subtract", "div", "divide", "repeat", "tile", "square"} | {name for names in PINS for name in names}
 
 
 def _overwrite(node: Node, found: dict[Node, object]) -> None:

@@ -15,7 +15,7 @@ VIEWS = frozenset(
     [
         *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "numpy_T", "mT", "expand"),
         *("slice", "narrow", "select", "chunk", "split", "split_with_sizes", "unbind", "getitem", "expand_as", "view_as", "type_as"),
-        *("swapaxes", "adjoint", "tensor_split", "reshape_as", "broadcast_to"),
+        *("swapaxes", "swapdims", "movedim", "moveaxis", "adjoint", "tensor_split", "reshape_as", "broadcast_to"),
         *("alias", "detach", "contiguous", "to", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     ]
 )
