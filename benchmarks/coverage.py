@@ -16,7 +16,6 @@ import resource
 from collections.abc import Callable
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
-from pathlib import Path
 from time import process_time
 
 import torch

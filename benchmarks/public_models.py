@@ -37,14 +37,14 @@ TIMM = """
     tf_mixnet_s tinynet_e tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m twins_pcpvt_small twins_svt_small vgg11 vgg11_bn visformer_tiny
     vit_tiny_patch16_224 vit_small_patch16_224 vit_relpos_small_patch16_224 vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224
     vovnet39a wide_resnet50_2 xception41 xcit_nano_12_p16_224 caformer_s18 convformer_s18 rdnet_tiny csatv2
-""".split()
+""".split()  # noqa: SIM905  # one name after the other is easier to read
 
 TORCHVISION = """
     alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mc3_18 mnasnet0_5 mobilenet_v2
     mobilenet_v3_small mvit_v1_b mvit_v2_s r2plus1d_18 r3d_18 regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d s3d
     shufflenet_v2_x0_5 squeezenet1_0 squeezenet1_1 swin_t swin_v2_t swin3d_t vgg11 vgg16_bn vit_b_32 wide_resnet50_2
     deeplabv3_mobilenet_v3_large deeplabv3_resnet50 fcn_resnet50 lraspp_mobilenet_v3_large raft_small
-""".split()
+""".split()  # noqa: SIM905  # one name after the other is easier to read
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 120}
 GROUPED = SMALL | {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
@@ -58,10 +58,12 @@ TEXT = {
     "bert": {}, "roberta": SMALL, "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 120},
     "albert": SMALL | {"embedding_size": 32}, "electra": SMALL | {"embedding_size": 32}, "deberta": SMALL, "deberta-v2": SMALL,
     "mpnet": SMALL, "xlnet": {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128, "vocab_size": 120}, "xlm-roberta": SMALL,
-    "camembert": SMALL, "ernie": SMALL, "funnel": {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128, "vocab_size": 120},
+    "camembert": SMALL, "ernie": SMALL, "funnel": {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128, "vocab_size": 120,
+                                      "block_sizes": [1, 1]},
     "squeezebert": SMALL | {"embedding_size": 64}, "mobilebert": {"num_hidden_layers": 2, "vocab_size": 120},
     "convbert": SMALL | {"embedding_size": 64}, "layoutlm": SMALL, "fnet": SMALL, "nystromformer": SMALL, "rembert": SMALL,
-    "roformer": SMALL, "modernbert": SMALL | {"pad_token_id": 0}, "esm": SMALL | {"pad_token_id": 1}, "longformer": SMALL, "big_bird": SMALL,
+    "roformer": SMALL, "modernbert": SMALL | {"pad_token_id": 0}, "esm": SMALL | {"pad_token_id": 1}, "longformer": SMALL,
+    "big_bird": SMALL,
     "gpt2": {}, "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
                             "vocab_size": 120},
     "gpt_neox": SMALL, "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "vocab_size": 120},
@@ -71,7 +73,8 @@ TEXT = {
     "cohere": GROUPED, "starcoder2": GROUPED, "phi": SMALL | {"pad_token_id": 0}, "phi3": GROUPED, "falcon": SMALL, "stablelm": GROUPED,
     "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 120}, "codegen": {"n_embd": 64, "n_layer": 2, "n_head": 4,
                                                                                      "rotary_dim": 8, "vocab_size": 120},
-    "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 120, "state_size": 4}, "mixtral": GROUPED | {"num_local_experts": 2},
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 120, "state_size": 4,
+                                                                              "use_cache": False}, "mixtral": GROUPED | {"num_local_experts": 2},
 }  # fmt: skip
 TO_TEXT = {
     "t5": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 120}, "bart": PAIR, "mbart": PAIR,

@@ -138,10 +138,11 @@ def draw_like(x: object, generator: torch.Generator) -> object:
 
 def jitter(spec: NetworkSpec, theta: Tensor, generator: torch.Generator) -> Tensor:
     """Weights with noise added, so that none of them is special. Variances are random and positive."""
-    noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
-    sizes = [tensor.numel for tensor in spec.tensors]
-    parts = [
-        part.mul(0.5).exp() if tensor.kind == "running_var" else old + 0.1 * part
-        for tensor, part, old in zip(spec.tensors, noise.split(sizes), theta.split(sizes), strict=True)
-    ]
-    return torch.cat(parts)
+    moved = theta.clone()
+    for tensor, part in zip(spec.tensors, moved.split([tensor.numel for tensor in spec.tensors]), strict=True):
+        noise = torch.randn(part.shape, generator=generator, dtype=theta.dtype)
+        if tensor.kind == "running_var":
+            part.copy_(noise.mul_(0.5).exp_())
+        else:
+            part.add_(noise, alpha=0.1)
+    return moved

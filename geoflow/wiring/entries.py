@@ -8,7 +8,6 @@ from geoflow.wiring.labels import Entry, Label, Operand, Parameter, Part, Segmen
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import NoRule
 
-
 COMPUTED = "its weight is computed, not an entry of the state dict"
 PLAIN = (
     "A table needs plain weights. If a parametrization computes them, such as weight_norm or spectral_norm, remove it first with "

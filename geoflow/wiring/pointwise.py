@@ -14,8 +14,10 @@ from geoflow.wiring.rules import RULES, require, rule
 
 LINEAR = ("neg", "negative", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "lift_fresh_copy", "type_as", "positive")
 HOMOGENEOUS = ("relu", "leaky_relu")  # f(s x) = s f(x) for s > 0
-ODD = ("tanh", "sin", "asin", "sinh", "asinh", "tan", "atan", "atanh", "erf", "sign", "sgn", "special_erf", "fix", "reciprocal", "softshrink", "hardshrink", "trunc",
-       "arcsin", "arctan", "arcsinh", "arctanh")  # f(-x) = -f(x)  # fmt: skip
+ODD = (  # f(-x) = -f(x)
+    *("tanh", "sin", "asin", "sinh", "asinh", "tan", "atan", "atanh", "erf", "special_erf", "sign", "sgn", "softshrink", "hardshrink"),
+    *("trunc", "fix", "reciprocal", "arcsin", "arctan", "arcsinh", "arctanh"),
+)
 OTHER = (
     *("gelu", "silu", "elu", "selu", "celu", "sigmoid", "softplus", "mish", "hardswish", "hardsigmoid", "relu6", "log_sigmoid", "log1p"),
     *("exp", "expm1", "log", "sqrt", "rsqrt", "special_expit", "threshold", "clamp_max"),
