@@ -53,29 +53,35 @@ PAIR = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attent
 WAVES = {"conv_dim": (32, 32, 32), "conv_kernel": (10, 3, 3), "conv_stride": (5, 2, 2), "num_conv_pos_embeddings": 16,
          "num_conv_pos_embedding_groups": 4, "num_feat_extract_layers": 3}  # fmt: skip
 
-# name of the type: the options that make it small
+# type: the options that make it small
+SHORT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "vocab_size": 120}
+FEW = {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128, "vocab_size": 120}
+EMBEDDED, PADDED = SMALL | {"embedding_size": 64}, SMALL | {"pad_token_id": 0}
 TEXT = {
-    "bert": {}, "roberta": SMALL, "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 120},
-    "albert": SMALL | {"embedding_size": 32}, "electra": SMALL | {"embedding_size": 32}, "deberta": SMALL, "deberta-v2": SMALL,
-    "mpnet": SMALL, "xlnet": {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128, "vocab_size": 120}, "xlm-roberta": SMALL,
-    "camembert": SMALL, "ernie": SMALL, "funnel": {"d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128, "vocab_size": 120,
-                                      "block_sizes": [1, 1]},
-    "squeezebert": SMALL | {"embedding_size": 64}, "mobilebert": {"num_hidden_layers": 2, "vocab_size": 120},
-    "convbert": SMALL | {"embedding_size": 64}, "layoutlm": SMALL, "fnet": SMALL, "nystromformer": SMALL, "rembert": SMALL,
-    "roformer": SMALL, "modernbert": SMALL | {"pad_token_id": 0}, "esm": SMALL | {"pad_token_id": 1}, "longformer": SMALL,
-    "big_bird": SMALL,
-    "gpt2": {}, "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
-                            "vocab_size": 120},
-    "gpt_neox": SMALL, "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "vocab_size": 120},
-    "opt": SMALL | {"ffn_dim": 128, "word_embed_proj_dim": 64, "pad_token_id": 1}, "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4,
-                                                                                             "vocab_size": 120},
-    "llama": GROUPED, "mistral": GROUPED, "qwen2": GROUPED, "qwen3": GROUPED, "gemma": GROUPED, "gemma2": GROUPED, "olmo2": GROUPED,
-    "cohere": GROUPED, "starcoder2": GROUPED, "phi": SMALL | {"pad_token_id": 0}, "phi3": GROUPED, "falcon": SMALL, "stablelm": GROUPED,
-    "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 120}, "codegen": {"n_embd": 64, "n_layer": 2, "n_head": 4,
-                                                                                     "rotary_dim": 8, "vocab_size": 120},
-    "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 120, "state_size": 4,
-                                                                              "use_cache": False}, "mixtral": GROUPED | {"num_local_experts": 2},
-}  # fmt: skip
+    **{"bert": {}, "gpt2": {}},  # of their usual size
+    **{"roberta": SMALL, "deberta": SMALL, "deberta-v2": SMALL, "mpnet": SMALL, "xlm-roberta": SMALL, "camembert": SMALL, "ernie": SMALL},
+    **{
+        "layoutlm": SMALL,
+        "fnet": SMALL,
+        "nystromformer": SMALL,
+        "rembert": SMALL,
+        "roformer": SMALL,
+        "longformer": SMALL,
+        "big_bird": SMALL,
+    },
+    **{"gpt_neox": SMALL, "falcon": SMALL, "modernbert": PADDED, "phi": PADDED, "esm": PADDED},
+    **{"albert": EMBEDDED, "electra": EMBEDDED, "squeezebert": EMBEDDED, "convbert": EMBEDDED},
+    **{"xlnet": FEW, "funnel": FEW | {"d_head": 16, "block_sizes": [1, 1]}, "gptj": SHORT, "codegen": SHORT},
+    "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 120},
+    "mobilebert": {"num_hidden_layers": 2, "vocab_size": 120},
+    "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "vocab_size": 120},
+    "opt": SMALL | {"ffn_dim": 128, "word_embed_proj_dim": 64, "pad_token_id": 1},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 120},
+    "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 120},
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 120, "state_size": 4, "use_cache": False},
+    **{"llama": GROUPED, "mistral": GROUPED, "qwen2": GROUPED, "qwen3": GROUPED, "gemma": GROUPED, "gemma2": GROUPED, "olmo2": GROUPED},
+    **{"cohere": GROUPED, "starcoder2": GROUPED, "phi3": GROUPED, "stablelm": GROUPED, "mixtral": GROUPED | {"num_local_experts": 2}},
+}
 TO_TEXT = {
     "t5": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 120}, "bart": PAIR, "mbart": PAIR,
     "pegasus": PAIR, "marian": PAIR | {"pad_token_id": 0, "decoder_start_token_id": 0}, "blenderbot": PAIR, "m2m_100": PAIR,

@@ -44,8 +44,8 @@ def copied(network: nn.Module) -> nn.Module:
 
     Some networks keep results between calls in evaluation mode, and drop them when training begins. So the copy is in training mode first.
     """
-    computed = {id(kept): kept.detach().clone() for _, _, kept in kept_tensors(network) if not kept.is_leaf}  # these cannot be copied
-    twin = copy.deepcopy(network, computed)
+    computed = {id(kept): kept.detach().clone().requires_grad_() for _, _, kept in kept_tensors(network) if not kept.is_leaf}
+    twin = copy.deepcopy(network, computed)  # it copies no tensor that still has the graph of its gradient
     return twin.train().eval()
 
 

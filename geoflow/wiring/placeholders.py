@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from geoflow.wiring.calls import kept_tensors
 from geoflow.wiring.labels import Parameter
@@ -66,7 +66,7 @@ def refuse_hidden(program: torch.export.ExportedProgram, network: nn.Module, own
 
     A network may compute a tensor from its parameters once and keep it. The graph then reads what was kept, and never the parameter.
     """
-    used = {node.name for node in program.graph.find_nodes(op="placeholder") if node.users}
+    used = {node.name for node in _live(program.graph)}
     given = [spec for spec in program.graph_signature.input_specs if spec.arg.name in used and spec.target is not None]
     read = {owner[spec.target] for spec in given if spec.target in owner}
     lifted = {_memory(program.constants.get(spec.target)) for spec in given if spec.target not in owner}
@@ -79,6 +79,17 @@ def refuse_hidden(program: torch.export.ExportedProgram, network: nn.Module, own
                 f"The forward pass reads {where!r}, a tensor outside the state dict, {lost}. A table cannot tell whether it was computed "
                 "from weights. Delete what the network keeps between calls, or make that tensor a buffer."
             )
+
+
+def _live(graph: Graph) -> set[Node]:
+    """The nodes on which the outputs depend, and those which change others in place."""
+    found = {node for node in graph.nodes if node.op == "output" or (node.op == "call_function" and operation(node)[1])}
+    queue = list(found)
+    while queue:
+        new = set(queue.pop().all_input_nodes) - found
+        found |= new
+        queue += new
+    return found
 
 
 def _memory(value: object) -> tuple | None:

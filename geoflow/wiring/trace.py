@@ -42,8 +42,9 @@ def spec_of(network: nn.Module, example: Example) -> NetworkSpec:
     """
     state = network.state_dict(keep_vars=True)
     owner, aliases = owners(state)
-    program = _export(network, example)
-    refuse_hidden(program, network, owner)
+    twin = copied(network)
+    program = _export(twin, example)
+    refuse_hidden(program, twin, owner)
     statistics = running_statistics(program, owner)
     layout = Layout()
     while True:
@@ -62,14 +63,14 @@ def spec_of(network: nn.Module, example: Example) -> NetworkSpec:
 
 
 def _export(network: nn.Module, example: Example) -> torch.export.ExportedProgram:
-    twin = copied(network)
-    forward = twin.forward
-    twin.forward = wraps(forward)(lambda *args, **kwargs: tensors_in(forward(*args, **kwargs)))
+    """Capture the graph of a copy of a network. The copy returns its outputs as a list of tensors from now on."""
+    forward = network.forward
+    network.forward = wraps(forward)(lambda *args, **kwargs: tensors_in(forward(*args, **kwargs)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with torch.no_grad():  # a part under no_grad then has no inner graph
-                return torch.export.export(twin, *arguments(example), strict=False)
+                return torch.export.export(network, *arguments(example), strict=False)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         what = f"The forward pass of {type(network).__name__} cannot be captured: {reason.rstrip('.')}."
