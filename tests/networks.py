@@ -383,6 +383,15 @@ def filled(s, x):
     return s.o(s.a(x * mask[:5]).relu())
 
 
+def part_by_part(s, x):
+    """Slices of a bias, of units and of zeros are changed in place."""
+    bias, h, wide = s.b.clone(), s.a(x).relu(), x.new_zeros(len(x), 6)
+    bias[2:4].zero_()
+    h[:, 1:3].mul_(2)
+    wide[:, :3] = s.c(x).relu()
+    return s.o((F.linear(h, s.w, bias) + wide).relu())
+
+
 def keyword(s, x, *, mask=None, extra):
     """Inputs by keyword, one of them a dict; a dict and an object as outputs."""
     h = s.a(x).relu() * mask
@@ -586,6 +595,10 @@ NETWORKS: dict[str, Case] = {
         row(3, 5),
     ),
     "constant in place": (lambda: Written(filled, a=nn.Linear(5, 4), o=nn.Linear(4, 2)), row(3, 5)),
+    "in place in parts": (
+        lambda: Written(part_by_part, a=nn.Linear(5, 6), c=nn.Linear(5, 3), o=nn.Linear(6, 2), w=learned(6, 6), b=learned(6)),
+        row(3, 5),
+    ),
     "joined bias": (
         lambda: Written(
             lambda s, x: s.o(F.linear(x, s.w, torch.cat([s.b, torch.zeros(2), s.c])).relu()),

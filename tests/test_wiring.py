@@ -75,6 +75,7 @@ GROUPS = {
     "last token": ([6], [6], []),
     "dropout of a constant": ([4], [4], []),
     "constant in place": ([4], [4], []),
+    "in place in parts": ([2, 3, 2, 2], [1, 2, 1, 2, 2, 3, 1], []),  # the bias cuts the sum, and the product cuts what it reads
     "joined bias": ([2, 2, 2], [2, 2, 2], []),
     "kernel seen through views": ([4], [4, 4], [4]),
     "product of batches": ([4, 3], [3], [4, 3]),

@@ -296,3 +296,9 @@ def operation(node: Node) -> tuple[str, bool]:
     if name.endswith("__"):  # such as __and__, and __iand__ in place
         return (name.replace("__i", "__", 1), True) if schema.is_mutable else (name, False)
     return (name.removesuffix("_"), name != "detach_") if name.endswith("_") else (name, False)
+
+
+def path_of(node: Node) -> str:
+    """The path of the module in which an operation stands."""
+    modules = list(node.meta.get("nn_module_stack", {}).values())
+    return modules[-1][0] if modules else ""

@@ -193,21 +193,21 @@ def remark(ledger: Ledger, *_: object, **__: object) -> None:
 
 @rule("zeros_like", "new_zeros", "empty_like", "new_empty")
 def zeros(ledger: Ledger, *_: object, **__: object) -> Tensor:
-    return _filled(ledger, 0)
+    return filled(ledger, 0)
 
 
 @rule("ones_like", "new_ones")
 def ones(ledger: Ledger, *_: object, **__: object) -> Tensor:
-    return _filled(ledger, 1)
+    return filled(ledger, 1)
 
 
 @rule("full_like", "new_full")
 def full(ledger: Ledger, x: Operand, *rest: object, **_: object) -> Tensor:
     require(is_plain(rest[-1]), "a number that is computed")
-    return _filled(ledger, rest[-1])
+    return filled(ledger, rest[-1])
 
 
-def _filled(ledger: Ledger, number: float) -> Tensor:
+def filled(ledger: Ledger, number: float) -> Tensor:
     like = ledger.node.meta["val"]
     return torch.full(like.shape, number, dtype=like.dtype, device=like.device)
 

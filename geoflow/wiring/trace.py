@@ -14,7 +14,8 @@ from geoflow.spec import NetworkSpec
 from geoflow.wiring.calls import Example, arguments, copied, tensors_in
 from geoflow.wiring.entries import PLAIN, activation
 from geoflow.wiring.labels import Parameter, Value, is_plain, length
-from geoflow.wiring.ledger import Layout, Ledger, operation
+from geoflow.wiring.ledger import Layout, Ledger, operation, path_of
+from geoflow.wiring.memory import overwrite
 from geoflow.wiring.placeholders import Entries, owners, placeholder, refuse_hidden, running_statistics
 from geoflow.wiring.pointwise import PINS
 from geoflow.wiring.rules import CURE, RULES, NoRule
@@ -51,8 +52,8 @@ def spec_of(network: nn.Module, example: Example) -> NetworkSpec:
         ledger = Ledger(layout)
         try:
             outputs = _walk(ledger, program, Entries(state, owner, statistics))
-        except ValueError:
-            if not ledger.refined:
+        except Exception:
+            if not ledger.refined:  # otherwise sites were pinned for the rest of this walk, and the next one decides
                 raise
         if ledger.refined:
             continue
@@ -94,7 +95,7 @@ def _walk(ledger: Ledger, program: torch.export.ExportedProgram, entries: Entrie
 def _run(ledger: Ledger, module: GraphModule, found: dict[Node, object], scope: str = "") -> None:
     """Walk the operations of a graph whose inputs are known."""
     for node in module.graph.nodes:
-        ledger.node, ledger.path, ledger.scope = node, _path(node), scope
+        ledger.node, ledger.path, ledger.scope = node, path_of(node), scope
         if node.op == "get_attr":
             value = getattr(module, node.target)
             found[node] = value.clone() if isinstance(value, Tensor) else value
@@ -102,7 +103,7 @@ def _run(ledger: Ledger, module: GraphModule, found: dict[Node, object], scope: 
             inner = any(isinstance(found.get(argument), GraphModule) for argument in node.all_input_nodes)
             found[node] = _part(ledger, node, found, scope) if inner else _call(ledger, node, found)
             if operation(node)[1]:
-                _overwrite(node, found)
+                overwrite(ledger, node, found)
 
 
 def _part(ledger: Ledger, node: Node, found: dict[Node, object], scope: str) -> object:
@@ -189,15 +190,11 @@ def _refuse_random(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> Non
     """Raise ValueError if an operation draws random numbers. Dropout in evaluation mode, or with probability 0, draws none."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return
-    names = [argument.name for argument in node.target._schema.arguments]
-    given = dict(zip(names, args, strict=False)) | kwargs
+    schema = node.target._schema.arguments
+    usual = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    given = usual | dict(zip([argument.name for argument in schema], args, strict=False)) | kwargs
     if not any(given.get(name, True) in (False, 0) for name in ("train", "training", "p", "dropout_p", "dropout")):
         raise ValueError(_gap(ledger, "random numbers change the output from call to call"))
-
-
-def _path(node: Node) -> str:
-    modules = list(node.meta.get("nn_module_stack", {}).values())
-    return modules[-1][0] if modules else ""
 
 
 def _gap(ledger: Ledger, reason: str, cure: str = CURE) -> str:
@@ -208,31 +205,3 @@ def _gap(ledger: Ledger, reason: str, cure: str = CURE) -> str:
 
 # Operations that keep equal elements along an axis equal. The rules of sums and quotients reduce such an axis to one element themselves.
 ALIKE = VIEWS | {"add", "sub", "rsub", "subtract", "div", "divide", "repeat", "tile", "square"} | {name for names in PINS for name in names}
-
-
-def _overwrite(node: Node, found: dict[Node, object]) -> None:
-    """Let an in-place operation's result replace its operand. Refuse it if its memory is read later under another name."""
-    changed = node.args[0]
-    if isinstance(found[changed], Tensor) and isinstance(found[node], Tensor):  # a constant was changed in its memory
-        changed = next((other for other in node.graph.find_nodes(op="placeholder") if _share(found[other], found[changed])), None)
-        if changed is None:
-            return
-        raise ValueError(f"{node.name!r} at {_path(node)!r} changes {changed.name!r}, so later calls differ. Use its out-of-place form.")
-    family = [changed]
-    for member in family:
-        up = [member.args[0]] if member.op == "call_function" and _views(member) else []
-        down = [user for user in member.users if user < node and _views(user)]
-        family += [other for other in up + down if other not in family]
-    shared = any(user > node for member in family if member is not changed for user in member.users)
-    if shared or changed.op == "placeholder" or isinstance(found[changed], Parameter):
-        raise ValueError(f"{node.name!r} at {_path(node)!r} changes {changed.name!r}, which others read. Use its out-of-place form.")
-    found[changed] = found[node]
-
-
-def _share(one: object, other: Tensor) -> bool:
-    """Whether two values lie in the same memory."""
-    return isinstance(one, Tensor) and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() != 0
-
-
-def _views(node: Node) -> bool:
-    return node.op == "call_function" and operation(node)[0] in VIEWS
