@@ -40,8 +40,9 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Example, generato
     """
     twin = copied(network).double()
     inputs = tree_map(lambda x: draw_like(x, generator), example)
-    theta = jitter(spec, pack(spec, twin.state_dict()), generator)
+    theta = pack(spec, twin.state_dict())
     _drop_weights(twin)
+    theta = jitter(spec, theta, generator)
     with RoundedTo() as rounded, float64_by_default():
         before = outputs_of(copy.deepcopy(twin), spec, theta, inputs)  # a copy for each, since some networks keep results between calls
         theta = apply_symmetry(spec, theta, random_symmetry(spec, generator))

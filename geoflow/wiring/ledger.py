@@ -9,6 +9,7 @@ from torch.fx import Node
 from geoflow.spec import SYMMETRIES, WIRES
 from geoflow.wiring.classes import Classes
 from geoflow.wiring.labels import Entry, Label, Segment, Value, length
+from geoflow.wiring.nodes import operation
 from geoflow.wiring.rules import require
 
 MEASURES = ("scaling", "sign")  # the symmetries that multiply
@@ -285,20 +286,3 @@ class Ledger:
         """Where the sites come from that are permuted with this one, and that can be cut."""
         tied = (self.places[other] for other in self.classes["permutation"].members(site))
         return [place for place in tied if place.key is not None]
-
-
-def operation(node: Node) -> tuple[str, bool]:
-    """The name of an operation, and whether it works in place."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return node.target.__name__, False
-    name = schema.name.removeprefix("aten::")
-    if name.endswith("__"):  # such as __and__, and __iand__ in place
-        return (name.replace("__i", "__", 1), True) if schema.is_mutable else (name, False)
-    return (name.removesuffix("_"), name != "detach_") if name.endswith("_") else (name, False)
-
-
-def path_of(node: Node) -> str:
-    """The path of the module in which an operation stands."""
-    modules = list(node.meta.get("nn_module_stack", {}).values())
-    return modules[-1][0] if modules else ""

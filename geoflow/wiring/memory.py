@@ -7,7 +7,8 @@ from torch.fx import Node
 
 from geoflow.wiring.entries import activation
 from geoflow.wiring.labels import Operand, Parameter, Value, is_plain
-from geoflow.wiring.ledger import Ledger, operation, path_of
+from geoflow.wiring.ledger import Ledger
+from geoflow.wiring.nodes import operation, path_of
 from geoflow.wiring.rules import require, rule
 from geoflow.wiring.shapes import cat, cut, expand, filled
 from geoflow.wiring.views import VIEWS, view
@@ -16,8 +17,8 @@ from geoflow.wiring.views import VIEWS, view
 def overwrite(ledger: Ledger, node: Node, found: dict[Node, object]) -> None:
     """Let the result of an operation in place replace its operand.
 
-    If the operand is a slice or a view of another value, the result replaces these elements there. Raises ValueError if memory that changed is read
-    later under another name.
+    If the operand is a slice or a view of another value, the result replaces these elements there. Raises ValueError if memory that
+    changed is read later under another name.
     """
     changed = node.args[0]
     if isinstance(found[changed], Tensor) and isinstance(found[node], Tensor):  # a constant was changed in its memory

@@ -9,7 +9,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from geoflow.wiring.calls import kept_tensors
 from geoflow.wiring.labels import Parameter
-from geoflow.wiring.ledger import Ledger, operation
+from geoflow.wiring.ledger import Ledger
+from geoflow.wiring.nodes import operation
 from geoflow.wiring.views import VIEWS
 
 

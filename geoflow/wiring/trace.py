@@ -14,8 +14,9 @@ from geoflow.spec import NetworkSpec
 from geoflow.wiring.calls import Example, arguments, copied, tensors_in
 from geoflow.wiring.entries import PLAIN, activation
 from geoflow.wiring.labels import Parameter, Value, is_plain, length
-from geoflow.wiring.ledger import Layout, Ledger, operation, path_of
+from geoflow.wiring.ledger import Layout, Ledger
 from geoflow.wiring.memory import overwrite
+from geoflow.wiring.nodes import operation, path_of
 from geoflow.wiring.placeholders import Entries, owners, placeholder, refuse_hidden, running_statistics
 from geoflow.wiring.pointwise import PINS
 from geoflow.wiring.rules import CURE, RULES, NoRule
