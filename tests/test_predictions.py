@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from geoflow import evaluate, pack, spec_of, unpack
+from geoflow import evaluate, pack, population, spec_of, unpack
+from geoflow.evaluation import predictions
 from geoflow.evaluation.metrics import Scores, disagreement, ensemble_scores, pooled_scores, scores
 from geoflow.population import itself
 from tests.keeping import Company, Keeping
@@ -266,3 +267,15 @@ def test_outputs_that_are_no_tensor_are_named(data, generator):
     network, spec = Named(), spec_of(Company(), x)
     with pytest.raises(ValueError, match=r"Named gives a dict without a tensor of outputs \[examples, units\]: its entries are 'logits'"):
         evaluate(network, spec, several(network, spec, generator), x, y)
+
+
+@pytest.mark.parametrize(("keep", "copies"), [("no", False), ("forever", True)])
+def test_one_copy_runs_all_networks_unless_it_keeps_something_of_earlier_weights(keep, copies, data, generator, monkeypatch):
+    x, y = data
+    spec = spec_of(Keeping(), x)
+    thetas = several(Keeping(), spec, generator, 30)
+    made, copy_of = [], population.copy_of
+    monkeypatch.setattr(population, "copy_of", lambda network: made.append(network) or copy_of(network))
+    monkeypatch.setattr(predictions, "faster_together", lambda network, x: False)  # as for a convolution on a CPU
+    close(evaluate(Keeping(keep), spec, thetas, x, y), evaluate(Keeping(), spec, thetas, x, y))
+    assert len(made) == 2 + 2 + 30 * copies  # two of each call run alone, as a check
