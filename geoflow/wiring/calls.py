@@ -1,4 +1,4 @@
-"""Say how a network is called, which tensors it returns, and copy it without what it keeps between calls."""
+"""Say which tensors a network returns, and copy it without what it keeps between calls."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -7,18 +7,6 @@ from dataclasses import fields, is_dataclass
 from torch import Tensor, nn
 
 Example = Tensor | tuple | Mapping
-
-
-def arguments(example: Example) -> tuple[tuple, dict]:
-    """The positional and the keyword arguments of a call. A mapping holds keywords, and a tuple holds several inputs.
-
-    >>> from geoflow.wiring.calls import arguments
-    >>> arguments({"x": 1})
-    ((), {'x': 1})
-    """
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (example if isinstance(example, tuple) else (example,)), {}
 
 
 def tensors_in(result: object) -> list[Tensor]:

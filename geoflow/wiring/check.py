@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.choices import choose
+from geoflow.examples import arguments
 from geoflow.spec import WIRES, NetworkSpec
 from geoflow.symmetry import apply_symmetry, random_symmetry
 from geoflow.vector import pack, unpack
-from geoflow.wiring.calls import Example, arguments, copied, tensors_in
+from geoflow.wiring.calls import Example, copied, tensors_in
 
 # The largest relative change that rounding explains. Rounding grows over some ten layers; a wrong axis gives 1e-3 and more.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -118,7 +119,7 @@ def float64_by_default() -> Iterator[None]:
 
 def outputs_of(network: nn.Module, spec: NetworkSpec, theta: Tensor, example: Example | list) -> Tensor:
     """All floating outputs of the network with these weights, in one vector."""
-    args, kwargs = arguments(tuple(example) if isinstance(example, list) else example)
+    args, kwargs = arguments(network, tuple(example) if isinstance(example, list) else example)
     args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
     with torch.no_grad():
         result = functional_call(network, unpack(spec, theta), args, kwargs)

@@ -7,6 +7,7 @@ from itertools import pairwise, product
 from torch import Tensor
 
 from geoflow.spec import ONE_UNIT, SYMMETRIES, NetworkSpec, Piece, Site, TensorSpec, Wire
+from geoflow.vector import metadata_of
 from geoflow.wiring.labels import Entry, Part, Value
 from geoflow.wiring.ledger import Ledger
 
@@ -35,7 +36,7 @@ def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor],
     known = packed | {name for name, _ in tied}
     rest = {name: value.detach().clone() for name, value in state.items() if name not in known}
     constants = tuple(name for name in rest if dict(aliases).get(name, name) in ledger.constants)
-    return NetworkSpec(tuple(sites), tensors, _wires(ledger, number), tied, constants, rest)
+    return NetworkSpec(tuple(sites), tensors, _wires(ledger, number), tied, constants, rest, metadata_of(state))
 
 
 def _wires(ledger: Ledger, number: dict[int, int]) -> tuple[Wire, ...]:

@@ -10,8 +10,9 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from geoflow.examples import arguments
 from geoflow.spec import NetworkSpec
-from geoflow.wiring.calls import Example, arguments, copied, tensors_in
+from geoflow.wiring.calls import Example, copied, tensors_in
 from geoflow.wiring.entries import PLAIN, activation
 from geoflow.wiring.labels import Parameter, Value, is_plain, length
 from geoflow.wiring.ledger import Layout, Ledger
@@ -72,7 +73,7 @@ def _export(network: nn.Module, example: Example) -> torch.export.ExportedProgra
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with torch.no_grad():  # a part under no_grad then has no inner graph
-                return torch.export.export(network, *arguments(example), strict=False)
+                return torch.export.export(network, *arguments(network, example), strict=False)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         what = f"The forward pass of {type(network).__name__} cannot be captured: {reason.rstrip('.')}."
