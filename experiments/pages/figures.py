@@ -42,8 +42,6 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
         seen = {int(depth): widths for depth, widths in found["seen"].items()}
         name = f"{label.partition(', hidden=')[0]}, seed {seed}: networks of other sizes"
         shown[f"widths{number or ''}"] = plot_widths(sizes, seen, name, outputs)
-            sizes, seen, f"{label.partition(', hidden=')[0]}, seed {seed}: networks of other sizes", outputs
-        )
     if sharper := {label: (seed, found) for label, seed, found in beside(study, "sharpness")}:
         drawn = {label: _by_distance(frame.loc[label, seed], found) for label, (seed, found) in sharper.items()}
         label, (seed, _) = next(iter(sharper.items()))
