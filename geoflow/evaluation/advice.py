@@ -16,8 +16,7 @@ def advice(metrics: Mapping) -> list[str]:
     >>> advice(metrics)[0].split(".")[0]
     'The generated networks are behind the mean network'
     """
-    zoo, generated, mean = metrics["zoo"], metrics["generated"], metrics["baselines"]["mean_network"]
-    kind, said = outputs_of(metrics.get("outputs", "classes")), []
+    (kind, zoo, generated, mean), said = _compared(metrics), []
     if poor(metrics):
         said.append(
             "The generated networks are behind the mean network. Try more iterations or a zoo of more training runs, and look at the "
@@ -37,9 +36,14 @@ def advice(metrics: Mapping) -> list[str]:
 
 def poor(metrics: Mapping) -> bool:
     """Return whether the generated networks are behind the mean network, and this is not because of their zoo."""
-    zoo, generated, mean = metrics["zoo"], metrics["generated"], metrics["baselines"]["mean_network"]
-    kind = outputs_of(metrics.get("outputs", "classes"))
+    kind, zoo, generated, mean = _compared(metrics)
     return _behind(kind, generated, mean) and not _behind(kind, zoo, mean) and not _near(generated, zoo)
+
+
+def _compared(metrics: Mapping) -> tuple[Outputs, Mapping, Mapping, Mapping]:
+    """Return the kind of outputs, and the scores of the zoo, of the generated networks and of the mean network."""
+    kind = outputs_of(metrics.get("outputs", "classes"))
+    return kind, metrics["zoo"], metrics["generated"], metrics["baselines"]["mean_network"]
 
 
 def _behind(kind: Outputs, one: Mapping, other: Mapping) -> bool:

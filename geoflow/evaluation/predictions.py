@@ -68,12 +68,12 @@ def predictors(
     if batch_size is None:
         _check_company(alone, some, expected, tolerance, read)
     empty = _without_weights(network, spec).to(thetas.device)
-    if not (faster_together(network, x) and _together(empty, _states(spec, pair), some, expected, tolerance, read)):
+    if not (faster_together(network, x) and _together(empty, unpack(spec, pair), some, expected, tolerance, read)):
         load = _loader(network, spec, empty.to(dtype), pair, some, expected, tolerance, read)
         return (partial(_one, prediction, read, load(theta.to(dtype))) for theta in thetas)
     rims = Rims()  # shared by all chunks, because they have the same examples
     chunks = thetas.split(max(1, batch // min(batch_size or PART, examples)))
-    return (partial(_all, prediction, read, dtype, empty, _states(spec, chunk.to(dtype)), rims) for chunk in chunks)
+    return (partial(_all, prediction, read, dtype, empty, unpack(spec, chunk.to(dtype)), rims) for chunk in chunks)
 
 
 def predicted(
@@ -109,10 +109,6 @@ def call(network: nn.Module, x: Examples) -> Any:
     """Return what a network returns for some examples."""
     args, kwargs = arguments(network, x)
     return network(*args, **kwargs)
-
-
-def _states(spec: NetworkSpec, thetas: Tensor) -> State:
-    return {name: value.contiguous() for name, value in unpack(spec, thetas).items()}
 
 
 def _one(prediction: Callable, read: Read, loaded: Callable[[], tuple[nn.Module, torch.dtype]], x: Examples) -> Tensor:
