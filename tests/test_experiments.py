@@ -293,6 +293,8 @@ def test_a_run_says_in_a_line_how_to_read_its_table(task, zoo, generated, mean, 
     metrics = {"zoo": scores(*zoo), "generated": scores(*generated), "baselines": {"mean_network": scores(*mean)}}
     said = advice(metrics, {"task": task, "iterations": 1000}, ())
     assert [words in line for line in said] == [True] if words else said == []
+    copied = advice(metrics | {"novelty": {"copies": 0.5}}, {"task": task, "iterations": 1000}, ())
+    assert copied[:-1] == said and copied[-1].startswith("50% of the generated networks are suspiciously close")
 
 
 def test_a_small_zoo_makes_the_default_batch_smaller_and_a_failed_run_leaves_no_folder(tmp_path, capsys):

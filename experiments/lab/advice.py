@@ -15,6 +15,7 @@ def advice(metrics: Mapping, config: Mapping, named: Collection[str]) -> list[st
     if config["task"] == EASY and not of_scores.poor(metrics):
         return [
             "How to read this table: the mean network is strong on this easy task, so compare the generated networks with the zoo. "
-            "`with digits` shows a task where baselines fail."
+            "`with digits` shows a task where baselines fail.",
+            *of_scores.on_copies(metrics),
         ]
     return of_scores.advice(metrics)

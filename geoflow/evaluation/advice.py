@@ -25,13 +25,18 @@ def advice(metrics: Mapping) -> list[str]:
     elif _behind(kind, generated, mean):
         of_whom = "and of networks of the zoo too" if _behind(kind, zoo, mean) else "but these are near the zoo"
         said.append(f"The mean network is ahead of the generated networks {of_whom}. A flow imitates its zoo: compare them with the zoo.")
+    return said + on_copies(metrics)
+
+
+def on_copies(metrics: Mapping) -> list[str]:
+    """Return a sentence if many of the generated networks are near copies of training networks."""
     copies = metrics.get("novelty", {}).get("copies")
-    if copies is not None and copies > MANY_COPIES:
-        said.append(
-            f"{copies:.0%} of the generated networks are suspiciously close to one training network (of really new ones 1%). "
-            "Try a zoo of more training runs, fewer iterations, or start=0."
-        )
-    return said
+    if copies is None or copies <= MANY_COPIES:
+        return []
+    return [
+        f"{copies:.0%} of the generated networks are suspiciously close to one training network (of really new ones 1%). "
+        "Try a zoo of more training runs, fewer iterations, or start=0."
+    ]
 
 
 def poor(metrics: Mapping) -> bool:
