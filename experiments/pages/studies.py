@@ -139,7 +139,7 @@ STUDIES: dict[str, Study] = {
         {
             "digits, asked for an NLL": Row(("digits", "condition=nll", "runs=512", "snapshots=20", "zoo.every=2")),
             "MNIST and Fashion-MNIST, asked for one": Row(
-                ("mnist", "task=mnist,fashion", "condition=task", "runs=1024", "iterations=6000", "batch=64", "zoo.seed=0")
+                ("mnist", "task=mnist,fashion", "condition=task", "runs=512", "iterations=6000", "batch=64", "zoo.seed=0")
             ),
         },
         about=("digits, asked for an NLL", "MNIST and Fashion-MNIST, asked for one"),
