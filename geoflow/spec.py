@@ -154,6 +154,8 @@ class NetworkSpec:
     [('0.weight', 0), ('0.bias', 12), ('2.weight', 15), ('2.bias', 21)]
     >>> spec.weights, spec.groups("permutation")
     (23, {0: 3})
+    >>> spec.unread
+    ()
     >>> geoflow.spec.NetworkSpec.from_json(spec.to_json(), spec.rest) == spec
     True
     """
@@ -176,6 +178,11 @@ class NetworkSpec:
         """The index in the weight vector at which each tensor starts."""
         ends = torch.tensor([0] + [tensor.numel for tensor in self.tensors]).cumsum(0)
         return tuple(ends[:-1].tolist())
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The entries of the state dict that the forward pass never reads, such as those of an auxiliary head."""
+        return tuple(name for name in self.rest if name not in self.constants)
 
     def groups(self, symmetry: str) -> dict[int, int]:
         """The groups of one of SYMMETRIES, as {group: number of units}."""

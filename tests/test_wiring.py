@@ -31,7 +31,7 @@ GROUPS = {
     "mlp softsign": ([4, 6], [], [4, 6]),
     "mlp tanhshrink": ([4, 6], [], [4, 6]),
     "mlp hardtanh": ([4, 6], [], [4, 6]),
-    "mlp batch norm": ([4], [], [4]),
+    "mlp batch norm": ([4], [], [4, 4]),  # before and after the gain of the norm
     "mlp dropout": ([4], [4], []),
     "image mlp": ([6], [6], []),
     "cnn": ([4, 5, 6], [4, 6], [5]),
@@ -42,7 +42,7 @@ GROUPS = {
     "cnn two tanh": ([6, 6], [], [6, 6, 6]),  # before and after the depthwise convolution: one order, two signs
     "learned gain": ([6, 6], [6], [6, 6, 6]),
     "cnn layer norm": ([4], [4], []),
-    "resnet": ([4, 4, 6, 6], [4, 4, 6, 6], []),
+    "resnet": ([4, 4, 6, 6], [4, 4, 6, 6], [4] * 3 + [6] * 3),  # every convolution has signs of its own before its norm
     "group norm": ([2, 2, 2, 4, 4], [2, 2, 2, 4, 4], [4]),
     "pre norm": ([6, 9, 8], [8, 6, 6], [6, 6]),
     "swiglu": ([6, 5], [6, 5], [6, 5]),  # the gate is pinned, the value is not
@@ -63,9 +63,38 @@ GROUPS = {
     "gru cell": ([4], [], [4]),
     "tied autoencoder": ([4], [], []),
     "shared keys": ([2], [2], [2]),  # v alone keeps a factor and a sign for each head
-    "densenet": ([3, 2, 2], [3, 3, 2, 2], [2]),  # only the last layer meets no batch norm
+    "densenet": ([3, 2, 2], [3, 3, 2, 2], [3, 2, 2]),  # only the last layer meets no batch norm; signs pass a norm
     "pixel shuffle": ([2], [2], []),
-    "mobile": ([4, 8, 3], [4], [4]),
+    "mobile": ([4, 8, 3], [4], [4, 4, 8, 8]),  # before the three norms, and behind the last
+    "split with a one": ([2], [2], [2]),
+    "mask for all heads": ([2], [2], [2]),
+    "relative bias": ([2], [2], [2]),  # the heads of the learned table move with those of the queries
+    "mask of inputs": ([8, 2], [8, 2], [8, 2]),
+    "gather of inputs": ([6], [6], []),
+    "gather of units": ([6], [6], []),
+    "last token": ([6], [6], []),
+    "dropout of a constant": ([4], [4], []),
+    "constant in place": ([4], [4], []),
+    "in place in parts": ([2, 3, 2, 2], [1, 2, 1, 2, 2, 3, 1], []),  # the bias cuts the sum, and the product cuts what it reads
+    "joined bias": ([2, 2, 2], [2, 2, 2], []),
+    "kernel seen through views": ([4], [4, 4], [4]),
+    "product of batches": ([4, 3], [3], [4, 3]),
+    "sum with a product": ([4], [4, 4], [4]),
+    "keywords": ([4], [4], []),
+    "cache among outputs": ([4], [4], []),
+    "kept bias": ([4], [4], []),
+    "root mean square": ([6, 8], [6, 8, 6], [6, 6, 6]),  # the stream, and behind each gain
+    "rotary": ([3], [3], [2, 3]),  # one sign for each pair of rotated units
+    "windows": ([4], [4], []),
+    "windows added": ([3], [3], []),
+    "pixel unshuffle": ([4], [4], []),
+    "channel shuffle": ([2, 2, 2, 2], [2, 2, 2, 2], []),
+    "transposed in groups": ([2, 2, 3, 3], [2, 2, 3, 3], []),
+    "transposed depthwise": ([4], [4, 4], []),
+    "bilinear": ([3, 4, 6], [3, 6], [4]),
+    "bag of embeddings": ([6], [6], []),
+    "einsum with an ellipsis": ([4, 3], [3], [4, 3]),
+    "projected lstm": ([4, 4, 3, 3], [3, 3], [4, 4, 3, 3]),  # cells, and what is made of them
 }
 ACTIONS = {
     "permutation": lambda spec, theta, g: permute(spec, theta, g.permutations),
@@ -403,7 +432,7 @@ class Counting(nn.Module):
 
 
 def overwritten(x):
-    part = x[:, :2]
+    part = x.t()
     part.relu_()
     return x * 2
 
@@ -419,7 +448,7 @@ FAILURES = {
     "dropout that stays": (Apply(nn.functional.dropout), r"aten.dropout at '1': .*random"),
     "noise": (Apply(lambda x: x + torch.randn(4)), r"aten.randn at '1': random numbers"),
     "state that changes": (Counting(), "calls"),
-    "shared memory": (Apply(overwritten), "'relu_' at '1' changes 'slice_1', which others read"),
+    "shared memory": (Apply(overwritten), "'relu_' at '1' changes 't', which others read"),
     "quantised": (Apply(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255)), "No wiring rule for aten.fake_quantize"),
 }
 
