@@ -25,13 +25,15 @@ from public_models import Model, models
 import geoflow
 
 LINES = RESULTS.parents[1] / ".cache" / "coverage.jsonl"
-LIMIT = 400  # seconds that one model may take
+LIMIT = 400  # seconds of the processor that one model may take
+WAIT = 3600  # seconds that one may wait for it, if others use the processor too
 FAST = {"torchvision/resnet18", "timm/vit_small_patch16_224", "transformers/bert"}  # traced in 5 s, checked in 15 s and 3 GB
 
 
 def measured(model: Model, answer: Connection) -> None:
     """Send what happens to one model: seconds of the processor, GB at the most, and the message of a refusal or a crash."""
     row = {"outcome": "crashed"}
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     try:
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
@@ -71,11 +73,11 @@ def alone(model: Model) -> dict:
     process = context.Process(target=measured, args=(model, there))
     process.start()
     there.close()
-    row = {"outcome": "crashed", "message": f"no answer within {LIMIT} s"}
+    row = {"outcome": "crashed", "message": f"no answer within {WAIT} s"}
     try:
-        row = here.recv() if here.poll(LIMIT) else row
+        row = here.recv() if here.poll(WAIT) else row
     except EOFError:
-        row["message"] = "the process ended without an answer"
+        row["message"] = f"the process ended without an answer, perhaps after {LIMIT} s"
     process.kill()
     process.join()
     return {"name": model.name, "family": model.family} | row | {"date": datetime.now(UTC).date().isoformat(), "commit": commit()}

@@ -1,5 +1,6 @@
 """Describe a network as a graph: units are nodes, and weights are edges."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate, product
@@ -162,12 +163,11 @@ def _root(site: int, before: dict[int, int]) -> int:
 def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ...], tuple[Diagonal, ...], Tensor]:
     blocks, features, diagonals, scalars = [], [], [], []
     wires, loaded = {(wire.source, wire.target): wire.kind for wire in spec.wires}, set()
+    check_edges(spec)
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
         flat = torch.arange(offset, offset + tensor.numel).reshape(tensor.shape)
         for pieces, part in _rectangles(tensor.axes, flat):
-            sited = [axis for axis, piece in enumerate(pieces) if piece.writes is not None or piece.reads is not None]
-            if len(sited) > 2:  # sites that no symmetry moves count as positions
-                sited = [axis for axis in sited if not spec.sites[pieces[axis].owner].pinned]
+            sited = _sited(spec, pieces)
             fixed = {axis: spec.sites[pieces[axis].owner].role == "input" for axis in sited}
             if len(sited) == 2 and all(fixed.values()):  # the states of inputs do not change, so one axis is enough
                 sited = sited[:1]
@@ -184,19 +184,34 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
                     kind = wires.get(ends, "depthwise" if tensor.kind == "weight" else "gain")
                     diagonals.append(Diagonal(site, piece.reads, kind, key, index))
                     loaded.add(ends)
-            elif len(sited) == 2:
+            else:
                 sited.sort(key=lambda axis: (fixed[axis], pieces[axis].writes is None))  # inputs are never targets
                 target, source = (pieces[a].owner for a in sited)
                 index = _units_first(part, pieces, sited)
                 roles = f"{spec.sites[target].role}<{spec.sites[source].role}"
                 blocks.append(Block(target, source, f"{tensor.kind}:{roles}:{index.shape[-1]}", index))
-            else:
-                raise ValueError(f"An edge connects two sites, but {tensor.name!r} connects {len(sited)}. This network has no graph.")
     nothing = {site: torch.zeros(spec.sites[site].size, 0, dtype=torch.long) for _, site in wires}
     left = {ends: kind for ends, kind in wires.items() if ends not in loaded}
     bare = [Diagonal(target, source, kind, "", nothing[target]) for (source, target), kind in left.items()]
     empty = torch.zeros(0, dtype=torch.long)
     return tuple(blocks), tuple(features), (*diagonals, *bare), torch.cat([empty, *scalars])
+
+
+def check_edges(spec: NetworkSpec) -> None:
+    """Raise ValueError if a tensor connects more than two sites whose units can move, as that of nn.Bilinear does."""
+    for tensor in spec.tensors:
+        most = max(len(_sited(spec, pieces)) for pieces in product(*tensor.axes))
+        if most > 2:
+            raise ValueError(
+                f"{tensor.name!r} connects the units of {most} layers, but an edge of a graph connects two. Networks with such a tensor "
+                "are not supported. Let it read one hidden layer, and inputs beside it, or use a linear layer instead."
+            )
+
+
+def _sited(spec: NetworkSpec, pieces: Sequence[Piece]) -> list[int]:
+    """The axes along which units lie. If there are more than two, sites that no symmetry moves count as positions."""
+    sited = [axis for axis, piece in enumerate(pieces) if piece.owner is not None]
+    return sited if len(sited) <= 2 else [axis for axis in sited if not spec.sites[pieces[axis].owner].pinned]
 
 
 def graph_of(spec: NetworkSpec, extras: int = 0) -> Graph:

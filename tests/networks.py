@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -40,8 +41,17 @@ class Apply(nn.Module):
         return self.function(x)
 
 
+class OfFunction:
+    """The forward pass of a Written module, with the names of its inputs."""
+
+    def __get__(self, module, owner=None):
+        return self if module is None else partial(module.function, module)
+
+
 class Written(nn.Module):
     """A forward pass as a function of the module and its inputs; parts are modules, parameters and buffers."""
+
+    forward = OfFunction()
 
     def __init__(self, function: Callable, **parts: object):
         super().__init__()
@@ -51,9 +61,6 @@ class Written(nn.Module):
                 self.register_buffer(name, part)
             else:
                 setattr(self, name, part)
-
-    def forward(self, *inputs, **named):
-        return self.function(self, *inputs, **named)
 
 
 def learned(*shape: int) -> nn.Parameter:
@@ -597,7 +604,7 @@ NETWORKS: dict[str, Case] = {
     "constant in place": (lambda: Written(filled, a=nn.Linear(5, 4), o=nn.Linear(4, 2)), row(3, 5)),
     "in place in parts": (
         lambda: Written(part_by_part, a=nn.Linear(5, 6), c=nn.Linear(5, 3), o=nn.Linear(6, 2), w=learned(6, 6), b=learned(6)),
-        row(3, 5),
+        row(40, 5),  # with fewer examples, some of its units are 0 on all of them
     ),
     "joined bias": (
         lambda: Written(
@@ -607,7 +614,7 @@ NETWORKS: dict[str, Case] = {
             c=learned(2),
             o=nn.Linear(6, 2),
         ),
-        row(3, 5),
+        row(20, 5),
     ),
     "kernel seen through views": (
         lambda: Written(
@@ -667,10 +674,9 @@ NETWORKS: dict[str, Case] = {
     ),
     "bilinear": (
         lambda: Written(
-            lambda s, x: s.o(s.m(s.a(x).relu(), s.b(x).tanh()).relu()),
+            lambda s, x: s.o(s.m(s.a(x).relu(), x).relu()),
             a=nn.Linear(5, 3),
-            b=nn.Linear(5, 4),
-            m=nn.Bilinear(3, 4, 6),
+            m=nn.Bilinear(3, 5, 6),
             o=nn.Linear(6, 2),
         ),
         row(3, 5),

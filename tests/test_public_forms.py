@@ -176,3 +176,10 @@ def test_tensors_of_the_default_precision_are_made_in_that_of_the_check():
     spec = spec_of(network, torch.zeros(2, 4, 5))
     assert check_spec(network, spec, torch.zeros(2, 4, 5), generator()) < 1e-11
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_weight_that_connects_three_hidden_layers_is_refused():
+    parts = {"a": nn.Linear(5, 3), "b": nn.Linear(5, 4), "m": nn.Bilinear(3, 4, 6), "o": nn.Linear(6, 2)}
+    network = Written(lambda s, x: s.o(s.m(s.a(x).relu(), s.b(x).tanh())), **parts)
+    with pytest.raises(ValueError, match=r"'m.weight' connects the units of 3 layers, but an edge of a graph connects two"):
+        spec_of(network, torch.zeros(2, 5))

@@ -28,12 +28,22 @@ def tensors_in(result: object) -> list[Tensor]:
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode.
+    """A copy in evaluation mode that has dropped what the network keeps between calls."""
+    return _copied(network, {})
 
-    Some networks keep results between calls in evaluation mode, and drop them when training begins. So the copy is in training mode first.
+
+def fresh(network: nn.Module) -> nn.Module:
+    """The same, but the copy shares the entries of the state dict with the network."""
+    return _copied(network, {id(entry): entry for entry in network.state_dict(keep_vars=True).values()})
+
+
+def _copied(network: nn.Module, shared: dict[int, object]) -> nn.Module:
+    """Some networks keep results between calls in evaluation mode, and drop them when training begins.
+
+    So the copy is in training mode first.
     """
     computed = {id(kept): kept.detach().clone().requires_grad_() for _, _, kept in kept_tensors(network) if not kept.is_leaf}
-    twin = copy.deepcopy(network, computed)  # it copies no tensor that still has the graph of its gradient
+    twin = copy.deepcopy(network, shared | computed)  # it copies no tensor that still has the graph of its gradient
     return twin.train().eval()
 
 

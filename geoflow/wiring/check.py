@@ -1,6 +1,5 @@
 """Check a table against its network: every declared symmetry must keep the output."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,9 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from geoflow.choices import choose
 from geoflow.examples import arguments
 from geoflow.spec import WIRES, NetworkSpec
-from geoflow.symmetry import apply_symmetry, random_symmetry
-from geoflow.vector import pack, unpack
-from geoflow.wiring.calls import Example, copied, tensors_in
+from geoflow.symmetry import Symmetry, apply_symmetry, random_symmetry
+from geoflow.vector import pack, seen
+from geoflow.wiring.calls import Example, copied, fresh, tensors_in
 
 # The largest relative change that rounding explains. Rounding grows over some ten layers; a wrong axis gives 1e-3 and more.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -39,15 +38,16 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Example, generato
     >>> geoflow.check_spec(network, spec, torch.zeros(1, 4), torch.Generator().manual_seed(0)) < 1e-12
     True
     """
-    twin = copied(network).double()
+    twin = copied(network)
     inputs = tree_map(lambda x: draw_like(x, generator), example)
     theta = pack(spec, twin.state_dict())
     _drop_weights(twin)
-    theta = jitter(spec, theta, generator)
+    theta = theta.double()  # one line after the other, so that few copies of all weights are held at once
+    jitter_(spec, theta, generator)
     with RoundedTo() as rounded, float64_by_default():
-        before = outputs_of(copy.deepcopy(twin), spec, theta, inputs)  # a copy for each, since some networks keep results between calls
-        theta = apply_symmetry(spec, theta, random_symmetry(spec, generator))
-        after = outputs_of(copy.deepcopy(twin), spec, theta, inputs)
+        before = outputs_of(twin, spec, theta, inputs)
+        theta = apply_symmetry(spec, theta, moving_symmetry(spec, generator))
+        after = outputs_of(twin, spec, theta, inputs)
     finite = before.isfinite()
     if not finite.any():
         raise ValueError(f"{type(network).__name__} gives no finite output for normal inputs, so its spec cannot be checked.")
@@ -117,19 +117,37 @@ def float64_by_default() -> Iterator[None]:
         torch.set_default_dtype(usual)
 
 
-def outputs_of(network: nn.Module, spec: NetworkSpec, theta: Tensor, example: Example | list) -> Tensor:
-    """All floating outputs of the network with these weights, in one vector."""
-    args, kwargs = arguments(network, tuple(example) if isinstance(example, list) else example)
-    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, kwargs))
+def outputs_of(network: nn.Module, spec: NetworkSpec, theta: Tensor, example: Example) -> Tensor:
+    """All floating outputs of the network with these weights in evaluation mode, in one vector.
+
+    Each call has modules of its own, because some networks keep a tensor of their weights between calls.
+    """
+    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments(network, example))
     with torch.no_grad():
-        result = functional_call(network, unpack(spec, theta), args, kwargs)
+        result = functional_call(fresh(network), seen(spec, theta), args, kwargs)
     return torch.cat([tensor.flatten() for tensor in tensors_in(result) if tensor.is_floating_point()])
 
 
+def moving_symmetry(spec: NetworkSpec, generator: torch.Generator) -> Symmetry:
+    """A random symmetry that moves every unit. It also flips at least one unit of every group of signs.
+
+    A group that stays as it is would hide every error in its axes. A random order of four units stays once in 24 times.
+    """
+    drawn = random_symmetry(spec, generator)
+    rounds = {g: torch.empty_like(order).scatter(0, order, order.roll(1)) for g, order in drawn.permutations.items()}
+    flipped = {g: signs.index_fill(0, torch.randint(len(signs), (1,), generator=generator), -1) for g, signs in drawn.signs.items()}
+    return Symmetry(rounds, drawn.factors, flipped)
+
+
 def _drop_weights(network: nn.Module) -> None:
-    """Let all elements of a parameter share one number. The calls bring weights of their own, so this saves the memory of a copy."""
+    """Turn a network to float64, and let all elements of a parameter share one number.
+
+    The calls bring weights of their own, so this saves the memory of a copy.
+    """
     for parameter in network.parameters():
-        parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.new_zeros((), dtype=torch.float64).expand(parameter.shape)
+    network.double()
 
 
 def draw_like(x: object, generator: torch.Generator) -> object:
@@ -141,10 +159,15 @@ def draw_like(x: object, generator: torch.Generator) -> object:
 def jitter(spec: NetworkSpec, theta: Tensor, generator: torch.Generator) -> Tensor:
     """Weights with noise added, so that none of them is special. Variances are random and positive."""
     moved = theta.clone()
-    for tensor, part in zip(spec.tensors, moved.split([tensor.numel for tensor in spec.tensors]), strict=True):
+    jitter_(spec, moved, generator)
+    return moved
+
+
+def jitter_(spec: NetworkSpec, theta: Tensor, generator: torch.Generator) -> None:
+    """The same in the memory of the weights."""
+    for tensor, part in zip(spec.tensors, theta.split([tensor.numel for tensor in spec.tensors]), strict=True):
         noise = torch.randn(part.shape, generator=generator, dtype=theta.dtype)
         if tensor.kind == "running_var":
             part.copy_(noise.mul_(0.5).exp_())
         else:
             part.add_(noise, alpha=0.1)
-    return moved

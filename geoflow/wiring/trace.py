@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.examples import arguments
+from geoflow.graph import check_edges
 from geoflow.spec import NetworkSpec
 from geoflow.wiring.calls import Example, copied, tensors_in
 from geoflow.wiring.entries import PLAIN, activation
@@ -34,8 +35,9 @@ def spec_of(network: nn.Module, example: Example) -> NetworkSpec:
     The outputs are all tensors that the network returns, alone or in tuples, lists, dicts and dataclasses. Other objects, such as a cache
     of keys and values, are no outputs.
 
-    Raises ValueError if the forward pass depends on its data, if it uses an operation without a rule, or if the network keeps a tensor
-    outside its state dict that may hide a learned parameter. The message names the operation and the module.
+    Raises ValueError if the forward pass depends on its data, if it uses an operation without a rule, if the network keeps a tensor
+    outside its state dict that may hide a learned parameter, or if one weight connects the units of three hidden layers. The message names
+    the operation and the module, or the tensor.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -62,7 +64,9 @@ def spec_of(network: nn.Module, example: Example) -> NetworkSpec:
         ledger.pin(*(label for value in outputs for label in value.labels))
         ledger.settle()
         if not ledger.refuse():
-            return table_of(ledger, outputs, state, aliases)
+            spec = table_of(ledger, outputs, state, aliases)
+            check_edges(spec)
+            return spec
 
 
 def _export(network: nn.Module, example: Example) -> torch.export.ExportedProgram:
