@@ -1,6 +1,5 @@
 """Describe a network as a graph: units are nodes, and weights are edges."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate, product
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geoflow.spec import ONE_UNIT, NetworkSpec, Piece
+from geoflow.spec import ONE_UNIT, NetworkSpec, Piece, check_edges, unit_axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +166,7 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
         flat = torch.arange(offset, offset + tensor.numel).reshape(tensor.shape)
         for pieces, part in _rectangles(tensor.axes, flat):
-            sited = _sited(spec, pieces)
+            sited = unit_axes(spec, pieces)
             fixed = {axis: spec.sites[pieces[axis].owner].role == "input" for axis in sited}
             if len(sited) == 2 and all(fixed.values()):  # the states of inputs do not change, so one axis is enough
                 sited = sited[:1]
@@ -195,23 +194,6 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
     bare = [Diagonal(target, source, kind, "", nothing[target]) for (source, target), kind in left.items()]
     empty = torch.zeros(0, dtype=torch.long)
     return tuple(blocks), tuple(features), (*diagonals, *bare), torch.cat([empty, *scalars])
-
-
-def check_edges(spec: NetworkSpec) -> None:
-    """Raise ValueError if a tensor connects more than two sites whose units can move, as that of nn.Bilinear does."""
-    for tensor in spec.tensors:
-        most = max(len(_sited(spec, pieces)) for pieces in product(*tensor.axes))
-        if most > 2:
-            raise ValueError(
-                f"{tensor.name!r} connects the units of {most} layers, but an edge of a graph connects two. Networks with such a tensor "
-                "are not supported. Let it read one hidden layer, and inputs beside it, or use a linear layer instead."
-            )
-
-
-def _sited(spec: NetworkSpec, pieces: Sequence[Piece]) -> list[int]:
-    """The axes along which units lie. If there are more than two, sites that no symmetry moves count as positions."""
-    sited = [axis for axis, piece in enumerate(pieces) if piece.owner is not None]
-    return sited if len(sited) <= 2 else [axis for axis in sited if not spec.sites[pieces[axis].owner].pinned]
 
 
 def graph_of(spec: NetworkSpec, extras: int = 0) -> Graph:

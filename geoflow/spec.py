@@ -1,9 +1,10 @@
 """Define the table of a network: its sites, its tensors and its symmetries."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from math import prod
 
 import torch
@@ -211,6 +212,25 @@ class NetworkSpec:
         aliases = tuple(map(tuple, table["aliases"]))
         # older files have no constants and no metadata
         return cls(sites, tensors, wires, aliases, tuple(table.get("constants", ())), rest, table.get("metadata", {}))
+
+
+def unit_axes(spec: NetworkSpec, pieces: Sequence[Piece]) -> list[int]:
+    """Return the axes along which units lie, given a piece of each axis. If there are more than two, units that no symmetry moves count as
+    positions.
+    """
+    axes = [axis for axis, piece in enumerate(pieces) if piece.owner is not None]
+    return axes if len(axes) <= 2 else [axis for axis in axes if not spec.sites[pieces[axis].owner].pinned]
+
+
+def check_edges(spec: NetworkSpec) -> None:
+    """Raise ValueError if a tensor connects the units of more than two sites that can move, as that of nn.Bilinear may do."""
+    for tensor in spec.tensors:
+        most = max(len(unit_axes(spec, pieces)) for pieces in product(*tensor.axes))
+        if most > 2:
+            raise ValueError(
+                f"{tensor.name!r} connects the units of {most} layers, but an edge of a graph connects two. Networks with such a tensor "
+                "are not supported. Let it read one hidden layer, and inputs beside it, or use a linear layer instead."
+            )
 
 
 def _plain(rows):

@@ -75,15 +75,6 @@ def own_label(made_for: Mapping, config: Mapping) -> str | None:
     return next((label for label, own in architectures_of(made_for).items() if own == wanted), None)
 
 
-def chart_of(made_for: Mapping, config: Mapping) -> int:
-    """Return the number of the flow's chart that the configuration's network has. Several tasks share one."""
-    kinds: list[Mapping] = []
-    for own in architectures_of(made_for).values():
-        kind = {**own, "task": None}
-        kinds += [] if kind in kinds else [kind]
-    return kinds.index({**network_settings(config), "task": None})
-
-
 def label_of(options: Mapping) -> str:
     """Return options as one types them, without spaces: a name for an architecture, and for its folder."""
     return ",".join(f"{option}={value}".replace(" ", "") for option, value in options.items())

@@ -18,11 +18,10 @@ from geoflow.statistics import recalibrate, statistics_of
 from geoflow.wiring import spec_of
 from geoflow.zoo.tasks import Task
 from lab.allowed import SAMPLING
-from lab.architectures import chart_of, own_label
 from lab.checks import device_of
 from lab.collect import Collected, at_terminal, network_for, task_for
 from lab.conditions import asked_of, extrapolates
-from lab.folder import described, flow_file
+from lab.folder import flow_file
 
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 
@@ -91,9 +90,7 @@ def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
     flow = load_flow(config)
     task = task_for(config["task"], flow.config["seed"], flow.config["part"], config["network"])
     network = network_for(task, config)
-    own = own_label(described(config["checkpoint"]), config)
-    # the flow's own table, because a later version of the tracing may find more symmetries
-    spec = spec_of(network, task.x_train[:2]) if own is None else flow.charts[chart_of(described(config["checkpoint"]), config)].spec
+    spec = spec_of(network, task.x_train[:2])
     return flow.of(spec) if flow.knows(spec) else flow, network, spec, task
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from configuration import ex
-from lab.architectures import architectures_of, chart_of, label_of, network_settings, own_label
+from lab.architectures import architectures_of, label_of, network_settings, own_label
 from lab.checks import device_of
 from lab.collect import network_for, task_for
 from lab.draw import (
@@ -85,6 +85,15 @@ def evaluate(_config, _run):
 def transfer(_config, _run):
     """Draw networks of another architecture or for other data from the flow of checkpoint=runs/3, and score them beside trained ones."""
     score_new_networks(_config, _run, beside_trained=_config["yardstick"] > 0)
+
+
+def chart_of(made_for: Mapping, config: Mapping) -> int:
+    """Return the number of the flow's chart that the configuration's network has. Several tasks share one."""
+    kinds: list[Mapping] = []
+    for own in architectures_of(made_for).values():
+        kind = {**own, "task": None}
+        kinds += [] if kind in kinds else [kind]
+    return kinds.index({**network_settings(config), "task": None})
 
 
 def score_new_networks(config: Mapping, run: Run, beside_trained: bool = False) -> None:

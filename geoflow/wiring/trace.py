@@ -11,8 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.examples import arguments
-from geoflow.graph import check_edges
-from geoflow.spec import NetworkSpec
+from geoflow.spec import NetworkSpec, check_edges
 from geoflow.wiring.calls import Example, copied, tensors_in
 from geoflow.wiring.entries import PLAIN, activation
 from geoflow.wiring.labels import Parameter, Value, is_plain, length
