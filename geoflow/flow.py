@@ -14,6 +14,7 @@ from geoflow.chart import FLOWS, Chart
 from geoflow.choices import choose
 from geoflow.conditions import Conditions, from_record
 from geoflow.constants import beside
+from geoflow.earlier import still_describes
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.frame import Frame, of_every_input
 from geoflow.graph import graph_of, leading, plain_inputs
@@ -84,22 +85,24 @@ class Flow:
         return (self.chart, *(member.chart for member in self.others))
 
     def knows(self, spec: NetworkSpec) -> bool:
-        """Whether the flow was fitted to networks of this architecture."""
-        return any(_same(chart.spec, spec) for chart in self.charts)
+        """Whether the flow was fitted to networks of this architecture, perhaps with a table of an earlier tracing."""
+        return _own(self.charts, spec) is not None
 
     def of(self, spec: NetworkSpec) -> "Flow":
         """Return this flow with one of its architectures first, so that `spec`, `chart`, `reference` and `canonical` are of that one.
 
-        The field is shared. Raises ValueError for an architecture that the flow was not fitted to.
+        The field is shared. A flow keeps the tables that it was fitted with: later ones of the same networks may declare more symmetries.
+        Raises ValueError for an architecture that the flow was not fitted to.
         """
         members = [Member(self.chart, self.reference), *self.others]
-        first = next((member for member in members if _same(member.chart.spec, spec)), None)
-        if first is None:
+        own = _own(self.charts, spec)
+        if own is None:
             raise ValueError(
                 f"The flow was not fitted to networks of {spec.weights} weights with this table; those that it was fitted to have "
                 f"{', '.join(str(chart.spec.weights) for chart in self.charts)}. Only `sample` serves other architectures."
             )
-        return replace(self, chart=first.chart, reference=first.reference, others=tuple(one for one in members if one is not first))
+        first = next(member for member in members if member.chart is own)
+        return replace(self, chart=own, reference=first.reference, others=tuple(one for one in members if one is not first))
 
     def canonical(
         self, thetas: Float[Tensor, "nets weights"], reference: Float[Tensor, "nets weights"] | None = None
@@ -119,8 +122,8 @@ class Flow:
         """
         if spec is None:
             return self.chart
-        if own := [chart for chart in self.charts if _same(chart.spec, spec)]:  # only the own tables surely have wires
-            return own[0]
+        if (own := _own(self.charts, spec)) is not None:  # only the own tables surely have wires
+            return own
         chart = replace(self.chart, spec=spec, own=None)  # these moments belong to other coordinates
         chart.check()
         return chart
@@ -244,8 +247,10 @@ def today(config: Mapping) -> dict:
     return {**BEFORE, **config, "flow": "geometric_polar" if polar else config["flow"]}
 
 
-def _same(one: NetworkSpec, other: NetworkSpec) -> bool:
-    return (one.sites, one.tensors) == (other.sites, other.tensors)
+def _own(charts: Sequence[Chart], spec: NetworkSpec) -> Chart | None:
+    """The chart of the networks with this table, or else one whose earlier table still describes them."""
+    same = [chart for chart in charts if (chart.spec.sites, chart.spec.tensors) == (spec.sites, spec.tensors)]
+    return next(iter(same), next((chart for chart in charts if still_describes(chart.spec, spec)), None))
 
 
 def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mapping, others: Sequence[Member] = ()) -> Flow:

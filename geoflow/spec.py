@@ -1,9 +1,10 @@
 """Define the table of a network: its sites, its tensors and its symmetries."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from math import prod
 
 import torch
@@ -154,6 +155,8 @@ class NetworkSpec:
     [('0.weight', 0), ('0.bias', 12), ('2.weight', 15), ('2.bias', 21)]
     >>> spec.weights, spec.groups("permutation")
     (23, {0: 3})
+    >>> spec.unread
+    ()
     >>> geoflow.spec.NetworkSpec.from_json(spec.to_json(), spec.rest) == spec
     True
     """
@@ -176,6 +179,11 @@ class NetworkSpec:
         """The index in the weight vector at which each tensor starts."""
         ends = torch.tensor([0] + [tensor.numel for tensor in self.tensors]).cumsum(0)
         return tuple(ends[:-1].tolist())
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The entries of the state dict that the forward pass never reads, such as those of an auxiliary head."""
+        return tuple(name for name in self.rest if name not in self.constants)
 
     def groups(self, symmetry: str) -> dict[int, int]:
         """The groups of one of SYMMETRIES, as {group: number of units}."""
@@ -204,6 +212,25 @@ class NetworkSpec:
         aliases = tuple(map(tuple, table["aliases"]))
         # older files have no constants and no metadata
         return cls(sites, tensors, wires, aliases, tuple(table.get("constants", ())), rest, table.get("metadata", {}))
+
+
+def unit_axes(spec: NetworkSpec, pieces: Sequence[Piece]) -> list[int]:
+    """Return the axes along which units lie, given a piece of each axis. If there are more than two, units that no symmetry moves count as
+    positions.
+    """
+    axes = [axis for axis, piece in enumerate(pieces) if piece.owner is not None]
+    return axes if len(axes) <= 2 else [axis for axis in axes if not spec.sites[pieces[axis].owner].pinned]
+
+
+def check_edges(spec: NetworkSpec) -> None:
+    """Raise ValueError if a tensor connects the units of more than two sites that can move, as that of nn.Bilinear may do."""
+    for tensor in spec.tensors:
+        most = max(len(unit_axes(spec, pieces)) for pieces in product(*tensor.axes))
+        if most > 2:
+            raise ValueError(
+                f"{tensor.name!r} connects the units of {most} layers, but an edge of a graph connects two. Networks with such a tensor "
+                "are not supported. Let it read one hidden layer, and inputs beside it, or use a linear layer instead."
+            )
 
 
 def _plain(rows):

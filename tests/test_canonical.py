@@ -8,6 +8,7 @@ import pytest
 import torch
 from networks import NETWORKS, mlp
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from geoflow.canonical import align, balance, canonicalize, centre, dead_units, sphere_rows
 from geoflow.canonical.matching import _cut, _State, _step, match
@@ -29,11 +30,10 @@ def case(name: str):
     """The network in float64, its spec, an input, and a zoo of three jittered networks."""
     torch.manual_seed(0)
     build, example = NETWORKS[name]
-    inputs = example()
     network = build().double().eval()
     generator = torch.Generator().manual_seed(1)
-    inputs = [draw_like(x, generator) for x in (inputs if isinstance(inputs, tuple) else (inputs,))]
-    spec = spec_of(network, tuple(inputs))
+    inputs = tree_map(lambda x: draw_like(x, generator), example())
+    spec = spec_of(network, inputs)
     theta = pack(spec, network.state_dict())
     return network, spec, inputs, torch.stack([jitter(spec, theta, generator) for _ in range(3)])
 

@@ -6,7 +6,10 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from geoflow import pack, spec_of, unpack
+from geoflow.examples import in_precision
 from geoflow.population import Rims, WideProducts, itself, run
+from geoflow.wiring.calls import tensors_in
+from geoflow.wiring.check import outputs_of
 from tests.keeping import Keeping
 from tests.networks import NETWORKS
 
@@ -15,13 +18,12 @@ from tests.networks import NETWORKS
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_answers_as_it_does_alone(name, generator):
     make, example = NETWORKS[name]
-    network, x = make().double().eval(), example()
-    x = x.double() if x.is_floating_point() else x
+    network, x = make().double().eval(), in_precision(example(), torch.float64)
     spec = spec_of(network, x)
     thetas = pack(spec, network.state_dict()) + 0.1 * torch.rand(3, spec.weights, generator=generator, dtype=torch.float64)
-    together = run(network, unpack(spec, thetas), x)
-    alone = torch.stack([functional_call(network, unpack(spec, theta), (x,), tie_weights=False) for theta in thetas])
-    assert torch.allclose(together, alone, atol=1e-9)
+    together = run(network, unpack(spec, thetas), x, read=lambda returned: tensors_in(returned)[0])
+    alone = torch.stack([outputs_of(network, spec, theta, x) for theta in thetas])
+    assert torch.allclose(together.flatten(1), alone, atol=1e-9)
 
 
 def test_what_a_forward_pass_leaves_on_modules_ends_with_it(generator):

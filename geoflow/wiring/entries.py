@@ -6,7 +6,13 @@ from torch import Tensor
 from geoflow.spec import SYMMETRIES
 from geoflow.wiring.labels import Entry, Label, Operand, Parameter, Part, Segment, Value, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
-from geoflow.wiring.rules import NoRule, require
+from geoflow.wiring.rules import NoRule
+
+COMPUTED = "its weight is computed, not an entry of the state dict"
+PLAIN = (
+    "A table needs plain weights. If a parametrization computes them, such as weight_norm or spectral_norm, remove it first with "
+    "torch.nn.utils.parametrize.remove_parametrizations. Otherwise pass a spec."
+)
 
 
 def activation(ledger: Ledger, operand: Operand) -> Value:
@@ -40,7 +46,8 @@ def entry(operand: Operand, reason: str) -> Parameter:
     if isinstance(operand, Tensor):
         shape = tuple(operand.shape)
         return Parameter("", shape, tuple(range(len(shape))), shape, False, fixed=operand)
-    require(isinstance(operand, Parameter), reason)
+    if not isinstance(operand, Parameter):
+        raise NoRule(reason, PLAIN)
     return operand
 
 
