@@ -12,7 +12,7 @@ from lab.allowed import BACK, BATCH, COUNTS, DENSITY, ELSEWHERE, FITTED, FURTHER
 from lab.architectures import NETWORK, architectures_of, network_options, network_settings, own_label, whole_network, with_defaults
 from lab.checks import InputError, check, check_condition, check_of_density, seen_runs
 from lab.folder import described, sampled_with, samples_file
-from lab.own import changed_files, in_every_folder, is_function
+from lab.own import changed_files, is_function
 from lab.reading import READ, check_read, counted, is_read
 
 
@@ -56,7 +56,6 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
         if not isinstance(config[name], Mapping):
             raise InputError(f"{name} is a group of options, such as {name}.{next(iter(defaults[name]))}=...")
     check_read(config)
-    config = {**config, **(files := in_every_folder(config))}
     asked = {name: value for name, value in config.items() if value != defaults[name]}
     if command == "main" and "checkpoint" in asked:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
@@ -64,7 +63,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     for name, commands in ONLY.items():
         if name in asked and command not in (*commands, "print_config"):
             raise InputError(f"{name} serves the command{'s' * (len(commands) > 1)} {' and '.join(commands)}, and changes nothing here.")
-    own = files | (_of_the_checkpoint(config, command, asked) if further else with_defaults(config))
+    own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
     own |= counted({**config, **own}) if not further and is_read(config) else {}
     sampler = SAMPLER | (sampled_with(config["checkpoint"], _inherited(command)) if further else {})
     sampler |= {"count": COUNTS.get(command, MANY)} | (BACK if command == "density" else {})

@@ -39,11 +39,13 @@ def absolute(path: str) -> str:
     return os.path.abspath(Path(path).expanduser())
 
 
-def in_every_folder(config: Mapping) -> dict:
-    """Return the options that name files of the user, with absolute paths."""
-    found = {name: absolute(config[name]) for name, own in (("task", is_data), ("network", is_function)) if own(config[name])}
-    folder = config["zoo"]["folder"]
-    return found | ({} if folder is None else {"zoo": {**config["zoo"], "folder": absolute(folder)}})
+def in_every_folder(updates: Mapping) -> dict:
+    """Return options as the user gave them, with absolute paths in place of those that hold in the current folder only."""
+    found = {name: absolute(updates[name]) for name, own in (("task", is_data), ("network", is_function)) if own(updates.get(name))}
+    zoo = updates.get("zoo")
+    if isinstance(zoo, Mapping) and isinstance(zoo.get("folder"), str):
+        found["zoo"] = {**zoo, "folder": absolute(zoo["folder"])}
+    return {**updates, **found}
 
 
 def row_of(network: str) -> Network:
