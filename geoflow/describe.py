@@ -34,7 +34,7 @@ def unmoved(spec: NetworkSpec) -> dict[str, str]:
     >>> unmoved(geoflow.spec_of(network, torch.zeros(1, 4)))
     {'2.bias': 'output: order and scale of outputs have a meaning'}
     """
-    moved = {tensor.name for tensor in spec.tensors if any(_moves(spec, piece) for axis in tensor.axes for piece in axis)}
+    moved = {tensor.name for tensor in spec.tensors if any(_moves(spec, tensor, piece) for axis in tensor.axes for piece in axis)}
     found: dict[str, list[str]] = {}
     for tensor in spec.tensors:
         if tensor.name not in moved:
@@ -85,8 +85,17 @@ def _outside(spec: NetworkSpec) -> Iterator[str]:
         yield "\n".join(["Not in the weight vector:", *_aligned(rows, ["entry", "reason"])])
 
 
-def _moves(spec: NetworkSpec, piece: Piece) -> bool:
-    return any(site is not None and not spec.sites[site].pinned for site in (piece.writes, piece.reads))
+def _moves(spec: NetworkSpec, tensor: TensorSpec, piece: Piece) -> bool:
+    """Whether a symmetry moves the stretch. A factor that is written may cancel with the same one that is read."""
+    for symmetry in SYMMETRIES:
+        written, read = (spec.group_of(site, symmetry) for site in (piece.writes, piece.reads))
+        if symmetry == "permutation" and (written, read) != (None, None):
+            return True
+        powers = {written: tensor.degree}
+        powers[read] = powers.get(read, 0) - 1
+        if any(group is not None and (power % 2 if symmetry == "sign" else power) for group, power in powers.items()):
+            return True
+    return False
 
 
 def _moved_by(spec: NetworkSpec, index: int) -> str:
