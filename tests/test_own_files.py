@@ -267,7 +267,7 @@ def test_another_code_of_the_same_print_has_another_zoo(there):
 
     def zoo_of(function: str):
         Path("twins.py").write_text(f"import torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n        return {function}\n")
-        options = {"network": "twins.py:make", "task": "my_data.npz", "runs": 3, "zoo": {"epochs": 1, "batch": 16}}
+        options = {"network": "twins.py:make", "task": "my_data.npz", "runs": 4, "zoo": {"epochs": 1, "batch": 16}}
         with Path("twins.py").open("a") as file:
             file.write("def make():\n    return Net(4, 3)\n")
         config = ex.run("print_config", {**options, "cache": "cache"}, options={"--file_storage": "runs"}).config
@@ -359,15 +359,17 @@ def test_a_mistake_is_answered_in_a_line(argv, words, there, capsys, tmp_path):
     assert not list(tmp_path.glob("[0-9]*")), "no run is kept"
 
 
-def test_an_entry_of_checkpoints_is_chosen(there):
-    folder = launch(there, named=(), **USE, zoo={"folder": "mixed", "entry": "ema"}, **TINY)
-    flow = Flow.load(folder / "flow.safetensors")
-    thetas = geoflow.read_networks("mixed", flow.spec, entry="ema")
-    assert (
-        read(folder, "metrics.json")["zoo"]
-        != read(launch(there, named=(), **USE, zoo={"folder": "mixed", "entry": "model"}, **TINY), "metrics.json")["zoo"]
-    )
-    assert len(thetas) == 12
+def test_an_entry_of_checkpoints_is_chosen(there, capsys):
+    from lab.reading import read_zoo_of_files
+    from run import ex
+
+    options = {**USE, "zoo": {"folder": "mixed", "entry": "ema"}}
+    config = ex.run("print_config", options, options={"--file_storage": "runs"}).config
+    spec = geoflow.spec_of(builder_of(USE["network"])(), torch.zeros(2, 4))
+    zoo = read_zoo_of_files(config, spec)
+    states = [torch.load(f"mixed/{number}.pt")["ema"] for number in range(12)]
+    assert torch.equal(zoo.networks, geoflow.pack(spec, states)) and zoo.runs == 12
+    assert "Read 12 of 12 state dicts from the entry ['ema']." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
