@@ -28,7 +28,7 @@ ex.said_in = __file__
 def config():
     # the network and its zoo; None: the task's default, or what the checkpoint was made for
     task = None  # the data, or several with commas between them for `condition=task`; default: breast_cancer, or the network's
-    network = None  # the kind of network; default: mlp
+    network = None  # the kind of network, or a function of your own that builds one; default: mlp
     hidden = None  # of an mlp: widths of the hidden layers, or a list of such lists for several architectures; default: [16, 16]
     activation = None  # of an mlp: the function behind each hidden layer; default: relu
     norm = None  # of an mlp: the layer behind each hidden linear layer; default: none
@@ -47,6 +47,8 @@ def config():
         "common": None,  # with `zoo.origin=shared`: epochs that the common start is trained for
         "examples": None,  # examples that a run draws with replacement, in place of all the data
         "seed": None,  # random numbers of the zoo; default: the run's seed
+        "folder": None,  # networks that are trained already, one in a file, in place of training; default: none
+        "entry": None,  # with `zoo.folder`: what to read from checkpoints that hold several networks; default: none
     }
     heldout = 0.125  # share of the runs that the flow does not see
     part = "test"  # what is scored; `validation` takes a quarter of the training data from zoo and flow, to choose settings on

@@ -48,6 +48,7 @@ PLACED = {**SCORES, "novelty": float, "spread": float}
 POOLED = {"accuracy": float, "nll": float, "ece": float}
 ENSEMBLE = {"n": int, **POOLED, "log_pool": POOLED}
 PAIR = {"iou": float, "against": int, "jensen_shannon": float, "wasserstein": float}
+TRAINED = {"folder": None, "entry": None}  # options of zoos that are read
 SCHEMA = {
     "zoo": SCORES,
     "generated": SCORES,
@@ -454,7 +455,7 @@ def test_another_origin_has_its_own_recipe(tmp_path):
     def zoo_of(named, origin):
         return ex.run("print_config", {"zoo": {"origin": origin}}, (named,), options={"--file_storage": str(tmp_path)}).config["zoo"]
 
-    independent, recipe = zoo_of("resnet14", "independent"), zoo_defaults("resnet", "mnist14", "independent")
+    independent, recipe = zoo_of("resnet14", "independent"), zoo_defaults("resnet", "mnist14", "independent") | TRAINED
     assert independent == {name: recipe.get(name, 0) for name in independent} and independent["common"] is None
     shared = zoo_of("digits", "shared")
     assert shared["common"] == shared["epochs"]
@@ -475,7 +476,7 @@ def test_an_older_configuration_is_completed_by_what_it_meant(finished):
 
     config = read(finished, "config.json")
     older = {name: value for name, value in config.items() if name not in ("network", "norm", "width", "depth")}
-    older["zoo"] = {name: value for name, value in config["zoo"].items() if name not in ("origin", "common", "examples")}
+    older["zoo"] = {name: value for name, value in config["zoo"].items() if name not in ("origin", "common", "examples", *TRAINED)}
     assert today(older) == config
 
 
@@ -1043,7 +1044,7 @@ def test_named_configurations_take_the_defaults_of_their_task(name, task, networ
     assert (config["task"], config["network"], config["flow"]) == (task, network, "geometric")
     assert options.items() <= config.items()
     zoo = {"runs": config["runs"], "snapshots": config["snapshots"], **config["zoo"]}
-    assert zoo == zoo_defaults(network, task) | {"seed": 0} | ({"runs": 1000} if name == "mnist32" else {})
+    assert zoo == zoo_defaults(network, task) | {"seed": 0} | TRAINED | ({"runs": 1000} if name == "mnist32" else {})
     assert all(math.isfinite(value) for value in (config["lr"], config["ema"]))
 
 

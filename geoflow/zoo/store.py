@@ -73,6 +73,7 @@ def load_zoo(
     device="cpu",
     progress=True,
     together: int | None = None,
+    source: str = "",
 ) -> Zoo:
     """Return a zoo from `folder`. If it is not there yet, train it and store it there.
 
@@ -82,7 +83,8 @@ def load_zoo(
 
     The name of the file is a digest of everything that determines the runs: network, training data, seed, FORMAT and settings except the
     number of runs. The file grows by groups of runs, and a group under training is kept beside it. So an interrupted training continues,
-    and a larger zoo begins with the runs of a smaller one. `together` runs (by default 256) are trained at once, which changes each run by
+    and a larger zoo begins with the runs of a smaller one. `source` is a digest of the code behind `build`, if that may change while the
+    network prints the same. `together` runs (by default 256) are trained at once, which changes each run by
     rounding only. If several processes ask for one zoo, one of them trains it and the others wait.
 
     Raises ValueError for a file that is corrupt or belongs to another configuration. Such a file is never replaced silently.
@@ -107,7 +109,7 @@ def load_zoo(
         "network": repr(build()),
         "settings": recipe,
         "seed": seed,
-    }
+    } | ({"source": source} if source else {})
     path = Path(folder) / f"zoo-{task.name}-{digest(configuration)[:16]}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
