@@ -80,7 +80,7 @@ def _outside(spec: NetworkSpec) -> Iterator[str]:
     """Say which entries of the state dict no weight vector holds on its own."""
     rows = [[name, f"the same tensor as {first}"] for name, first in spec.aliases]
     rows += [[name, "constant: all networks have the values of the traced one"] for name in spec.constants]
-    rows += [[name, "unread: no forward pass in evaluation mode uses it"] for name in spec.rest if name not in spec.constants]
+    rows += [[name, "unread: no forward pass in evaluation mode uses it"] for name in spec.unread]
     if rows:
         yield "\n".join(["Not in the weight vector:", *_aligned(rows, ["entry", "reason"])])
 
