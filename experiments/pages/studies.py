@@ -193,7 +193,7 @@ STUDIES: dict[str, Study] = {
             for network, title in (("resnet", "ResNet"), ("vit", "ViT"))
             for runs in (576, 192, 64)
         }
-        | {"ResNet, 576 runs, a third of the steps": Row(("deep", "runs=576", "iterations=500", "zoo.seed=0"))},
+        | {"ViT, 192 runs, a third of the steps": Row(("deep", "network=vit", "runs=192", "iterations=500", "zoo.seed=0"))},
         about=("ResNet, 576 runs", "ViT, 576 runs"),
     ),
     "zoos": Study(
