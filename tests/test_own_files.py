@@ -270,7 +270,7 @@ def test_another_code_of_the_same_print_has_another_zoo(there):
         options = {"network": "twins.py:make", "task": "my_data.npz", "runs": 4, "zoo": {"epochs": 1, "batch": 16}}
         with Path("twins.py").open("a") as file:
             file.write("def make():\n    return Net(4, 3)\n")
-        config = ex.run("print_config", {**options, "cache": "cache"}, options={"--file_storage": "runs"}).config
+        config = ex.run("print_config", {**options, "cache": str(there / "cache")}, options={"--file_storage": "runs"}).config
         return whole_zoo(config, "cpu")[3]
 
     one, again, other = (zoo_of(f"{sign}super().forward(x)") for sign in ("", "", "-"))

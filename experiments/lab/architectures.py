@@ -31,7 +31,7 @@ def with_defaults(config: Mapping) -> dict:
         return network | measured
     origin = None if zoo["origin"] is None else str(zoo["origin"])
     recipes = (dict(recipe_for(name, one, origin)) for one in tasks_of(network))
-    default, *others = (dict.fromkeys(zoo) | recipe | {"seed": config["seed"]} for recipe in recipes)
+    default, *others = (dict.fromkeys([*recipe, *zoo]) | recipe | {"seed": config["seed"]} for recipe in recipes)
     given = {**{option: config[option] for option in ("runs", "snapshots")}, **zoo}
     if differ := [option for option in default if given[option] is None and any(other[option] != default[option] for other in others)]:
         raise ValueError(f"The tasks {', '.join(tasks_of(network))} have zoos of different {', '.join(differ)}. Set these options.")

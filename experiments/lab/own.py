@@ -121,9 +121,9 @@ def task_of(task: str, network: str, seed: int) -> Task:
 def check_fits(reference: str, task: Task) -> None:
     """Raise ValueError if the network of a function does not take the examples of a task, or has other outputs than it needs."""
     builder, x = builder_of(reference), task.x_train[:EXAMPLES]
-    who = f"network={builder}"
+    who, network = f"network={builder}", builder()
     try:
-        returned = answer(builder(), x, who)
+        returned = answer(network, x, who)
         units = reader(returned, len(x), who=who)(returned).shape[1]
     except ValueError as error:
         raise ValueError(f"{error} The data are those of {task.name}.") from error
