@@ -633,6 +633,7 @@ def test_the_seed_decides_the_field(spec, thetas):
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not read them")  # heads that only training uses
 @pytest.mark.parametrize(
     "name", ["cnn", "resnet", "cnn depthwise", "cnn grouped", "group norm", "swiglu", "attention", "tied", "lazy", "free", "repeated"]
 )
