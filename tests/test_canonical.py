@@ -10,7 +10,8 @@ from networks import NETWORKS, mlp
 from torch import nn
 
 from geoflow.canonical import align, balance, canonicalize, centre, dead_units, sphere_rows
-from geoflow.canonical.matching import _cut, _State, _step, match
+from geoflow.canonical.gains import Overlaps, State
+from geoflow.canonical.matching import _step, match
 from geoflow.canonical.places import nodes_of, places_of
 from geoflow.canonical.scaling import incoming
 from geoflow.manifolds import Product
@@ -72,11 +73,15 @@ def test_the_form_is_constant_on_orbits_and_idempotent(name, generator):
 
 def improved(spec, theta, reference) -> torch.Tensor:
     """In which networks the order or the signs of any one group could still be improved, all the rest as it is."""
-    nodes = nodes_of(spec, places_of(spec))
-    touched = set().union(*(node.touched for node in nodes))
-    orders = {g: torch.arange(n).repeat(len(theta), 1) for g, n in spec.groups("permutation").items()}
-    signs = {g: theta.new_ones(len(theta), n) for g, n in spec.groups("sign").items()}
-    better = [_step(_State(_cut(spec, theta, touched), dict(orders), dict(signs)), _cut(spec, reference, touched), node) for node in nodes]
+    places, everyone = places_of(spec), torch.arange(len(theta))
+    nodes, better = nodes_of(spec, places), []
+    for node in nodes:
+        state = State(
+            {g: torch.arange(n).repeat(len(theta), 1) for g, n in spec.groups("permutation").items()},
+            {g: theta.new_ones(len(theta), n) for g, n in spec.groups("sign").items()},
+        )
+        overlaps = Overlaps(spec, theta, reference, places, node.touched, theta.dtype)
+        better.append(_step(state, overlaps, node, everyone))
     return torch.stack(better).any(0) if better else torch.zeros(len(theta), dtype=torch.bool)
 
 
