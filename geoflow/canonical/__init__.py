@@ -59,7 +59,7 @@ def canonicalize(
     check_zoo(spec, theta)
     scaled = _scaled(spec, theta, balance, frame)
     if reference is None:
-        common, symmetry = gathered(spec, scaled, scaled[0])
+        common, symmetry = gathered(spec, scaled)
     else:
         common = _turn(spec, reference, frame)
         symmetry = match_units(spec, scaled, common)

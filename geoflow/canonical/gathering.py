@@ -1,5 +1,7 @@
 """Find the common centre of a zoo."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -8,14 +10,22 @@ from geoflow.canonical.matching import match_units, part_of, parts_of
 from geoflow.spec import NetworkSpec
 from geoflow.symmetry import Symmetry, apply_symmetry
 
+STARTS = 8  # networks that the search for a centre begins at
+TRIAL = 5  # rounds after which the best start is chosen: the gains of one or two rounds say little of the last one
+LARGE = 2**25  # weights of all networks together
+
 
 def centre(
-    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, " weights"], rounds: int = 20
+    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, " weights"] | None = None, rounds: int = 20
 ) -> Float[Tensor, " weights"]:
     """The common centre of all networks: align them to the reference, take their mean as the next reference, and repeat.
 
     The mean gain <reference, g theta> of a round equals the squared norm of its mean network. The rounds stop when it no longer grows.
     Returns the mean of the best round, [weights].
+
+    Which centre is found depends on the first reference. By default several networks, spread over the zoo, are tried for TRIAL rounds each.
+    The one with the greatest gain goes on. Zoos of more than LARGE weights in all begin at their first network only, because aligning them
+    takes long.
 
     Raises ValueError for fewer than two networks, because their centre would be the network itself.
 
@@ -32,20 +42,42 @@ def centre(
 
 
 def gathered(
-    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, " weights"], rounds: int = 20
+    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, " weights"] | None = None, rounds: int = 20
 ) -> tuple[Float[Tensor, " weights"], Symmetry]:
     """Return what `centre` returns, and the symmetry that aligns the networks to it."""
     if len(theta) < 2:
         raise ValueError(f"A common centre needs at least two networks, not {len(theta)}. Pass a reference to align to.")
-    gain = -float("inf")
+    if reference is None:
+        starts = 1 if theta.numel() > LARGE else min(STARTS, len(theta))
+        tried = [_rounds(spec, theta, theta[start * len(theta) // starts], TRIAL) for start in range(starts)]
+        best = max(tried, key=lambda one: one.gain)
+    else:
+        best = _Gathered(reference, None, -float("inf"), False)
+    best = best if best.done else _rounds(spec, theta, best.centre, rounds, best.gain)
+    return best.centre, match_units(spec, theta, best.centre) if best.symmetry is None else best.symmetry
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """A centre, the symmetry that aligns the networks to it if it is known, its gain, and whether further rounds would change nothing."""
+
+    centre: Float[Tensor, " weights"]
+    symmetry: Symmetry | None
+    gain: float
+    done: bool
+
+
+def _rounds(
+    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, " weights"], rounds: int, gain: float = -float("inf")
+) -> _Gathered:
     for _ in range(rounds):
         symmetry = match_units(spec, theta, reference)
         mean = _mean(spec, theta, symmetry)
         grown = sum(float(part.double().square().sum()) for part in mean.split(2**20))
         if grown <= gain * (1 + 1e-6):
-            return reference, symmetry
+            return _Gathered(reference, symmetry, gain, True)
         gain, reference = grown, mean
-    return reference, match_units(spec, theta, reference)
+    return _Gathered(reference, None, gain, False)
 
 
 def _mean(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], symmetry: Symmetry) -> Float[Tensor, " weights"]:

@@ -65,7 +65,7 @@ def merge(spec: NetworkSpec, states: Sequence[Network], weights: Sequence[float]
     if len(share) != len(thetas) or not (share >= 0).all() or not share.sum() > 0:
         raise ValueError(f"weights must be {len(thetas)} numbers, one for each network, at least 0 and not all 0, not {weights}.")
     balanced, factors = balance_by(spec, thetas)
-    aligned = apply_symmetry(spec, balanced, gathered(spec, balanced, balanced[0])[1]) if len(thetas) > 1 else balanced
+    aligned = apply_symmetry(spec, balanced, gathered(spec, balanced)[1]) if len(thetas) > 1 else balanced
     mean = (share / share.sum()).to(thetas) @ aligned
     ordered = align(spec, mean[None], balanced[0])[0]
     return unpack(spec, _unbalanced(spec, ordered, {group: factor[:1] for group, factor in factors.items()})[0])

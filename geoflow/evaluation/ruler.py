@@ -49,7 +49,7 @@ def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Fram
     1.0
     """
     balanced = _balanced(spec, zoo, frame)
-    first, symmetry = gathered(spec, balanced, balanced[0])
+    first, symmetry = gathered(spec, balanced)
     layers = layers_of(spec)
     variance = apply_symmetry(spec, balanced, symmetry).var(0)
     scale = torch.ones_like(variance)
