@@ -592,7 +592,7 @@ NETWORKS: dict[str, Case] = {
         tokens,
     ),
     "last token": (
-        lambda: Written(lambda s, i: s.o(s.e(i).relu()[torch.arange(2), i.argmax(-1)]), e=nn.Embedding(11, 6), o=nn.Linear(6, 2)),
+        lambda: Written(lambda s, i: s.o(s.e(i).relu()[torch.arange(len(i)), i.argmax(-1)]), e=nn.Embedding(11, 6), o=nn.Linear(6, 2)),
         tokens,
     ),
     "dropout of a constant": (

@@ -65,8 +65,8 @@ def test_a_table_is_printed(folder, capsys):
     main(["inspect", "my_networks.py:small", "--input", "4"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "my_networks.py:small, for inputs [4]" in lines
-    assert "35 weights in 8 tensors. Symmetries: permutation (1 group), scaling (1 group)." in lines
-    assert "0.weight 3 x 4 weight p0, input" in lines and "3.weight 2 x 3 weight output, p0 c0" in lines
+    assert "35 weights in 8 tensors. Symmetries: permutation (1 group), scaling (1 group), sign (1 group)." in lines
+    assert "0.weight 3 x 4 weight p0 s0, input" in lines and "3.weight 2 x 3 weight output, p0 c0" in lines
     assert "3.bias output: order and scale of outputs have a meaning" in lines
     assert "1.num_batches_tracked unread: no forward pass in evaluation mode uses it" in lines
     assert lines[-1].startswith("Checked: ")
