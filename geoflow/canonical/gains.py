@@ -106,7 +106,7 @@ class Overlaps:
             return
         window = changed if len(changed) == 1 else {}
         new, old = (self._seen(place, {a: _at(some[a], window.get(a)) for a in axes}, nets, window) for some in (axes, before))
-        product = self._product(new - old, place, nets, window)
+        product = self._product(new.sub_(old), place, nets, window)
         if len(nets) == self.nets:
             kept.gains[key] += product
             kept.axes[place] = axes

@@ -106,6 +106,8 @@ def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str
 
 
 def _align(spec: NetworkSpec, theta: Tensor, reference: Tensor, sweeps: int) -> State:
+    if len(theta) == 1 and torch.equal(theta.squeeze(0), reference):  # no order is nearer
+        return _unmoved(spec, theta, torch.float64)
     state, overlaps, nodes, settled = _start(spec, theta, reference, torch.float64)
     stale = [torch.full((len(theta),), index not in settled) for index in range(len(nodes))]  # networks in which a node may improve
     for _ in range(sweeps):
@@ -128,13 +130,17 @@ def _start(spec: NetworkSpec, theta: Tensor, reference: Tensor, dtype: torch.dty
     places, everyone = places_of(spec), torch.arange(len(theta), device=theta.device)
     nodes = nodes_of(spec, places)
     overlaps = Overlaps(spec, theta, reference, places, set().union(*(node.touched for node in nodes)), dtype)
-    orders = {g: torch.arange(n, device=theta.device).repeat(len(theta), 1) for g, n in spec.groups("permutation").items()}
-    state = State(orders, {g: theta.new_ones(len(theta), n, dtype=dtype) for g, n in spec.groups("sign").items()})
+    state = _unmoved(spec, theta, dtype)
     steps = list(outwards(nodes, places))
     for node, views in steps:
         gains = overlaps.gains(state, node, views, everyone)
         state.put(everyone, _best(state, gains, node))
     return state, overlaps, nodes, _settled(nodes, steps)
+
+
+def _unmoved(spec: NetworkSpec, theta: Tensor, dtype: torch.dtype) -> State:
+    orders = {g: torch.arange(n, device=theta.device).repeat(len(theta), 1) for g, n in spec.groups("permutation").items()}
+    return State(orders, {g: theta.new_ones(len(theta), n, dtype=dtype) for g, n in spec.groups("sign").items()})
 
 
 def _settled(nodes: list[Node], steps: list[tuple[Node, list[View]]]) -> set[int]:
