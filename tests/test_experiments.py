@@ -141,7 +141,9 @@ def test_the_configuration_is_recorded_completely(finished):
         "examples",
         "probes",
         "ask",
-    }  # an mlp has no width, independent runs no common start
+        "folder",
+        "entry",
+    }  # an mlp has no width, independent runs no common start, and a zoo that is trained no folder
     assert {name for name, value in {**config, **config["zoo"]}.items() if value is None} == absent
     assert (config["network"], config["norm"], config["metric"], config["zoo"]["origin"]) == ("mlp", "none", "inputs", "independent")
     assert (config["hidden"], config["activation"], config["zoo"]["epochs"]) == ([5], "relu", 12)
@@ -497,7 +499,7 @@ def test_sample_draws_more_networks(finished, place):
 def test_a_flow_is_sampled_as_its_run_did_and_without_data(finished, place, monkeypatch):
     from lab.folder import read_samples
 
-    monkeypatch.setattr("lab.collect.load_task", None)
+    monkeypatch.setattr("lab.own.load_task", None)
     drawn = read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=8) / "samples.safetensors")
     assert torch.equal(drawn.thetas, read_samples(finished / "samples.safetensors").thetas)  # five steps, as smoke says
     plain = launch(place, "sample", named=(), checkpoint=str(finished / "flow.safetensors"), count=2, sharpness=0.5)
@@ -893,7 +895,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
     def absent(*_, **__):
         raise FileNotFoundError("iris is nowhere.")
 
-    monkeypatch.setattr("lab.collect.load_task", absent)
+    monkeypatch.setattr("lab.own.load_task", absent)
     drawn = launch(place, "sample", named=(), checkpoint=str(normed["auto"]), count=8)
     assert "running statistics are as the flow drew them, not measured anew: iris is nowhere." in capsys.readouterr().out
     statistics, others, examples = kept(drawn)
