@@ -1,0 +1,1 @@
+"""Give networks few coordinates: their principal components."""
