@@ -91,3 +91,11 @@ def test_the_dense_field_moves_with_the_permutations(generator):
     order = {group: torch.randperm(size, generator=generator) for group, size in spec.groups("permutation").items()}
     moved = field(graph_of(spec), permute(spec, thetas, order), t)
     assert torch.allclose(moved, permute(spec, field(graph_of(spec), thetas, t), order), atol=1e-5)
+
+
+def test_principal_components_on_disk_are_measured_and_nothing_is_left(tmp_path):
+    from latent import measure
+
+    read, written, memory = measure(tmp_path, nets=5, weights=20_000, written=3, dtype=torch.half, rounds=1)
+    assert min(read.ours, read.other, written.ours, written.other) > 0 and memory.must == "<= 1"
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo.safetensors"]
