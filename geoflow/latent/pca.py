@@ -135,7 +135,7 @@ def fit_pca(
     (torch.Size([5]), torch.Size([3]))
     >>> fit_pca(zoo, 6)
     Traceback (most recent call last):
-    ValueError: components=6: 6 networks have at most 5 components, one fewer than there are networks. Ask for fewer or train more networks.
+    ValueError: components=6: 6 networks have at most 5 components. Ask for fewer, or train more networks.
     """
     nets, _ = matrix.shape
     find = choose("method", method, METHODS)
@@ -157,8 +157,7 @@ def check_components(components: float | None, nets: int | None = None) -> None:
         raise ValueError(f"components={components}: a share of the variance is below 1. For a number of components give a whole number.")
     if nets is not None and components > nets - 1:
         raise ValueError(
-            f"components={components}: {nets} networks have at most {nets - 1} components, one fewer than there are networks. Ask for "
-            "fewer or train more networks."
+            f"components={components}: {nets} networks have at most {nets - 1} components. Ask for fewer, or train more networks."
         )
 
 
@@ -193,8 +192,7 @@ def _checked(products: Square, matrix: Matrix) -> Square:
         for part in parts(matrix):
             broken |= ~part.isfinite().all(1).cpu()
         raise ValueError(
-            f"Network {broken.tolist().index(True)} holds NaN or Inf, or is too large for its precision ({int(broken.sum())} of {nets} do). "
-            "Remove such networks."
+            f"Network {broken.tolist().index(True)} holds NaN or Inf ({int(broken.sum())} of {nets} do). Remove such networks."
         )
     if nets < 2 or products.trace() <= 0:
         raise ValueError(f"Principal components need at least 2 different networks, and there are {nets}, all equal. Train more.")
