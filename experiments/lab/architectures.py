@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from geoflow.choices import choose
-from geoflow.training import AUTO, SEVERAL
+from geoflow.choosing import AUTO, IN_COMPONENTS, SEVERAL
+from geoflow.latent import NONE
 from geoflow.zoo.networks import NETWORKS, check_reads, options_of
 from geoflow.zoo.recipes import zoo_defaults
 
@@ -31,7 +32,7 @@ def with_defaults(config: Mapping) -> dict:
         raise ValueError(f"The tasks {', '.join(tasks_of(network))} have zoos of different {', '.join(differ)}. Set these options.")
     own = {option: default[option] if config[option] is None else config[option] for option in ("runs", "snapshots")}
     own |= {"zoo": {option: default[option] if value is None else value for option, value in zoo.items()}}
-    fitting = SEVERAL[0] if several else VELOCITY_OF[default["origin"]]
+    fitting = SEVERAL[0] if several else VELOCITY_OF[default["origin"]] if config["latent"] == NONE else IN_COMPONENTS[0]
     own |= {"velocity": fitting if config["velocity"] == AUTO else config["velocity"]}
     return network | own | {"metric": _metric(name, config["metric"])}
 
