@@ -30,6 +30,7 @@ def gaussian(x: Tensor, t: Tensor, chart: Coordinates) -> Known:
     about the angle (see `angles_left`).
 
     >>> import torch, geoflow
+    >>> from geoflow.chart import Chart
     >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), geoflow.FLOWS["euclidean"], {})
     >>> gaussian(torch.ones(1, 2), torch.zeros(1), chart)  # nothing is known of the zoo: m = 0, s = 1
     (tensor([[1., 1.]]), tensor([[-1., -1.]]), tensor([[1., 1.]]))
@@ -69,6 +70,7 @@ def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Coordinates, known:
     its weights is measured relative to what the Gaussian leaves open of them. So the loss is one at every t where the field predicts 0.
 
     >>> import torch, geoflow
+    >>> from geoflow.chart import Chart
     >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), geoflow.FLOWS["euclidean"], {})
     >>> x, t, raw = torch.ones(1, 2), torch.zeros(1), torch.full((1, 2), 3.0)
     >>> preconditioned(raw, x, t, chart, gaussian(x, t, chart))[0]  # -1 + 1 * 3
@@ -85,6 +87,7 @@ def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Coordinates, known: Known
     """Return v = the projection of raw on the tangent space, and weights 1.
 
     >>> import torch, geoflow
+    >>> from geoflow.chart import Chart
     >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), geoflow.FLOWS["euclidean"], {})
     >>> x, t, raw = torch.ones(1, 2), torch.zeros(1), torch.full((1, 2), 3.0)
     >>> velocity(raw, x, t, chart, gaussian(x, t, chart))[0]
@@ -99,6 +102,7 @@ def endpoint(raw: Tensor, x: Tensor, t: Tensor, chart: Coordinates, known: Known
     In flat coordinates raw is x_1 itself. On spheres raw is added to x_t, and the sum is projected on the sphere.
 
     >>> import torch, geoflow
+    >>> from geoflow.chart import Chart
     >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), geoflow.FLOWS["euclidean"], {})
     >>> x, t, raw = torch.ones(1, 2), torch.full((1,), 0.5), torch.full((1, 2), 3.0)
     >>> endpoint(raw, x, t, chart, gaussian(x, t, chart))[0]  # (3 - 1) / .5

@@ -132,7 +132,7 @@ def fit_pca(
 
     >>> zoo = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     >>> fit_pca(zoo).variances.shape, fit_pca(zoo, 0.5).variances.shape
-    (torch.Size([5]), torch.Size([3]))
+    (torch.Size([5]), torch.Size([2]))
     >>> fit_pca(zoo, 6)
     Traceback (most recent call last):
     ValueError: components=6: 6 networks have at most 5 components. Ask for fewer, or train more networks.
