@@ -7,6 +7,7 @@ from torch import nn
 
 from geoflow.choices import choose
 from geoflow.graph import Graph
+from geoflow.latent import NONE
 from geoflow.velocity.mlp import MLPVelocity
 from geoflow.velocity.relational_transformer import IdentifiedTransformer, RelationalTransformer
 
@@ -61,7 +62,7 @@ def check_latent(velocity: str, latent: str) -> None:
     Traceback (most recent call last):
     ValueError: velocity=transformer reads units and weights, and latent=pca has components only. Choose velocity=mlp, or latent=none.
     """
-    if latent != "none" and VELOCITIES[velocity].reads_units:
+    if latent != NONE and VELOCITIES[velocity].reads_units:
         free = " or ".join(name for name, kind in VELOCITIES.items() if not kind.reads_units)
         raise ValueError(
             f"velocity={velocity} reads units and weights, and latent={latent} has components only. Choose velocity={free}, or latent=none."
