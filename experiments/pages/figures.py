@@ -11,7 +11,7 @@ from geoflow.evaluation.boards import plot_board, plot_rows
 from geoflow.evaluation.comparisons import plot_curve, plot_learning, plot_sizes, plot_tradeoff, plot_widths
 from geoflow.outputs import outputs_of
 from geoflow.zoo.tasks import TASKS
-from pages.kept import FREE, beside
+from pages.kept import beside, free_options
 from pages.studies import STUDIES
 from pages.tables import BASELINES, NAMES, best, by_label, outputs_in
 
@@ -80,8 +80,8 @@ def by_size(frame: pd.DataFrame) -> dict[str, list[tuple[int, Mapping, Mapping, 
 
     A point is the number of runs in the zoo, the novelty, the scores of the generated networks, and those of the zoo.
     """
-    lines, free = {}, ("runs", *FREE, *(() if frame["config.guidance"].any() else ("guiding",)))
-    options = [column for column in frame if column.startswith("config.") and column.split(".")[1] not in free]
+    lines, same = {}, ("runs", *free_options(frame["config.guidance"].any()))
+    options = [column for column in frame if column.startswith("config.") and column.split(".")[1] not in same]
     for _, runs in frame.groupby(frame[options].map(str).agg(" ".join, axis=1), sort=False):
         runs = runs.sort_values("config.runs")
         network, iterations, batch, seed = runs[["config.network", "config.iterations", "config.batch", "config.seed"]].iloc[0]
