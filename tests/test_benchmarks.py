@@ -141,3 +141,11 @@ def test_a_model_is_measured_alone_and_a_crash_is_a_row():
 class Sorted(torch.nn.Module):
     def forward(self, x):
         return x.sort(-1)[0]
+
+
+def test_principal_components_on_disk_are_measured_and_nothing_is_left(tmp_path):
+    from latent import measure
+
+    read, written, memory = measure(tmp_path, nets=5, weights=20_000, written=3, dtype=torch.half, rounds=1)
+    assert min(read.ours, read.other, written.ours, written.other) > 0 and memory.must == "<= 1"
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo.safetensors"]

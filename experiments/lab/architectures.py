@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from geoflow.training import AUTO, SEVERAL
+from geoflow.choosing import AUTO, IN_COMPONENTS, SEVERAL
+from geoflow.latent import NONE
 from geoflow.zoo.networks import NETWORKS
 from lab.own import check_pair, complete_options, is_data, is_function, recipe_for, row_of, task_of, usual_task
 
@@ -37,7 +38,7 @@ def with_defaults(config: Mapping) -> dict:
         raise ValueError(f"The tasks {', '.join(tasks_of(network))} have zoos of different {', '.join(differ)}. Set these options.")
     own = {option: default[option] if config[option] is None else config[option] for option in ("runs", "snapshots")}
     own |= {"zoo": {option: default[option] if value is None else value for option, value in zoo.items()}}
-    fitting = SEVERAL[0] if several else VELOCITY_OF[default["origin"]]
+    fitting = SEVERAL[0] if several else VELOCITY_OF[default["origin"]] if config["latent"] == NONE else IN_COMPONENTS[0]
     own |= {"velocity": fitting if config["velocity"] == AUTO else config["velocity"]}
     return network | own | measured
 

@@ -176,6 +176,6 @@ def _how_new(
 
 def _in_the_order_of_their_end(flow: Flow, paths: Float[Tensor, "times nets size"]) -> Float[Tensor, "times nets weights"]:
     """Return the weights on each path. One order of the units holds all the way: the one that makes the last network canonical."""
-    thetas, chart = flow.chart.theta(paths), flow.chart
-    ends, reference = (chart.frame.turn(chart.graph, one) for one in (thetas[-1], flow.reference))
+    thetas, graph = flow.chart.theta(paths), graph_of(flow.spec)
+    ends, reference = (flow.chart.frame.turn(graph, one) for one in (thetas[-1], flow.reference))
     return apply_symmetry(flow.spec, thetas, align(flow.spec, ends, reference)[1])

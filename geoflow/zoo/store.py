@@ -21,7 +21,7 @@ from geoflow.zoo.tasks import Task
 from geoflow.zoo.train import common_start, train_zoo
 
 FORMAT = 3  # increased whenever the same configuration would give another zoo
-ADDED = {"origin": "independent", "common": None, "examples": None}  # later settings, left out at these values
+ADDED = {"origin": "independent", "common": None, "examples": None, "init": "torch"}  # later settings, left out at these values
 GROUP = 16  # the file is written after at least so many runs
 ALL = 256  # runs that are trained at once by default
 
@@ -118,7 +118,8 @@ def load_zoo(
             raise ValueError(f"{path} holds the zoo of another configuration: {zoo.configuration}. Delete it; it will be trained again.")
         if _layout(zoo.spec) != _layout(spec):
             raise ValueError(f"{path} was packed by another table than the one traced now. Delete it; it will be trained again.")
-        own = {name: value for name, value in recipe.items() if name not in ADDED} | {"seed": seed, "device": device, "progress": progress}
+        own = {name: value for name, value in recipe.items() if name not in ADDED} | {"init": recipe.get("init", ADDED["init"])}
+        own |= {"seed": seed, "device": device, "progress": progress}
         if "origin" in recipe and zoo.start is None:
             start = common_start(build, task, **own | {"epochs": recipe["common"]})
             save_zoo(path, zoo := replace(zoo, start=pack(spec, start)))
