@@ -53,22 +53,14 @@ PAIR = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attent
 WAVES = {"conv_dim": (32, 32, 32), "conv_kernel": (10, 3, 3), "conv_stride": (5, 2, 2), "num_conv_pos_embeddings": 16,
          "num_conv_pos_embedding_groups": 4, "num_feat_extract_layers": 3}  # fmt: skip
 
-# type: the options that make it small
 SHORT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "vocab_size": 120}
 FEW = {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128, "vocab_size": 120}
 EMBEDDED, PADDED = SMALL | {"embedding_size": 64}, SMALL | {"pad_token_id": 0}
-TEXT = {
+TEXT = {  # type: the options that make it small
     **{"bert": {}, "gpt2": {}},  # of their usual size
     **{"roberta": SMALL, "deberta": SMALL, "deberta-v2": SMALL, "mpnet": SMALL, "xlm-roberta": SMALL, "camembert": SMALL, "ernie": SMALL},
-    **{
-        "layoutlm": SMALL,
-        "fnet": SMALL,
-        "nystromformer": SMALL,
-        "rembert": SMALL,
-        "roformer": SMALL,
-        "longformer": SMALL,
-        "big_bird": SMALL,
-    },
+    **{"layoutlm": SMALL, "fnet": SMALL, "nystromformer": SMALL, "rembert": SMALL, "roformer": SMALL, "longformer": SMALL},
+    **{"big_bird": SMALL},
     **{"gpt_neox": SMALL, "falcon": SMALL, "modernbert": PADDED, "phi": PADDED, "esm": PADDED},
     **{"albert": EMBEDDED, "electra": EMBEDDED, "squeezebert": EMBEDDED, "convbert": EMBEDDED},
     **{"xlnet": FEW, "funnel": FEW | {"d_head": 16, "block_sizes": [1, 1]}, "gptj": SHORT, "codegen": SHORT},

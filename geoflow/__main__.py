@@ -47,6 +47,8 @@ def _example(shapes: Sequence[Sequence[int]] | None, data: str | None, tokens: b
     if (shapes is None) == (data is None):
         raise ValueError("Say what the network reads: --input 3,32,32 (the shape of one example), or --data my_data.npz.")
     if data is not None:
+        if tokens:
+            raise ValueError("--tokens goes with --input. A file tells by itself what its examples are.")
         from geoflow.zoo.own import read_task  # scikit-learn is slow to import
 
         return read_task(data).x_train[:EXAMPLES]
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("network", metavar="FILE.py:FUNCTION", help="a function without arguments that returns a torch.nn.Module")
     inspect.add_argument("--input", type=_shape, action="append", metavar="3,32,32", help="the shape of one example; again for more inputs")
     inspect.add_argument("--data", metavar="my_data.npz", help="a file with the array x_train, in place of --input")
-    inspect.add_argument("--tokens", action="store_true", help="the inputs are whole numbers")
+    inspect.add_argument("--tokens", action="store_true", help="all inputs are whole numbers, in place of decimal ones")
     return parser
 
 

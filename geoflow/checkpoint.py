@@ -22,7 +22,7 @@ from geoflow.paths import geodesic
 from geoflow.randomness import randomness, seed_global
 from geoflow.recording import Recorded
 
-FORMAT = "geoflow-training-7"  # increased whenever older saved states become unreadable
+FORMAT = "geoflow-training-8"  # increased whenever older saved states become unreadable
 CLIP = 1.0  # largest norm of the gradient
 MATRICES_RATE = 3  # learning rate of the hidden matrices, relative to the others
 EMA_WARMUP = 10  # after n steps the average keeps at most (n + 1) / (n + 10) of itself; in short trainings it covers the last tenth
@@ -31,11 +31,14 @@ EMA_WARMUP = 10  # after n steps the average keeps at most (n + 1) / (n + 10) of
 class Progress:
     """A training in progress: the flow, the moving average of its field, the optimizers and the random generator.
 
+    `points` is the fingerprint of the coordinates that it learns from. A saved state of other coordinates is refused.
+
     With optimizer=muon, Muon (Jordan et al. 2024) trains the matrices of the hidden layers, `field.layers`. Its steps are orthogonal
     matrices that are as large as AdamW's steps. AdamW trains all other parameters: vectors, and the maps from and to coordinates.
     """
 
-    def __init__(self, flow: Flow):
+    def __init__(self, flow: Flow, points: str | list[str] = ""):
+        self.points = points
         self.flow = replace(flow, field=deepcopy(flow.field).train(), losses=[])
         self.ema = deepcopy(flow.field)
         matrices = OPTIMIZERS[flow.config["optimizer"]]
@@ -114,8 +117,9 @@ class Progress:
         return replace(self.flow, field=deepcopy(self.ema).eval())
 
     def _asked(self) -> str:
-        """Return the configuration as text, without the reason for the choice of the field."""
-        return json.dumps({name: value for name, value in self.flow.config.items() if name != "reason"}, sort_keys=True)
+        """Return what must be the same to go on, as text: points and configuration. The reason for the choice of the field may differ."""
+        config = {name: value for name, value in self.flow.config.items() if name != "reason"}
+        return json.dumps({"points": self.points, **config}, sort_keys=True)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file. A crash leaves the old file or the new one."""

@@ -9,7 +9,7 @@ from geoflow.spec import SYMMETRIES, NetworkSpec, Piece, TensorSpec
 WIDTH = 120
 FIXED = {"input": "input", "output": "output", "hidden": "fixed"}  # role of a site that nothing moves: what an axis is called
 REASONS = {
-    "input": "order and scale are given, as those of inputs and positions are",
+    "input": "an input or a position: its order and scale are given",
     "output": "order and scale of outputs have a meaning",
     "position": "a position, such as one in a kernel or in a sequence",
 }

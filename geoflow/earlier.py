@@ -8,22 +8,25 @@ from geoflow.spec import SYMMETRIES, NetworkSpec, Piece, TensorSpec
 def still_describes(earlier: NetworkSpec, spec: NetworkSpec) -> bool:
     """Return whether `earlier` describes the networks of `spec`: it lays out their weights alike, and all that it declares is true of them.
 
-    A later version of the tracing may find more symmetries in the same network. What a flow was fitted in, it needs for ever.
+    A later version of the tracing may find more symmetries in the same network. A flow keeps the table that it was fitted with. Tables of
+    one version describe the same networks only if they are equal.
 
     Every group of `spec` must belong to one group of `earlier`, or to none. Then a symmetry of `earlier` is a symmetry of `spec`, in which
-    groups that belong together move alike. Two orders of `spec` never belong to one order of `earlier`, because units that were tied by a
-    sum or a product are another network without it.
+    groups that belong together move alike. Two orders of `spec` never belong to one order of `earlier`: a sum or a product ties units, and
+    without it the network is another one.
 
     >>> import torch
     >>> from dataclasses import replace
     >>> from geoflow.wiring import spec_of
     >>> layers = torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)
     >>> spec = spec_of(torch.nn.Sequential(*layers), torch.zeros(1, 2))
-    >>> less = replace(spec, sites=tuple(replace(site, scaling=None) for site in spec.sites))
+    >>> less = replace(spec, sites=tuple(replace(site, scaling=None) for site in spec.sites), tracing=spec.tracing - 1)
     >>> still_describes(less, spec), still_describes(spec, less)
     (True, False)
     """
-    if _layout(earlier) != _layout(spec):
+    if earlier.tracing == spec.tracing:
+        return (earlier.sites, earlier.tensors, earlier.aliases) == (spec.sites, spec.tensors, spec.aliases)
+    if earlier.tracing > spec.tracing or _layout(earlier) != _layout(spec):
         return False
     for symmetry in SYMMETRIES:
         pairs = {pair for old, new in zip(earlier.tensors, spec.tensors, strict=True) for pair in _pairs(earlier, old, spec, new, symmetry)}

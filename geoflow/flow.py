@@ -255,9 +255,11 @@ def today(config: Mapping) -> dict:
 
 
 def _own(charts: Sequence[Coordinates], spec: NetworkSpec) -> Coordinates | None:
-    """The chart of the networks with this table, or else one whose earlier table still describes them."""
-    same = [chart for chart in charts if (chart.spec.sites, chart.spec.tensors) == (spec.sites, spec.tensors)]
-    return next(iter(same), next((chart for chart in charts if still_describes(chart.spec, spec)), None))
+    """The chart of the networks with this table, or else one whose table of an earlier tracing still describes them."""
+    for chart in charts:
+        if (chart.spec.sites, chart.spec.tensors) == (spec.sites, spec.tensors):
+            return chart
+    return next((chart for chart in charts if still_describes(chart.spec, spec)), None)
 
 
 def build_flow(chart: Coordinates, reference: Float[Tensor, " weights"], config: Mapping, others: Sequence[Member] = ()) -> Flow:

@@ -53,9 +53,9 @@ def run(
             with WideProducts(rims), sdpa_kernel(SDPBackend.MATH):  # under vmap, fused attention runs once for every network
                 return vmap(outputs)(dict(states))
         except RuntimeError as error:
-            if "vmap" not in str(error):
+            if "random operation" in str(error):
                 raise
-    # one after the other, if vmap refuses an operation, such as a write into a tensor that the forward pass made itself
+    # one after the other: vmap refuses some operations, such as a write into a tensor that the forward pass made itself
     nets = len(next(iter(states.values())))
     return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
 

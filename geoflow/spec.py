@@ -12,6 +12,7 @@ from torch import Tensor
 
 ROLES = ("input", "hidden", "output")
 SYMMETRIES = ("permutation", "scaling", "sign")
+TRACING = 2  # increased when the tracing finds more symmetries in the same networks
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ class NetworkSpec:
     - `rest` holds the entries of the state dict outside the weight vector, with the values of the traced network. Examples are counters,
       masks, tables of positions, and entries that the forward pass never uses.
     - `constants` are the names of those entries of `rest` that the forward pass uses. All networks of a zoo share their values.
+    - `tracing` is the version of the tracing that made the table. A later version may find more in the same network.
     - `metadata` holds the versions of the modules, as torch keeps them beside a state dict. Some modules refuse a state dict without them.
 
     >>> import torch, geoflow
@@ -168,6 +170,7 @@ class NetworkSpec:
     constants: tuple[str, ...] = ()
     rest: dict[str, Tensor] = field(default_factory=dict, compare=False)
     metadata: dict[str, dict] = field(default_factory=dict, compare=False)
+    tracing: int = field(default=TRACING, compare=False)
 
     @cached_property
     def weights(self) -> int:
@@ -195,7 +198,7 @@ class NetworkSpec:
 
     def to_json(self) -> str:
         """The table as JSON, without `rest`. Its tensors are stored beside the JSON."""
-        table = {key: _plain(getattr(self, key)) for key in ("sites", "tensors", "wires", "aliases", "constants")}
+        table = {key: _plain(getattr(self, key)) for key in ("sites", "tensors", "wires", "aliases", "constants", "tracing")}
         return json.dumps(table | {"metadata": {path: _storable(about) for path, about in self.metadata.items()}})
 
     @classmethod
@@ -210,8 +213,9 @@ class NetworkSpec:
         # older files have no wires: they hold pairs of added sites
         wires = tuple(Wire(**wire) for wire in table.get("wires", ())) + tuple(Wire(*link, "sum") for link in table.get("links", ()))
         aliases = tuple(map(tuple, table["aliases"]))
-        # older files have no constants and no metadata
-        return cls(sites, tensors, wires, aliases, tuple(table.get("constants", ())), rest, table.get("metadata", {}))
+        # older files have no constants, no metadata and no version
+        constants, metadata = tuple(table.get("constants", ())), table.get("metadata", {})
+        return cls(sites, tensors, wires, aliases, constants, rest, metadata, table.get("tracing", 1))
 
 
 def unit_axes(spec: NetworkSpec, pieces: Sequence[Piece]) -> list[int]:

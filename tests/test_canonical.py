@@ -138,6 +138,8 @@ def test_rows_are_balanced(name, generator):
         assert torch.allclose(balanced[:, index].norm(dim=-1), torch.ones(3, len(index), dtype=torch.float64))
     manifold = Product(spec.weights, sphere_rows(spec))
     manifold.assert_check_point_on_manifold(balanced)
+    learned = theta.clone().requires_grad_()
+    assert torch.autograd.grad(balance(spec, learned).square().sum(), learned)[0].isfinite().all()
     assert torch.allclose(balance(spec, balanced), balanced, rtol=1e-12, atol=1e-12)
     element = Symmetry(factors=random_symmetry(spec, generator).factors)
     assert torch.allclose(balance(spec, apply_symmetry(spec, theta, element)), balanced, rtol=1e-9, atol=1e-12)

@@ -56,6 +56,23 @@ class Worded(nn.Module):
 ready = nn.Linear(4, 3)
 _hidden = build
 """
+TWINS = """
+from torch import nn
+
+class Net(nn.Linear):
+    factor = +1
+
+    def forward(self, x):
+        return self.factor * super().forward(x)
+
+def make():
+    return Net(4, 3)
+
+def unlike():
+    network = Net(4, 3)
+    network.factor = 3
+    return network
+"""
 USE = {"network": "my_networks.py:build", "task": "my_data.npz"}
 
 
@@ -265,16 +282,15 @@ def test_another_code_of_the_same_print_has_another_zoo(there):
     from lab.collect import whole_zoo
     from run import ex
 
-    def zoo_of(function: str):
-        Path("twins.py").write_text(f"import torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n        return {function}\n")
-        options = {"network": "twins.py:make", "task": "my_data.npz", "runs": 4, "zoo": {"epochs": 1, "batch": 16}}
-        with Path("twins.py").open("a") as file:
-            file.write("def make():\n    return Net(4, 3)\n")
+    def zoo_of(sign: str, name: str = "make"):
+        Path("twins.py").write_text(TWINS.replace("+1", sign))
+        options = {"network": f"twins.py:{name}", "task": "my_data.npz", "runs": 4, "zoo": {"epochs": 1, "batch": 16}}
         config = ex.run("print_config", {**options, "cache": str(there / "cache")}, options={"--file_storage": "runs"}).config
         return whole_zoo(config, "cpu")[3]
 
-    one, again, other = (zoo_of(f"{sign}super().forward(x)") for sign in ("", "", "-"))
-    assert torch.equal(one.thetas, again.thetas) and not torch.allclose(one.thetas, other.thetas)
+    one, again, other, second = (zoo_of(*code) for code in (("+1",), ("+1",), ("-1",), ("-1", "unlike")))
+    assert torch.equal(one.thetas, again.thetas)
+    assert not torch.allclose(one.thetas, other.thetas) and not torch.allclose(other.thetas, second.thetas)
 
 
 @pytest.mark.parametrize(("network", "form"), [("my_networks.py:pixels", "image"), ("mlp", "table"), ("cnn", "image")])

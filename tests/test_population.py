@@ -11,7 +11,7 @@ from geoflow.population import Rims, WideProducts, itself, run
 from geoflow.wiring.calls import tensors_in
 from geoflow.wiring.check import outputs_of
 from tests.keeping import Keeping
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, Written
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap has no rule of its own for recurrent cells and fused attention
@@ -35,6 +35,29 @@ def test_what_a_forward_pass_leaves_on_modules_ends_with_it(generator):
         alone = [itself(network, {name: value[i] for name, value in states.items()})(x) for i in range(nets)]
         torch.testing.assert_close(run(network, states, x), torch.stack(alone))
         assert network.kept == {}
+
+
+def numbers_of_units(s, x):
+    return s.a(x) * (s.a.weight > 0).nonzero().shape[0]
+
+
+def counted_in_place(s, x):
+    return torch.zeros(len(x), 3).add_(s.a(x))
+
+
+@pytest.mark.parametrize("forward", [numbers_of_units, counted_in_place])
+def test_networks_run_one_by_one_where_vmap_refuses(forward, generator):
+    network, x = Written(forward, a=nn.Linear(5, 3)), torch.randn(6, 5, generator=generator)
+    states = {"a.weight": torch.randn(4, 3, 5, generator=generator), "a.bias": torch.randn(4, 3, generator=generator)}
+    alone = [itself(network, {name: value[i] for name, value in states.items()})(x) for i in range(4)]
+    torch.testing.assert_close(run(network, states, x), torch.stack(alone))
+
+
+def test_a_network_that_draws_random_numbers_is_not_run(generator):
+    network = Written(lambda s, x: s.a(x) + torch.rand(3), a=nn.Linear(5, 3))
+    states = {"a.weight": torch.randn(4, 3, 5, generator=generator), "a.bias": torch.randn(4, 3, generator=generator)}
+    with pytest.raises(RuntimeError, match="random operation"):
+        run(network, states, torch.randn(6, 5, generator=generator))
 
 
 class Gated(nn.Module):

@@ -183,3 +183,78 @@ def test_a_weight_that_connects_three_hidden_layers_is_refused():
     network = Written(lambda s, x: s.o(s.m(s.a(x).relu(), s.b(x).tanh())), **parts)
     with pytest.raises(ValueError, match=r"'m.weight' connects the units of 3 layers, but an edge of a graph connects two"):
         spec_of(network, torch.zeros(2, 5))
+
+
+def diagonal(s, x):
+    w = x.clone()
+    w.diagonal().copy_(s.a(x[0]).relu())
+    return s.o(w)
+
+
+def diagonal_read_later(s, x):
+    m = torch.zeros(4, 4)
+    d = m.diagonal()
+    m[:, :4] = s.a(x).relu()
+    return s.o(m + d)
+
+
+def old_name_of_a_result(s, x):
+    h = s.a(x).relu()
+    whole = h[:, :2]
+    h.mul_(2)[:, :2].mul_(3)
+    return s.o(h + whole.sum())
+
+
+@pytest.mark.parametrize("forward", [diagonal, diagonal_read_later, old_name_of_a_result])
+def test_a_change_that_reaches_memory_with_another_name_is_refused(forward):
+    with pytest.raises(ValueError, match="which others read. Use its out-of-place form"):
+        spec_of(Written(forward, a=nn.Linear(4, 4), o=nn.Linear(4, 2)), torch.zeros(4, 4))
+
+
+def test_a_change_of_a_slice_of_a_changed_result_reaches_the_first_value():
+    def forward(s, x):
+        h = s.a(x).relu()
+        h.mul_(2)[:, :2].mul_(s.k)
+        return s.o(h)
+
+    network, x = Written(forward, a=nn.Linear(5, 4), k=learned(2), o=nn.Linear(4, 3)), torch.zeros(2, 5)
+    assert permuted(network, x) == [2, 2]
+    assert check_spec(network, spec_of(network, x), x, generator()) < 1e-12
+
+
+def test_a_kernel_that_is_one_axis_of_a_tensor_writes_or_reads_but_not_both():
+    def forward(groups, *shape):
+        return lambda s, x: s.o(nn.functional.conv1d(s.a(x).relu(), s.k.view(*shape), groups=groups).relu().mean(-1))
+
+    layers = {"a": nn.Conv1d(2, 1, 1), "k": learned(4), "o": nn.Linear(4, 2)}
+    with pytest.raises(ValueError, match="its weight is one axis of a tensor"):
+        spec_of(Written(forward(1, 4, 1, 1), **layers), torch.zeros(3, 2, 5))
+    depthwise, x = Written(forward(4, 4, 1, 1), **layers | {"a": nn.Conv1d(2, 4, 1)}), torch.zeros(3, 2, 5)
+    assert permuted(depthwise, x) == [4]
+    assert check_spec(depthwise, spec_of(depthwise, x), x, generator()) < 1e-12
+
+
+def test_a_tied_entry_whose_results_are_cut_is_sound():
+    network = Written(lambda s, i: nn.functional.linear(s.e(i).tanh(), s.e.weight)[..., :5], e=nn.Embedding(11, 6))
+    x = torch.tensor([[1, 2, 3]])
+    assert permuted(network, x) == [6]
+    assert check_spec(network, spec_of(network, x), x, generator()) < 1e-12
+
+
+def test_an_index_of_truth_values_is_refused_by_name():
+    network = Written(lambda s, x, m: s.a(x)[m], a=nn.Linear(5, 4))
+    with pytest.raises(ValueError, match=r"captured|an index of truth values"):
+        spec_of(network, (torch.zeros(3, 5), torch.tensor([True, False, True])))
+
+
+def test_random_numbers_with_their_own_probabilities_are_refused():
+    network = Written(lambda s, x: s.o(s.a(x) * torch.zeros(4).bernoulli_(torch.full((4,), 0.5))), a=nn.Linear(5, 4), o=nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="random numbers"):
+        spec_of(network, torch.zeros(3, 5))
+
+
+def test_one_bias_for_all_units_of_a_product_pins_no_order():
+    network = Written(lambda s, x: s.o(torch.addmm(s.b, x, s.w).relu()), w=learned(5, 4), b=learned(1), o=nn.Linear(4, 2))
+    x = torch.zeros(3, 5)
+    assert permuted(network, x) == [4]
+    assert check_spec(network, spec_of(network, x), x, generator()) < 1e-12

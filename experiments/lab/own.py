@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from geoflow.choices import choose
+from geoflow.earlier import still_describes
 from geoflow.files import file_digest
 from geoflow.outputs.reading import reader
 from geoflow.spec import NetworkSpec
@@ -52,11 +53,7 @@ def row_of(network: str) -> Network:
     """Return the row of NETWORKS. A function of the user is a row without options."""
     if not is_function(network):
         return choose("network", network, NETWORKS)
-
-    def sized(width: int, depth: int) -> Mapping[str, object]:
-        raise ValueError(f"{network} builds networks of one size. For another, use transfer with the name of another function.")
-
-    return Network("any", lambda task: builder_of(network)(), {}, "", vmapped=0, crowd=1, sized=sized)
+    return Network("any", lambda task: builder_of(network)(), {}, "", vmapped=0, crowd=1)
 
 
 def usual_task(network: str) -> str:
@@ -150,8 +147,8 @@ def network_of(network: str, task: Task, options: Mapping) -> nn.Module:
 
 
 def source_of(network: str) -> str:
-    """Return a digest of the code of a network. It is empty for those of NETWORKS, whose print tells all."""
-    return builder_of(network).digest if is_function(network) else ""
+    """Return what tells a network from another of the same print: the digest of its file, and its function. It is empty for NETWORKS."""
+    return f"{(builder := builder_of(network)).digest}:{builder.name}" if is_function(network) else ""
 
 
 def title_of(task: object) -> object:
@@ -161,7 +158,9 @@ def title_of(task: object) -> object:
 
 def files_of(config: Mapping) -> dict:
     """Return what a flow records of the user's files: the sha256 of each, under "files". It is empty where there are none."""
-    paths = [*[config["task"]] * is_data(config["task"]), *[str(config["network"]).rpartition(":")[0]] * is_function(config["network"])]
+    paths = [config["task"]] if is_data(config["task"]) else []
+    if is_function(config["network"]):
+        paths.append(config["network"].rpartition(":")[0])
     return {"files": {path: file_digest(path) for path in paths}} if paths else {}
 
 
@@ -171,8 +170,8 @@ def changed_files(made_for: Mapping) -> list[str]:
 
 
 def check_table(network: str, found: NetworkSpec, fitted: NetworkSpec) -> None:
-    """Raise ValueError if a function now builds a network with another table than that which a flow was fitted to."""
-    if (found.sites, found.tensors) == (fitted.sites, fitted.tensors):
+    """Raise ValueError if a function now builds another network than that which a flow was fitted to."""
+    if still_describes(fitted, found):
         return
     now, then = shapes_of(found), shapes_of(fitted)
     first = next((name for name in {**then, **now} if now.get(name) != then.get(name)), None)

@@ -20,11 +20,11 @@ def centre(
 ) -> Float[Tensor, " weights"]:
     """The common centre of all networks: align them to the reference, take their mean as the next reference, and repeat.
 
-    The mean gain <reference, g theta> of a round equals the squared norm of its mean network. The rounds stop when it no longer grows.
-    Returns the mean of the best round, [weights].
+    The mean gain <reference, g theta> of a round equals the squared norm of its mean network. The rounds stop when it no longer grows, or
+    after `rounds` of them. Returns the mean of the best round, [weights].
 
     Which centre is found depends on the first reference. By default several networks, spread over the zoo, are tried for TRIAL rounds each.
-    The one with the greatest gain goes on. Zoos of more than LARGE weights in all begin at their first network only, because aligning them
+    The one with the greatest gain goes on for at most `rounds` more. Zoos of more than LARGE weights in all begin at their first network only, because aligning them
     takes long.
 
     Raises ValueError for fewer than two networks, because their centre would be the network itself.

@@ -46,10 +46,11 @@ def balance_by(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> tup
     if not cells:
         return theta, {}
     balanced, found = theta.new_empty(theta.shape), []
-    some = max(1, CHUNK // spec.weights)
-    for part, target in zip(theta.reshape(-1, spec.weights).split(some), balanced.view(-1, spec.weights).split(some), strict=True):
+    nets, some = theta.reshape(-1, spec.weights), max(1, CHUNK // spec.weights)
+    for start in range(0, len(nets), some):
+        part = nets[start : start + some]
         found.append(_factors(spec, part, cells))
-        target.copy_(rescale(spec, part, found[-1]))
+        balanced.view(-1, spec.weights)[start : start + some] = rescale(spec, part, found[-1])
     return balanced, {g: torch.cat([factors[g] for factors in found]).view(*theta.shape[:-1], -1) for g in cells}
 
 

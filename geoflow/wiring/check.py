@@ -14,7 +14,8 @@ from geoflow.examples import arguments
 from geoflow.spec import WIRES, NetworkSpec
 from geoflow.symmetry import Symmetry, apply_symmetry, random_symmetry
 from geoflow.vector import pack, seen
-from geoflow.wiring.calls import Example, copied, fresh, tensors_in
+from geoflow.wiring.calls import Example, tensors_in
+from geoflow.wiring.copies import copied, fresh
 
 # The largest relative change that rounding explains. Rounding grows over some ten layers; a wrong axis gives 1e-3 and more.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}

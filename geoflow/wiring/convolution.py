@@ -38,6 +38,7 @@ def _convolve(ledger: Ledger, x: Value, weight: Parameter, bias: Operand, groups
     channel = len(x.labels) - spatial - 1
     label = x.labels[channel]
     ledger.pin(*x.labels[channel + 1 :])
+    require(len(weight.entry) > 1 or groups == length(label) > 1, "its weight is one axis of a tensor")  # which both write and read
     if groups == 1:
         written = ledger.new(weight.shape[write])
         record(ledger, weight, {write: parts_writing(written), 1 - write: parts_reading(label)}, "weight")

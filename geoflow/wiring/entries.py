@@ -67,8 +67,8 @@ def record(ledger: Ledger, parameter: Parameter, along: dict[int, tuple[Part, ..
 
     A constant does not move, so the units along its axes are pinned. Permutations pass an axis along which its elements are equal.
     """
-    sizes = enumerate(parameter.entry)
-    axes = tuple(along.get(axis, (Part(size),)) for axis, size in sizes)
+    assert set(along) <= set(range(len(parameter.entry))), f"{parameter.name} has no axes {sorted(along)}"
+    axes = tuple(along.get(axis, (Part(size),)) for axis, size in enumerate(parameter.entry))
     assert all(sum(p.size * p.repeat for p in axis) == size for axis, size in zip(axes, parameter.entry, strict=True))
     if parameter.fixed is not None:
         for axis, parts in enumerate(axes):
@@ -87,7 +87,7 @@ def _tie_entries(ledger: Ledger, first: Entry, again: Entry) -> None:
         raise NoRule(f"the forward pass uses overlapping slices of {first.parameter.name!r}")
     for one, other in zip(first.axes, again.axes, strict=True):
         a, b = _owners(ledger, one), _owners(ledger, other)
-        if not ledger.align(a, b):
+        if not ledger.align(a, b) or len(one) != len(other):  # units beside positions are not cut alike
             _pin_parts(ledger, (*one, *other), SYMMETRIES)
             continue
         for left, right in zip(one, other, strict=True):

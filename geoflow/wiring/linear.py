@@ -8,7 +8,7 @@ from torch import Tensor
 
 from geoflow.wiring.arithmetic import add, product_labels
 from geoflow.wiring.entries import COMPUTED, activation, entry, record
-from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, parts_reading, parts_writing
+from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, length, parts_reading, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 
@@ -28,7 +28,7 @@ def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) ->
 def addmm(ledger: Ledger, bias: Operand, x: Operand, weight: Operand, beta: float = 1, alpha: float = 1) -> Operand:
     """Numbers that multiply all elements change no symmetry."""
     product = activation(ledger, matmul(ledger, x, weight))
-    if isinstance(bias, Value) or len(bias.shape) != 1:
+    if isinstance(bias, Value) or tuple(bias.shape) != (length(product.labels[-1]),):
         return add(ledger, bias, product)
     add_bias(ledger, product.labels, -1, bias)
     return product

@@ -28,7 +28,7 @@ def overwrite(ledger: Ledger, node: Node, found: dict[Node, object]) -> None:
         where = f"{node.name!r} at {path_of(node)!r}"
         raise ValueError(f"{where} changes {kept[0].name!r}, so later calls differ. Use its out-of-place form.")
     chain = [changed]  # the operand, what it is a slice or a view of, and so on
-    while chain[-1].op == "call_function" and (operation(chain[-1])[0] == "view" or _is_slice(chain[-1])):
+    while chain[-1].op == "call_function" and (operation(chain[-1])[0] == "view" or operation(chain[-1])[1] or _is_slice(chain[-1])):
         chain.append(chain[-1].args[0])
     family = [changed]
     for member in family:
@@ -95,4 +95,7 @@ def _share(one: object, other: Tensor) -> bool:
 
 
 def _views(node: Node) -> bool:
-    return node.op == "call_function" and operation(node)[0] in VIEWS
+    """Whether the result of a node may share memory with its first operand."""
+    schema = getattr(node.target, "_schema", None)
+    shares = schema is not None and any(result.alias_info is not None for result in schema.returns)
+    return node.op == "call_function" and (shares or operation(node)[0] in VIEWS)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
 
-from geoflow.wiring.calls import kept_tensors
+from geoflow.wiring.copies import kept_tensors
 from geoflow.wiring.labels import Parameter
 from geoflow.wiring.ledger import Ledger
 from geoflow.wiring.nodes import operation

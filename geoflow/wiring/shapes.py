@@ -160,7 +160,8 @@ def _given(ledger: Ledger, place: Operand) -> Value:
 @rule("index")
 def index(ledger: Ledger, x: Operand, places: Sequence[Operand]) -> Value:
     """x[:, i, j] with whole numbers of constants or inputs. The indexed axes become positions, and their units are pinned."""
-    require(all(place is None or getattr(place, "dtype", None) != torch.bool for place in places), "an index of truth values")
+    given = [node for node in ledger.node.args[1] if node is not None]
+    require(all(node.meta["val"].dtype != torch.bool for node in given), "an index of truth values")
     given = [axis for axis, place in enumerate(places) if place is not None]
     for axis in given:
         _given(ledger, places[axis])

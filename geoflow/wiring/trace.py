@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.examples import arguments
 from geoflow.spec import NetworkSpec, check_edges
-from geoflow.wiring.calls import Example, copied, tensors_in
+from geoflow.wiring.calls import Example, tensors_in
+from geoflow.wiring.copies import copied
 from geoflow.wiring.entries import PLAIN, activation
 from geoflow.wiring.labels import Parameter, Value, is_plain, length
 from geoflow.wiring.ledger import Layout, Ledger
@@ -198,7 +199,8 @@ def _refuse_random(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> Non
     schema = node.target._schema.arguments
     usual = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     given = usual | dict(zip([argument.name for argument in schema], args, strict=False)) | kwargs
-    if not any(given.get(name, True) in (False, 0) for name in ("train", "training", "p", "dropout_p", "dropout")):
+    switches = (given.get(name) for name in ("train", "training", "p", "dropout_p", "dropout"))
+    if not any(isinstance(switch, bool | int | float) and not switch for switch in switches):
         raise ValueError(_gap(ledger, "random numbers change the output from call to call"))
 
 

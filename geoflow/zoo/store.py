@@ -83,8 +83,8 @@ def load_zoo(
 
     The name of the file is a digest of everything that determines the runs: network, training data, seed, FORMAT and settings except the
     number of runs. The file grows by groups of runs, and a group under training is kept beside it. So an interrupted training continues,
-    and a larger zoo begins with the runs of a smaller one. `source` is a digest of the code behind `build`, if that may change while the
-    network prints the same. `together` runs (by default 256) are trained at once, which changes each run by
+    and a larger zoo begins with the runs of a smaller one. `source` tells the code behind `build` from other code whose network prints the
+    same. `together` runs (by default 256) are trained at once, which changes each run by
     rounding only. If several processes ask for one zoo, one of them trains it and the others wait.
 
     Raises ValueError for a file that is corrupt or belongs to another configuration. Such a file is never replaced silently.
