@@ -207,7 +207,7 @@ def old_name_of_a_result(s, x):
 
 @pytest.mark.parametrize("forward", [diagonal, diagonal_read_later, old_name_of_a_result])
 def test_a_change_that_reaches_memory_with_another_name_is_refused(forward):
-    with pytest.raises(ValueError, match="which others read. Use its out-of-place form"):
+    with pytest.raises(ValueError, match=r"which others read\. Use its out-of-place form"):
         spec_of(Written(forward, a=nn.Linear(4, 4), o=nn.Linear(4, 2)), torch.zeros(4, 4))
 
 

@@ -24,8 +24,8 @@ def centre(
     after `rounds` of them. Returns the mean of the best round, [weights].
 
     Which centre is found depends on the first reference. By default several networks, spread over the zoo, are tried for TRIAL rounds each.
-    The one with the greatest gain goes on for at most `rounds` more. Zoos of more than LARGE weights in all begin at their first network only, because aligning them
-    takes long.
+    The one with the greatest gain goes on for at most `rounds` more. Zoos of more than LARGE weights in all begin at their first network
+    only, because aligning them takes long.
 
     Raises ValueError for fewer than two networks, because their centre would be the network itself.
 
