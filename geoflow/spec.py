@@ -198,7 +198,8 @@ class NetworkSpec:
 
     def to_json(self) -> str:
         """The table as JSON, without `rest`. Its tensors are stored beside the JSON."""
-        table = {key: _plain(getattr(self, key)) for key in ("sites", "tensors", "wires", "aliases", "constants", "tracing")}
+        table = {key: _plain(getattr(self, key)) for key in ("sites", "tensors", "wires", "aliases", "constants")}
+        table["tracing"] = self.tracing
         return json.dumps(table | {"metadata": {path: _storable(about) for path, about in self.metadata.items()}})
 
     @classmethod
