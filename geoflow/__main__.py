@@ -69,9 +69,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shape(text: str) -> list[int]:
     try:
-        return [int(size) for size in text.split(",") if size]
+        sizes = [int(size) for size in text.split(",") if size]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 3,32,32") from error
+    if min(sizes, default=1) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} has a size below 1")
+    return sizes
 
 
 if __name__ == "__main__":

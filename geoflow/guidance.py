@@ -12,6 +12,7 @@ from geoflow.choices import choose
 from geoflow.coordinates import Coordinates
 from geoflow.manifolds import Product
 from geoflow.objectives import Objective, losses, task_objective
+from geoflow.outputs.reading import Output
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (x [nets, size], t []) -> tangent vectors [nets, size]
 Step = Callable[..., Tensor]  # (v, x, t, h, manifold) -> x at t + h
@@ -208,12 +209,13 @@ def task_guidance(
     outputs: str = "classes",
     batch: int | None = None,
     generator: torch.Generator | None = None,
+    output: Output = None,
     **how,
 ) -> Guidance:
     """Return a guidance by `guide` that lowers the mean negative log-likelihood of the examples (x, y).
 
-    `network` gives the architecture that is sampled. Its weights play no role. `outputs`, `batch` and `generator` are those of
-    `task_objective`, and `how` holds further arguments of `guide`. Raises ValueError as these two do.
+    `network` gives the architecture that is sampled. Its weights play no role. `outputs`, `batch`, `generator` and `output` are those
+    of `task_objective`, and `how` holds further arguments of `guide`. Raises ValueError as these two do.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)
@@ -223,4 +225,4 @@ def task_guidance(
     >>> geoflow.sample(flow, 5, steps=3, guidance=guidance).shape
     torch.Size([5, 6])
     """
-    return guide(task_objective(network, x, y, outputs, batch, generator), strength, **how)
+    return guide(task_objective(network, x, y, outputs, batch, generator, output), strength, **how)

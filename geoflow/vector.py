@@ -147,6 +147,8 @@ def check_state(spec: NetworkSpec, state: Mapping) -> None:
         found = tuple(state[name].shape)
         if found[len(found) - len(shape) :] != shape or len(found) < len(shape):
             raise ValueError(f"{name!r} has shape {found}, the traced network {shape}: two architectures.")
+        if not state[name].is_floating_point():
+            raise ValueError(f"{name!r} holds {state[name].dtype}, not decimal numbers. Convert it, for example by float().")
         finite = state[name].isfinite()
         if not finite.all():
             where = (~finite).nonzero()[0, : len(found) - len(shape)].tolist()

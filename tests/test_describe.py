@@ -101,6 +101,7 @@ def test_tokens_and_data_give_an_example_too(folder, capsys):
         ("my_networks.py:smal --input 4", "has no function 'smal'. Its functions: small, Odd, words, unknown."),
         ("my_network.py:small --input 4", "There is no file my_network.py."),
         ("my_networks.py:unknown --input 4", "No wiring rule for aten.fft_rfft"),
+        ("my_networks.py:small --data none.npz --tokens", "--tokens goes with --input"),
         ("my_networks.py:small --data none.npz", "There is no file none.npz."),
     ],
 )
@@ -110,7 +111,8 @@ def test_a_mistake_is_said_in_a_line(words, answer, folder, capsys):
     assert stopped.value.code == 1 and answer in capsys.readouterr().err
 
 
-def test_a_shape_that_is_none_is_refused(folder, capsys):
+@pytest.mark.parametrize(("shape", "words"), [("4x4", "'4x4' is no shape such as 3,32,32"), ("=-4", "'-4' has a size below 1")])
+def test_a_shape_that_is_none_is_refused(shape, words, folder, capsys):
     with pytest.raises(SystemExit):
-        main(["inspect", "my_networks.py:small", "--input", "4x4"])
-    assert "'4x4' is no shape such as 3,32,32" in capsys.readouterr().err
+        main(["inspect", "my_networks.py:small", *(["--input" + shape] if shape[0] == "=" else ["--input", shape])])
+    assert words in capsys.readouterr().err

@@ -394,6 +394,7 @@ def test_an_entry_of_checkpoints_is_chosen(there, capsys):
         ({"y_test": None}, "it lacks y_test, and holds x_train, y_train, x_test"),
         ({"y_train": np.zeros(79, int)}, "x_train holds 80 examples, and y_train 79."),
         ({"x_test": np.zeros((40, 5))}, "An example of x_train has shape [4], and one of x_test [5]"),
+        ({"x_test": np.zeros((40, 4), int)}, "x_train holds torch.float32, and x_test torch.int64. Both parts need one form."),
         ({"x_train": np.zeros((80, 4), np.uint8)}, "x_train holds uint8. Make it real as in training"),
         ({"x_test": np.full((40, 4), np.nan)}, "x_test holds NaN or Inf"),
         ({"y_test": np.zeros(40)}, "y_train holds int64. Both parts of y need one kind"),

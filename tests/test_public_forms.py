@@ -1,5 +1,7 @@
 """Hold the tracing against forms that public models have: what they keep, compute and return, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from networks import KeptBias, Written, learned, mlp, projections, two_heads
@@ -258,3 +260,51 @@ def test_one_bias_for_all_units_of_a_product_pins_no_order():
     x = torch.zeros(3, 5)
     assert permuted(network, x) == [4]
     assert check_spec(network, spec_of(network, x), x, generator()) < 1e-12
+
+
+class Cast(nn.Sequential):
+    """It computes in single precision, whatever it is given."""
+
+    def forward(self, x):
+        return self[1](self[0](x.float()).relu())
+
+
+def test_a_network_that_casts_its_inputs_is_checked_in_single_precision():
+    network, x = Cast(nn.Linear(5, 4), nn.Linear(4, 2)), torch.zeros(3, 5)
+    spec = spec_of(network, x)
+    assert 1e-12 < check_spec(network, spec, x, generator()) < 1e-4
+    wrong = replace(spec, sites=tuple(replace(site, sign=site.scaling) for site in spec.sites))
+    with pytest.raises(ValueError, match="does not fit Cast"):
+        check_spec(network, wrong, x, generator())
+
+
+def test_entries_that_share_memory_in_another_form_are_refused():
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+    network[2].weight = nn.Parameter(network[0].weight.data.t())
+    with pytest.raises(ValueError, match="'0.weight' and '2.weight' share memory in different forms"):
+        spec_of(network, torch.zeros(1, 4))
+    rows = nn.Parameter(torch.randn(10, 4))
+    parts = Written(lambda s, x: s.o(nn.functional.linear(x, s.a).relu()), a=nn.Parameter(rows.data[:6]), o=nn.Linear(6, 2))
+    parts.rest = nn.Parameter(rows.data[6:])
+    assert permuted(parts, torch.zeros(1, 4)) == [6]
+
+
+def shared_layer(s, x):
+    for _ in range(3):
+        x = s.t(x)
+    return s.o(x)
+
+
+def twice_in_other_forms(s, x):
+    return s.b(torch.cat([s.a(x).tanh(), s.c(x).tanh()], 1)) + s.b(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "example"),
+    [
+        (Written(shared_layer, t=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), o=nn.Linear(8, 3)), torch.zeros(2, 3, 8)),
+        (Written(twice_in_other_forms, a=nn.Linear(6, 2), c=nn.Linear(6, 4), b=nn.Linear(6, 3)), torch.zeros(2, 6)),
+    ],
+)
+def test_a_layer_that_is_used_again_in_another_place_is_sound(network, example):
+    assert check_spec(network, spec_of(network, example), example, generator()) < 1e-12

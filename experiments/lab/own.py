@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from geoflow.choices import choose
@@ -117,16 +119,26 @@ def task_of(task: str, network: str, seed: int) -> Task:
 
 def check_fits(reference: str, task: Task) -> None:
     """Raise ValueError if the network of a function does not take the examples of a task, or has other outputs than it needs."""
-    builder, x = builder_of(reference), task.x_train[:EXAMPLES]
+    builder = builder_of(reference)
     who, network = f"network={builder}", builder()
-    try:
-        returned = answer(network, x, who)
-        units = reader(returned, len(x), who=who)(returned).shape[1]
-    except ValueError as error:
-        raise ValueError(f"{error} The data are those of {task.name}.") from error
+    for name, part in (("x_train", task.x_train), ("x_test", task.x_test)):
+        x = _extremes(part)
+        try:
+            returned = answer(network, x, who)
+            units = reader(returned, len(x), who=who)(returned).shape[1]
+        except ValueError as error:
+            raise ValueError(f"{error} The data are {name} of {task.name}.") from error
     if not task.accepts(units):
         needs = NEEDS[task.outputs].format(count=task.classes or len(task.targets))
         raise ValueError(f"{who} gives {units} outputs, and {task.name} needs {task.units}: {needs}")
+
+
+def _extremes(x: Shaped[Tensor, "examples ..."]) -> Shaped[Tensor, "some ..."]:
+    """Return EXAMPLES examples. Of tokens, they hold the least and the greatest number."""
+    if x.is_floating_point():
+        return x[:EXAMPLES]
+    rows = x.flatten(1)
+    return x[torch.stack([rows.amin(1).argmin(), rows.amax(1).argmax()])]
 
 
 def check_trains(reference: str, task: Task) -> None:

@@ -125,6 +125,8 @@ def barrier(
 
 def _packed(spec: NetworkSpec, states: Sequence[Network]) -> Float[Tensor, "nets weights"]:
     """Return weight vectors, at least in single precision."""
+    if isinstance(states, Mapping | nn.Module):
+        raise ValueError("These are the entries of one network. Pass a list of networks, or of state dicts.")
     thetas = pack(spec, states).detach()
     return thetas.to(torch.promote_types(thetas.dtype, torch.float32))
 

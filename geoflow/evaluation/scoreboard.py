@@ -103,7 +103,9 @@ def scoreboard(
     True
     """
     runs = zoo.thetas if isinstance(zoo, Zoo) else zoo if zoo.ndim == 3 else zoo[:, None]
-    train, run_of = runs.flatten(0, 1), torch.arange(len(runs)).repeat_interleave(runs.shape[1])
+    dtype = torch.promote_types(torch.promote_types(runs.dtype, samples.dtype), torch.float32)  # half a zoo's precision would be measured
+    samples, heldout = samples.to(dtype), None if heldout is None else heldout.to(dtype)
+    train, run_of = runs.flatten(0, 1).to(dtype), torch.arange(len(runs)).repeat_interleave(runs.shape[1])
     generator, exam = generator or torch.Generator().manual_seed(0), Exam(network, spec, data, device)
     flow, losses = flow or _untrained(spec, train, exam.numbers), () if flow is None else flow.losses
     canonical, new = flow.canonical(train), flow.canonical(samples)

@@ -46,9 +46,10 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Example, generato
     theta = theta.double()  # one line after the other, so that few copies of all weights are held at once
     jitter_(spec, theta, generator)
     with RoundedTo() as rounded, float64_by_default():
-        before = outputs_of(twin, spec, theta, inputs)
+        before, precision = _outputs(twin, spec, theta, inputs)
+        rounded.dtype = max(rounded.dtype, precision, key=lambda one: torch.finfo(one).eps)
         theta = apply_symmetry(spec, theta, moving_symmetry(spec, generator))
-        after = outputs_of(twin, spec, theta, inputs)
+        after = outputs_of(twin, spec, theta.to(precision), tree_map(lambda x: _cast(x, precision), inputs)).double()
     finite = before.isfinite()
     if not finite.any():
         raise ValueError(f"{type(network).__name__} gives no finite output for normal inputs, so its spec cannot be checked.")
@@ -63,6 +64,23 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Example, generato
         cure = "Check it without that cast."
         raise ValueError(f"The spec may not fit {type(network).__name__}: {change}. Its cast to {rounded.dtype} may explain that. {cure}")
     raise ValueError(f"The spec does not fit {type(network).__name__}: {change}. Correct the table, or the rule that made it.")
+
+
+def _outputs(network: nn.Module, spec: NetworkSpec, theta: Tensor, inputs: object) -> tuple[Tensor, torch.dtype]:
+    """The outputs in float64, or in float32 if the network casts to that and runs in no other, and the precision that it runs in."""
+    try:
+        return outputs_of(network, spec, theta, inputs), torch.float64
+    except RuntimeError:  # such as a product of both precisions
+        try:
+            single = outputs_of(network, spec, theta.float(), tree_map(lambda x: _cast(x, torch.float32), inputs))
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise ValueError(f"{type(network).__name__} does not run in float64 or float32: {reason}.") from error
+        return single.double(), torch.float32
+
+
+def _cast(x: object, dtype: torch.dtype) -> object:
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def check_wires(spec: NetworkSpec) -> None:

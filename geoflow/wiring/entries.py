@@ -11,7 +11,8 @@ from geoflow.wiring.rules import NoRule
 COMPUTED = "its weight is computed, not an entry of the state dict"
 PLAIN = (
     "A table needs plain weights. If a parametrization computes them, such as weight_norm or spectral_norm, remove it first with "
-    "torch.nn.utils.parametrize.remove_parametrizations. Otherwise pass a spec."
+    "torch.nn.utils.parametrize.remove_parametrizations, or with remove_weight_norm or remove_spectral_norm if torch.nn.utils made it. "
+    "Otherwise pass a spec."
 )
 
 

@@ -1,6 +1,8 @@
 """Classify the inputs of a captured graph: examples, learned entries, running statistics and constants."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,24 @@ def owners(state: dict[str, Tensor]) -> tuple[dict[str, str], tuple[tuple[str, s
             raise ValueError(f"{name!r} of the state dict is a {type(value).__name__}. A weight vector holds tensors only: leave it out.")
         key = id(value) if value.is_meta else (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() else name
         owner[name] = first.setdefault(key, name)
+    _refuse_overlaps({name: state[name] for name in first.values()})
     return owner, tuple((name, packed) for name, packed in owner.items() if name != packed)
+
+
+def _refuse_overlaps(entries: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if learned entries lie in the same memory in another form: a network with other weights cannot be loaded."""
+    places = []
+    for name, value in entries.items():
+        if not value.is_meta and value.numel():
+            start = value.data_ptr()
+            last = start + sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True)) * value.element_size()
+            places.append((start, last, name))
+    for (_, last, one), (start, _, other) in pairwise(sorted(places)):
+        if start <= last and (isinstance(entries[one], nn.Parameter) or isinstance(entries[other], nn.Parameter)):
+            raise ValueError(
+                f"{one!r} and {other!r} share memory in different forms, so one cannot change without the other. Use one of them in both "
+                "places, in its own form, or give each its own memory."
+            )
 
 
 def running_statistics(program: torch.export.ExportedProgram, owner: dict[str, str]) -> frozenset[str]:

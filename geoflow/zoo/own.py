@@ -43,6 +43,8 @@ def own_task(
     if x_train.shape[1:] != x_test.shape[1:]:
         shapes = [list(part.shape[1:]) for part in (x_train, x_test)]
         raise ValueError(f"An example of x_train has shape {shapes[0]}, and one of x_test {shapes[1]}. Both parts need one form.")
+    if x_train.dtype != x_test.dtype:
+        raise ValueError(f"x_train holds {x_train.dtype}, and x_test {x_test.dtype}. Both parts need one form.")
     for x, y in ((x_train, y_train), (x_test, y_test)):
         kind.check(x, y)
     count = 1 + max(int(y.max()) for y in (y_train, y_test)) if outputs == "classes" else y_train.shape[1]
