@@ -281,7 +281,7 @@ def test_a_network_that_casts_its_inputs_is_checked_in_single_precision():
 def test_entries_that_share_memory_in_another_form_are_refused():
     network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
     network[2].weight = nn.Parameter(network[0].weight.data.t())
-    with pytest.raises(ValueError, match="'0.weight' and '2.weight' share memory in different forms"):
+    with pytest.raises(ValueError, match=r"'0\.weight' and '2.weight' share memory in different forms"):
         spec_of(network, torch.zeros(1, 4))
     rows = nn.Parameter(torch.randn(10, 4))
     parts = Written(lambda s, x: s.o(nn.functional.linear(x, s.a).relu()), a=nn.Parameter(rows.data[:6]), o=nn.Linear(6, 2))
