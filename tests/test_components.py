@@ -13,7 +13,7 @@ from geoflow.latent import components
 from geoflow.paths import geodesic
 from geoflow.sources import noise
 from geoflow.targets import gaussian
-from geoflow.training import prepare, train, train_step
+from geoflow.training import fingerprint_of_zoos, prepare, train, train_step
 from geoflow.zoo.initial import INITS
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.own import own_task
@@ -249,7 +249,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(spec, thetas, tmp_p
     config, path = CONFIG | STIRRED, tmp_path / "training.safetensors"
     whole = train(*prepare(spec, thetas, config), progress=False)
     flow, points = prepare(spec, thetas, config)
-    run = Progress(flow)
+    run = Progress(flow, fingerprint_of_zoos([points]))
     for _ in range(3):
         train_step(run, [points], _rate(config, run.iteration), pools=pools_of(flow))
     run.save(path)

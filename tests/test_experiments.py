@@ -141,9 +141,11 @@ def test_the_configuration_is_recorded_completely(finished):
         "examples",
         "probes",
         "ask",
+        "pool",
+        "components",
         "folder",
         "entry",
-    }  # an mlp has no width, independent runs no common start, and a zoo that is trained no folder
+    }  # an mlp has no width, independent runs no common start, a zoo that is trained no folder, and a flow on all weights no components
     assert {name for name, value in {**config, **config["zoo"]}.items() if value is None} == absent
     assert (config["network"], config["norm"], config["metric"], config["zoo"]["origin"]) == ("mlp", "none", "inputs", "independent")
     assert (config["hidden"], config["activation"], config["zoo"]["epochs"]) == ([5], "relu", 12)
