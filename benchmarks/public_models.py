@@ -60,10 +60,15 @@ TEXT = {  # type: the options that make it small
     **{"bert": {}, "gpt2": {}},  # of their usual size
     **{"roberta": SMALL, "deberta": SMALL, "deberta-v2": SMALL, "mpnet": SMALL, "xlm-roberta": SMALL, "camembert": SMALL, "ernie": SMALL},
     **{"layoutlm": SMALL, "fnet": SMALL, "nystromformer": SMALL, "rembert": SMALL, "roformer": SMALL, "longformer": SMALL},
-    **{"big_bird": SMALL},
+    "big_bird": SMALL | {"attention_type": "original_full"},
     **{"gpt_neox": SMALL, "falcon": SMALL, "modernbert": PADDED, "phi": PADDED, "esm": PADDED},
     **{"albert": EMBEDDED, "electra": EMBEDDED, "squeezebert": EMBEDDED, "convbert": EMBEDDED},
-    **{"xlnet": FEW, "funnel": FEW | {"d_head": 16, "block_sizes": [1, 1]}, "gptj": SHORT, "codegen": SHORT},
+    **{
+        "xlnet": FEW,
+        "funnel": FEW | {"d_head": 16, "block_sizes": [1, 1], "architectures": ["FunnelModel"]},
+        "gptj": SHORT,
+        "codegen": SHORT,
+    },
     "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 120},
     "mobilebert": {"num_hidden_layers": 2, "vocab_size": 120},
     "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "vocab_size": 120},
