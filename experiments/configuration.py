@@ -28,7 +28,7 @@ ex.said_in = __file__
 def config():
     # the network and its zoo; None: the task's default, or what the checkpoint was made for
     task = None  # the data, or several with commas between them for `condition=task`; default: breast_cancer, or the network's
-    network = None  # the kind of network; default: mlp
+    network = None  # the kind of network, or a function of your own that builds one; default: mlp
     hidden = None  # of an mlp: widths of the hidden layers, or a list of such lists for several architectures; default: [16, 16]
     activation = None  # of an mlp: the function behind each hidden layer; default: relu
     norm = None  # of an mlp: the layer behind each hidden linear layer; default: none
@@ -46,7 +46,10 @@ def config():
         "origin": None,  # whether each run has a start of its own, or all begin with one network
         "common": None,  # with `zoo.origin=shared`: epochs that the common start is trained for
         "examples": None,  # examples that a run draws with replacement, in place of all the data
+        "init": None,  # how initial weights are drawn: as the layers of torch do, or by He with biases of 0
         "seed": None,  # random numbers of the zoo; default: the run's seed
+        "folder": None,  # networks that are trained already, one in a file, in place of training; default: none
+        "entry": None,  # with `zoo.folder`: what to read from checkpoints that hold several networks; default: none
     }
     heldout = 0.125  # share of the runs that the flow does not see
     part = "test"  # what is scored; `validation` takes a quarter of the training data from zoo and flow, to choose settings on
@@ -59,6 +62,13 @@ def config():
     time = "uniform"  # how the times of training are drawn
     prediction = "preconditioned"  # what the field predicts
     weighting = "balanced"  # weights of the loss, over the times
+    latent = "none"  # the space of the flow: `pca` takes the principal components of the zoo, with `velocity=mlp`
+    components = None  # of `latent=pca`: their number, or a share of the variance such as .99; default: all, one fewer than networks
+    spread = 1.0  # standard deviation of the noise in flat coordinates, where those of the zoo have 1
+    pool = None  # noise samples that are drawn once for the whole training; default: new ones in every step
+    jitter = 0.0  # standard deviation by which paths are moved aside at random, where the zoo's coordinates have 1
+    dropout = 0.0  # of `velocity=mlp`: share of its hidden units that are dropped in a training step
+    optimizer = "muon"  # what trains the flow: `muon` for hidden matrices with AdamW for the rest, or `adamw` for all
     condition = "none"  # what the flow is told of each network: its NLL on training data, or its task; `sample` can then ask for it
     condition_dropout = 0.1  # share of the networks in a training step that the flow is told nothing of
     sizes = {
@@ -161,6 +171,35 @@ def mnist32():
     lr = 3e-3
     start = 0.1
     sharpness = 1.5
+
+
+@ex.named_config  # DeepWeightFlow as published: components of 100 networks 784-32-32-10, an MLP, and 100 fixed samples of narrow noise
+def deepweightflow():
+    task = "mnist"
+    hidden = [32, 32]
+    runs = 114  # the flow sees 100
+    zoo = {"epochs": 5, "batch": 64, "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant", "init": "he"}
+    flow = "euclidean"
+    metric = "weights"
+    latent = "pca"
+    components = 99
+    velocity = "mlp"
+    sizes = {"width": 512}
+    prediction = "velocity"
+    weighting = "uniform"
+    spread = 0.0077  # its noise has .01 and its paths .001, in the units of components whose standard deviation is 1.3 here
+    pool = 100
+    jitter = 0.00077
+    dropout = 0.1
+    optimizer = "adamw"
+    iterations = 30000
+    batch = 8
+    lr = 5e-4
+    weight_decay = 1e-5
+    ema = 0.0
+    count = 100
+    solver = "rk4"
+    steps = 99
 
 
 @ex.named_config  # two pre-norm blocks of width 16 on the digits

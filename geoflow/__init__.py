@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from geoflow.canonical import canonicalize
-from geoflow.chart import FLOWS
+from geoflow.coordinates import FLOWS
 from geoflow.density import log_prob
 from geoflow.evaluation.merging import align_to, barrier, merge
 from geoflow.evaluation.metrics import evaluate

@@ -1,15 +1,18 @@
 """Choose coordinates: map canonical weight vectors to points of a manifold."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import pi, sqrt
+from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geoflow.canonical.scaling import dead_units, incoming, sphere_rows
+from geoflow.coordinates import Coordinates, Recipe
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
@@ -20,35 +23,11 @@ Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation
 DEAD = 1e-5  # shorter rows belong to dead units; a flat flow does not miss norm 1 by so much
 FLOOR = 1e-2  # smallest standard deviation of a coordinate, relative to that of its tensor
 LEAST = 1e-4  # smallest standard deviation of a coordinate, in units of the noise
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The choice of coordinates for a zoo.
-
-    - `balance`: incoming rows of weights have norm 1 where a symmetry frees their scale.
-    - `spheres`: these rows are points of spheres.
-    - `polar`: so is the direction of the last layer. Its log-norm is one more coordinate, so the logits are kept exactly.
-
-    >>> FLOWS["geometric"]
-    Recipe(balance=True, spheres=True, polar=False)
-    """
-
-    balance: bool
-    spheres: bool
-    polar: bool
-
-
-FLOWS: dict[str, Recipe] = {
-    "euclidean": Recipe(balance=False, spheres=False, polar=False),
-    "normalized": Recipe(balance=True, spheres=False, polar=False),
-    "geometric": Recipe(balance=True, spheres=True, polar=False),
-    "geometric_polar": Recipe(balance=True, spheres=True, polar=True),  # Erdogan, arXiv 2504.03710
-}
+ROUNDING = 1e-6  # standard deviations below this share of the mean are rounding in float32
 
 
 @dataclass(frozen=True, eq=False)
-class Chart:
+class Chart(Coordinates):
     """The map between canonical weight vectors [*batch, weights] and points [*batch, size] of a manifold.
 
     `recipe` says which coordinates lie on spheres. All others are flat. They are standardised by their role, which is the kind of their
@@ -64,7 +43,7 @@ class Chart:
     >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
     >>> zoo = torch.tensor([[1.0, 5.0], [3.0, 7.0]])
     >>> from geoflow.charting import fit_chart
-    >>> chart = fit_chart(spec, FLOWS["euclidean"], zoo)
+    >>> chart = fit_chart(spec, geoflow.FLOWS["euclidean"], zoo)
     >>> chart.theta(chart.point(zoo))
     tensor([[1., 5.],
             [3., 7.]])
@@ -76,6 +55,7 @@ class Chart:
     frame: Frame = UNTURNED
     own: Float[Tensor, "2 _size"] | None = None
     powers: Mapping[str, float] = field(default_factory=dict)
+    spread: float = 1.0
 
     @cached_property
     def outputs(self) -> tuple[Int[Tensor, " entries"], ...]:
@@ -190,6 +170,30 @@ class Chart:
         if not self.recipe.balance:
             return theta
         return self.frame.turn_back(self.graph, self._with_rows_of_norm_one(self.frame.turn(self.graph, theta)))
+
+    def on(self, spec: NetworkSpec) -> "Chart":
+        """Return this chart for another architecture. Raises ValueError if the architecture has a role that the chart does not know."""
+        chart = replace(self, spec=spec, own=None)  # these moments belong to other coordinates
+        chart.check()
+        return chart
+
+    def steady(self) -> Bool[Tensor, " size"]:
+        """Return which flat coordinates are the same in all networks of the zoo, up to rounding.
+
+        A gain that canonical form scales to 1 is an example. Standardised, such a coordinate is rounding, made large.
+        """
+        found = torch.zeros(self.graph.size, dtype=torch.bool)
+        for role, index in self.roles.items():
+            mean, deviation = self.statistics[role]
+            found[index] = deviation <= ROUNDING * abs(mean)
+        return found
+
+    def record(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return the tensors and words that a saved flow keeps of this chart."""
+        tensors = {f"axes.{name}": axes for name, axes in self.frame.axes.items()}
+        tensors |= {f"moments.{weights}": moments for weights, moments in self.frame.moments.items()}
+        tensors |= {} if self.own is None else {"own": self.own}
+        return tensors, {"statistics": json.dumps(self.statistics), "powers": json.dumps(dict(self.powers))}
 
     def log_volume(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch"]:
         """Return log |det d point / d theta|: how many units of volume of points belong to one of weights.

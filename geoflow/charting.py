@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geoflow.chart import Chart, Recipe
+from geoflow.chart import Chart
+from geoflow.coordinates import Recipe
 from geoflow.frame import UNTURNED, Frame, fit_moments, principal_frame
 from geoflow.spec import NetworkSpec
 

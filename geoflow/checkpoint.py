@@ -1,6 +1,8 @@
 """Save the whole state of a training, so that it can be interrupted and continued with the same result."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -12,15 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geoflow.chart import Chart
+from geoflow.coordinates import Coordinates
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.flow import Flow
 from geoflow.muon import Muon
 from geoflow.paths import geodesic
-from geoflow.randomness import randomness
+from geoflow.randomness import randomness, seed_global
 from geoflow.recording import Recorded
 
-FORMAT = "geoflow-training-7"  # increased whenever older saved states become unreadable
+FORMAT = "geoflow-training-8"  # increased whenever older saved states become unreadable
 CLIP = 1.0  # largest norm of the gradient
 MATRICES_RATE = 3  # learning rate of the hidden matrices, relative to the others
 EMA_WARMUP = 10  # after n steps the average keeps at most (n + 1) / (n + 10) of itself; in short trainings it covers the last tenth
@@ -29,17 +31,21 @@ EMA_WARMUP = 10  # after n steps the average keeps at most (n + 1) / (n + 10) of
 class Progress:
     """A training in progress: the flow, the moving average of its field, the optimizers and the random generator.
 
-    Muon (Jordan et al. 2024) trains the matrices of the hidden layers, `field.layers`. Its steps are orthogonal matrices that are as large
-    as AdamW's steps. AdamW trains all other parameters: vectors, and the maps from and to coordinates.
+    `points` is the fingerprint of the coordinates that it learns from. A saved state of other coordinates is refused.
+
+    With optimizer=muon, Muon (Jordan et al. 2024) trains the matrices of the hidden layers, `field.layers`. Its steps are orthogonal
+    matrices that are as large as AdamW's steps. AdamW trains all other parameters: vectors, and the maps from and to coordinates.
     """
 
-    def __init__(self, flow: Flow):
-        self.flow = replace(flow, field=deepcopy(flow.field), losses=[])
+    def __init__(self, flow: Flow, points: str | list[str] = ""):
+        self.points = points
+        self.flow = replace(flow, field=deepcopy(flow.field).train(), losses=[])
         self.ema = deepcopy(flow.field)
-        self.parameters = in_order(self.flow.field)
-        self.weights, self.average = in_one(self.flow.field), in_one(self.ema)
+        matrices = OPTIMIZERS[flow.config["optimizer"]]
+        self.parameters = in_order(self.flow.field, matrices)
+        self.weights, self.average = (in_one(field, matrices) for field in (self.flow.field, self.ema))
         self.weights.grad = torch.zeros_like(self.weights)
-        *stacks, self.rest = in_stacks(self.flow.field, self.weights)
+        *stacks, self.rest = in_stacks(self.flow.field, self.weights, matrices)
         decay = flow.config["weight_decay"]
         self.muon = Muon(stacks, decay)
         self.adamw = torch.optim.AdamW([self.rest], weight_decay=decay, fused=True, capturable=self.rest.is_cuda)
@@ -69,14 +75,15 @@ class Progress:
         done = self.iteration + 1
         decay = min(self.flow.config["ema"], (done + 1) / (done + EMA_WARMUP))
         told = () if condition is None else (condition,)
-        loss = self.descend[which](x_0, x_1, t, self.weights.new_tensor([lr, 1 - decay]), *told).item()
+        with self._masks():
+            loss = self.descend[which](x_0, x_1, t, self.weights.new_tensor([lr, 1 - decay]), *told).item()
         if not loss < float("inf"):
             raise FloatingPointError(f"The loss of the flow is {loss} at iteration {self.iteration}. Lower lr.")
         self.flow.losses.append(loss)
         return loss
 
     def _descend(
-        self, chart: Chart, x_0: Tensor, x_1: Tensor, t: Tensor, rates: Float[Tensor, "2"], condition: Tensor | None = None
+        self, chart: Coordinates, x_0: Tensor, x_1: Tensor, t: Tensor, rates: Float[Tensor, "2"], condition: Tensor | None = None
     ) -> Float[Tensor, ""]:
         """Do the part of a step that runs on the GPU.
 
@@ -94,13 +101,25 @@ class Progress:
             self.average.lerp_(self.weights, taken)
         return loss.detach()
 
+    @contextmanager
+    def _masks(self) -> Iterator[None]:
+        """Let dropout draw its masks from the training's own random numbers, so that an interrupted training goes on with the same ones."""
+        if not self.flow.config["dropout"]:
+            yield
+            return
+        device = self.weights.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_global(int(torch.randint(2**62, (), generator=self.generator)), device)
+            yield
+
     def averaged(self) -> Flow:
         """Return the flow with the averaged weights."""
-        return replace(self.flow, field=deepcopy(self.ema))
+        return replace(self.flow, field=deepcopy(self.ema).eval())
 
     def _asked(self) -> str:
-        """Return the configuration as text, without the reason for the choice of the field."""
-        return json.dumps({name: value for name, value in self.flow.config.items() if name != "reason"}, sort_keys=True)
+        """Return what must be the same to go on, as text: points and configuration. The reason for the choice of the field may differ."""
+        config = {name: value for name, value in self.flow.config.items() if name != "reason"}
+        return json.dumps({"points": self.points, **config}, sort_keys=True)
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file. A crash leaves the old file or the new one."""
@@ -137,16 +156,21 @@ def hidden_matrices(field: nn.Module) -> list[nn.Parameter]:
     return sorted((parameter for parameter in field.layers.parameters() if parameter.ndim == 2), key=lambda matrix: matrix.shape)
 
 
-def in_order(field: nn.Module) -> list[nn.Parameter]:
-    """Return all parameters, the hidden matrices first."""
-    matrices = hidden_matrices(field)
-    first = {id(matrix) for matrix in matrices}
-    return [*matrices, *(parameter for parameter in field.parameters() if id(parameter) not in first)]
+Matrices = Callable[[nn.Module], list[nn.Parameter]]
+# name: the parameters of a field that Muon trains, sorted by shape; AdamW trains all others
+OPTIMIZERS: dict[str, Matrices] = {"muon": hidden_matrices, "adamw": lambda field: []}
 
 
-def in_stacks(field: nn.Module, whole: nn.Parameter) -> list[nn.Parameter]:
-    """Return views of `whole` and of its gradient: a stack [matrices, rows, columns] for each shape of hidden matrix, then the rest."""
-    shapes = [(len(list(same)), *shape) for shape, same in groupby(matrix.shape for matrix in hidden_matrices(field))]
+def in_order(field: nn.Module, matrices: Matrices = hidden_matrices) -> list[nn.Parameter]:
+    """Return all parameters, those of Muon first."""
+    chosen = matrices(field)
+    first = {id(matrix) for matrix in chosen}
+    return [*chosen, *(parameter for parameter in field.parameters() if id(parameter) not in first)]
+
+
+def in_stacks(field: nn.Module, whole: nn.Parameter, matrices: Matrices = hidden_matrices) -> list[nn.Parameter]:
+    """Return views of `whole` and of its gradient: a stack [matrices, rows, columns] for each shape of Muon's matrices, then the rest."""
+    shapes = [(len(list(same)), *shape) for shape, same in groupby(matrix.shape for matrix in matrices(field))]
     sizes = [prod(shape) for shape in shapes]
     shapes, sizes = [*shapes, (-1,)], [*sizes, len(whole) - sum(sizes)]
     stacks = []
@@ -156,13 +180,13 @@ def in_stacks(field: nn.Module, whole: nn.Parameter) -> list[nn.Parameter]:
     return stacks
 
 
-def in_one(field: nn.Module) -> nn.Parameter:
+def in_one(field: nn.Module, matrices: Matrices = hidden_matrices) -> nn.Parameter:
     """Move all parameters of a field into one vector, ordered as by `in_order`. They become views of it.
 
     Clipping, AdamW and the moving average then need one operation each, instead of one for every parameter. All parameters must be
     trainable.
     """
-    parameters = in_order(field)
+    parameters = in_order(field, matrices)
     assert all(parameter.requires_grad for parameter in parameters), "AdamW would let a frozen parameter decay"
     whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
     for parameter, part in zip(parameters, whole.detach().split([parameter.numel() for parameter in parameters]), strict=True):

@@ -8,6 +8,7 @@ from geoflow.spec import NetworkSpec
 from geoflow.velocity import VELOCITIES
 
 AUTO = "auto"  # `velocity_for` chooses the field
+IN_COMPONENTS = "mlp", "velocity=mlp: components belong to no units, so a field has no graph to read."
 SEVERAL = "transformer", "velocity=transformer: units of different architectures have no common places."
 KEPT = 0.5  # share of units that keep their place, above chance, from which they count as commonly ordered
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from math import lgamma, pi
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from geoflow.canonical import check_zoo
-from geoflow.chart import Chart
 from geoflow.choices import choose
+from geoflow.coordinates import Coordinates
 from geoflow.divergence import Divergence, dimension, estimated, exact
 from geoflow.flow import Flow
 from geoflow.manifolds import Product
@@ -22,7 +22,6 @@ from geoflow.spec import NetworkSpec
 
 SMALL = 64  # dimensions up to which the divergence is exact if nothing else is asked for
 PROBES = 2  # random directions where there are more dimensions; a standard error needs two
-ROUNDING = 1e-6  # standard deviations below this share of the mean are rounding in float32
 TOLERANCE = 1e-5  # of an adaptive solver, relative and absolute
 MEASURES = {  # volume that a density is per unit of: log of the volume of points that belongs to a unit of it
     "points": lambda chart, theta: theta.new_zeros(()),
@@ -104,22 +103,10 @@ def density(flow: Flow, thetas: Float[Tensor, "..."], *, measure: str = "points"
     check_zoo(flow.spec, thetas, "population")
     thetas = thetas.detach().to(torch.promote_types(thetas.dtype, torch.float32))
     volume = stretch(flow.chart, thetas)
+    steady = flow.chart.steady()  # their middle takes their place
     x = flow.chart.point(flow.canonical(thetas))
-    found = at_points(flow, torch.where(steady(flow.chart).to(x.device), 0.0, x), **options)
+    found = at_points(flow, torch.where(steady.to(x.device), 0.0, x), **options)
     return replace(found, log_prob=found.log_prob + volume)
-
-
-def steady(chart: Chart) -> Bool[Tensor, " size"]:
-    """Return which flat coordinates are the same in all networks of the zoo, up to rounding.
-
-    A gain that canonical form scales to 1 is an example. Standardised, such a coordinate is rounding, made large. So `density` takes the
-    middle of the zoo in its place.
-    """
-    found = torch.zeros(chart.graph.size, dtype=torch.bool)
-    for role, index in chart.roles.items():
-        mean, deviation = chart.statistics[role]
-        found[index] = deviation <= ROUNDING * abs(mean)
-    return found
 
 
 @torch.inference_mode(False)  # as in `sample`
@@ -164,7 +151,7 @@ def at_points(
         for part in parts:
             draws = torch.Generator().manual_seed(seed)  # the same for all, so that no density depends on the networks beside it
             divergence = estimated(manifold, rows, probes, draws, solver in SOLVERS) if probes else exact(manifold, rows)
-            found.append(_follow_back(v, divergence, max(1, probes), part, manifold, solve, bar))
+            found.append(_follow_back(v, divergence, max(1, probes), part, flow.chart, solve, bar))
     log_prob, error, noise = (torch.cat(columns).to(device) for columns in zip(*found, strict=True))
     if broken := int((~log_prob.isfinite()).sum()):
         raise FloatingPointError(f"{broken} of {len(x)} log-densities came out as NaN or Inf. Take more steps, or networks in float64.")
@@ -172,14 +159,14 @@ def at_points(
 
 
 def _follow_back(
-    v: Field, divergence: Divergence, ways: int, x: Float[Tensor, "nets size"], manifold: Product, solve: Solve, bar: tqdm
+    v: Field, divergence: Divergence, ways: int, x: Float[Tensor, "nets size"], chart: Coordinates, solve: Solve, bar: tqdm
 ) -> tuple[Float[Tensor, " nets"], Float[Tensor, " nets"], Float[Tensor, "nets size"]]:
     """Follow points back to noise. Return their log-densities with standard errors, and the noise.
 
     The integral of the divergence is one more flat coordinate for each of the `ways` to estimate it. So any solver on the manifold
     integrates it too, with the solver's order.
     """
-    size, integrals = manifold.size, []
+    manifold, size, integrals = chart.manifold, chart.manifold.size, []
 
     def field(y: Tensor, t: Tensor) -> Tensor:
         velocity, diverged = divergence(v, y[:, :size], t)
@@ -194,7 +181,7 @@ def _follow_back(
     error = torch.zeros_like(change)
     if ways > 1:  # probes of one step know nothing of those of another, so the variances of the steps add up
         error = (torch.stack(integrals).diff(dim=0).var(2).sum(0) / ways).sqrt()
-    return log_prob_of_noise(manifold, noise) + change, error, noise
+    return log_prob_of_noise(manifold, noise, chart.spread) + change, error, noise
 
 
 def times_back(steps: int) -> Float[Tensor, " times"]:

@@ -1,5 +1,6 @@
 """Write and read safetensors files; a crash while writing leaves the old file as it was."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +50,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (safe_open is not a mapping)
     except SafetensorError as error:
         raise ValueError(f"{path} is corrupt or not a safetensors file: {error}. Name another file, or create this one again.") from error
+
+
+def file_digest(path: str | Path) -> str:
+    """The sha256 of the bytes of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,30 +10,35 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geoflow.canonical import canonicalize
-from geoflow.chart import FLOWS, Chart
+from geoflow.chart import Chart
 from geoflow.choices import choose
 from geoflow.conditions import Conditions, from_record
 from geoflow.constants import beside
+from geoflow.coordinates import FLOWS, Coordinates
+from geoflow.earlier import still_describes
 from geoflow.files import read_tensors, under, write_tensors
 from geoflow.frame import Frame, of_every_input
 from geoflow.graph import graph_of, leading, plain_inputs
+from geoflow.latent import LATENTS, NONE
 from geoflow.randomness import randomness, seed_global
 from geoflow.spec import NetworkSpec
 from geoflow.targets import PREDICTIONS, WEIGHTINGS, gaussian
 from geoflow.velocity import build_field
 
-FORMAT = "geoflow-10"  # increased with every change of what is saved
+FORMAT = "geoflow-11"  # increased with every change of what is saved
 WITHOUT_WIRES = ("geoflow-5", "geoflow-6", "geoflow-7")  # in these formats fields had no messages along wires
 BY_ROLE = ("geoflow-5", "geoflow-6")  # these formats named moments by the role of the weights alone
-READABLE = (*WITHOUT_WIRES, "geoflow-8", "geoflow-9", FORMAT)
-BEFORE = {"align": True, "weighting": "balanced"}  # options that older flows lack, with the values that they had then
+READABLE = (*WITHOUT_WIRES, "geoflow-8", "geoflow-9", "geoflow-10", FORMAT)
+# what a configuration means that does not say more
+PLAIN = {"latent": NONE, "components": None, "spread": 1.0, "pool": None, "jitter": 0.0, "dropout": 0.0, "optimizer": "muon"}
+BEFORE = {"align": True, "weighting": "balanced", **PLAIN}  # options that older flows lack, with the values that they had then
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
     """A further architecture that a flow was fitted to: its coordinates, and the common centre that its zoo was aligned to."""
 
-    chart: Chart
+    chart: Coordinates
     reference: Float[Tensor, " weights"]
 
 
@@ -61,7 +66,7 @@ class Flow:
     True
     """
 
-    chart: Chart
+    chart: Coordinates
     field: nn.Module
     reference: Float[Tensor, " weights"]
     config: Mapping
@@ -79,27 +84,29 @@ class Flow:
         return from_record(self.config["conditions"]) if "conditions" in self.config else None
 
     @property
-    def charts(self) -> tuple[Chart, ...]:
+    def charts(self) -> tuple[Coordinates, ...]:
         """The coordinates of every architecture that the flow was fitted to."""
         return (self.chart, *(member.chart for member in self.others))
 
     def knows(self, spec: NetworkSpec) -> bool:
-        """Whether the flow was fitted to networks of this architecture."""
-        return any(_same(chart.spec, spec) for chart in self.charts)
+        """Whether the flow was fitted to networks of this architecture, perhaps with a table of an earlier tracing."""
+        return _own(self.charts, spec) is not None
 
     def of(self, spec: NetworkSpec) -> "Flow":
         """Return this flow with one of its architectures first, so that `spec`, `chart`, `reference` and `canonical` are of that one.
 
-        The field is shared. Raises ValueError for an architecture that the flow was not fitted to.
+        The field is shared. A flow keeps the tables that it was fitted with: later ones of the same networks may declare more symmetries.
+        Raises ValueError for an architecture that the flow was not fitted to.
         """
         members = [Member(self.chart, self.reference), *self.others]
-        first = next((member for member in members if _same(member.chart.spec, spec)), None)
-        if first is None:
+        own = _own(self.charts, spec)
+        if own is None:
             raise ValueError(
                 f"The flow was not fitted to networks of {spec.weights} weights with this table; those that it was fitted to have "
                 f"{', '.join(str(chart.spec.weights) for chart in self.charts)}. Only `sample` serves other architectures."
             )
-        return replace(self, chart=first.chart, reference=first.reference, others=tuple(one for one in members if one is not first))
+        first = next(member for member in members if member.chart is own)
+        return replace(self, chart=own, reference=first.reference, others=tuple(one for one in members if one is not first))
 
     def canonical(
         self, thetas: Float[Tensor, "nets weights"], reference: Float[Tensor, "nets weights"] | None = None
@@ -112,22 +119,20 @@ class Flow:
         reference = self.reference if reference is None else reference
         return canonicalize(self.spec, thetas, reference, self.chart.recipe.balance, self.chart.frame).theta
 
-    def on(self, spec: NetworkSpec | None) -> Chart:
+    def on(self, spec: NetworkSpec | None) -> Coordinates:
         """Return the flow's chart for another architecture for the same task. For None it is the flow's first.
 
         Raises ValueError if the flow cannot serve that architecture.
         """
         if spec is None:
             return self.chart
-        if own := [chart for chart in self.charts if _same(chart.spec, spec)]:  # only the own tables surely have wires
-            return own[0]
-        chart = replace(self.chart, spec=spec, own=None)  # these moments belong to other coordinates
-        chart.check()
-        return chart
+        if (own := _own(self.charts, spec)) is not None:  # only the own tables surely have wires
+            return own
+        return self.chart.on(spec)
 
     def velocity(
         self,
-        chart: Chart,
+        chart: Coordinates,
         sharpness: float = 0.0,
         condition: Float[Tensor, "nets features"] | None = None,
         condition_strength: float = 1.0,
@@ -155,7 +160,7 @@ class Flow:
 
     def predict(
         self,
-        chart: Chart,
+        chart: Coordinates,
         x: Float[Tensor, "nets size"],
         t: Float[Tensor, " nets"],
         condition: Float[Tensor, "nets _features"] | None = None,
@@ -170,7 +175,7 @@ class Flow:
         x_t: Float[Tensor, "nets size"],
         dx_t: Float[Tensor, "nets size"],
         t: Float[Tensor, " nets"],
-        chart: Chart | None = None,
+        chart: Coordinates | None = None,
         condition: Float[Tensor, "nets _features"] | None = None,
     ) -> Tensor:
         """Return the mean squared error of the velocity on a chart (by default the first), weighted over t as the configuration says.
@@ -187,18 +192,19 @@ class Flow:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the flow with its whole configuration as one safetensors file, which holds no code."""
+        """Write the flow with its whole configuration as one safetensors file, which holds no code.
+
+        A flow with latent=pca also keeps the networks of its zoo. If they have more than 2^28 numbers, they go to a second file beside it.
+        """
+        path = Path(path)
         tensors = {f"field.{name}": value for name, value in self.field.state_dict().items()}
         tensors |= {f"rest.{name}": value for name, value in self.spec.rest.items()}
         for number, member in enumerate(self.others):
             tensors |= {f"others.{number}.rest.{name}": value for name, value in member.chart.spec.rest.items()}
             tensors[f"others.{number}.reference"] = member.reference
-        tensors |= {f"axes.{name}": axes for name, axes in self.chart.frame.axes.items()}
-        tensors |= {f"moments.{weights}": moments for weights, moments in self.chart.frame.moments.items()}
-        tensors |= {} if self.chart.own is None else {"own": self.chart.own}
-        tensors |= {"reference": self.reference, "losses": torch.tensor(self.losses, dtype=torch.float64)}
-        metadata = {"spec": self.spec.to_json(), "statistics": json.dumps(self.chart.statistics), "config": json.dumps(dict(self.config))}
-        metadata |= {"powers": json.dumps(dict(self.chart.powers))}
+        of_chart, words = self.chart.record(path)
+        tensors |= of_chart | {"reference": self.reference, "losses": torch.tensor(self.losses, dtype=torch.float64)}
+        metadata = {"spec": self.spec.to_json(), "config": json.dumps(dict(self.config)), **words}
         metadata |= {"others": json.dumps([member.chart.spec.to_json() for member in self.others])}
         write_tensors(path, tensors, {"format": FORMAT} | metadata)
 
@@ -206,7 +212,8 @@ class Flow:
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "Flow":
         """Read a flow that `save` wrote.
 
-        Raises FileNotFoundError if there is no file, and ValueError if it is corrupt or not a flow.
+        Raises FileNotFoundError if there is no file, and ValueError if it is corrupt or not a flow. The same errors stand for a second file
+        that the flow needs.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no flow at {path}. A run writes it as runs/<id>/flow.safetensors.")
@@ -218,11 +225,13 @@ class Flow:
         statistics = {role: tuple(pair) for role, pair in json.loads(metadata["statistics"]).items()}
         moments = under("moments.", tensors)
         frame = Frame(under("axes.", tensors), of_every_input(graph_of(spec), moments) if metadata["format"] in BY_ROLE else moments)
-        chart = Chart(spec, FLOWS[config["flow"]], statistics, frame, tensors.get("own"), json.loads(metadata.get("powers", "{}")))
+        powers = json.loads(metadata.get("powers", "{}"))
+        chart = Chart(spec, FLOWS[config["flow"]], statistics, frame, tensors.get("own"), powers, config["spread"])
         others = []
         for number, table in enumerate(json.loads(metadata.get("others", "[]"))):
             further = NetworkSpec.from_json(table, under(f"others.{number}.rest.", tensors))
             others.append(Member(replace(chart, spec=further), tensors[f"others.{number}.reference"]))
+        chart = replace(LATENTS[config["latent"]].read(chart, tensors, metadata, Path(path)), spread=config["spread"])
         flow = build_flow(chart, tensors["reference"], config, others)
         state = under("field.", tensors)
         if metadata["format"] in WITHOUT_WIRES:  # with matrices of zeros, wires carry no message
@@ -237,27 +246,34 @@ def today(config: Mapping) -> dict:
 
     Before `align` existed, `geometric` was what `geometric_polar` is now.
 
-    >>> today({"flow": "geometric"})
-    {'align': True, 'weighting': 'balanced', 'flow': 'geometric_polar'}
+    >>> older = today({"flow": "geometric"})
+    >>> older["flow"], older["align"], older["weighting"], older["latent"]
+    ('geometric_polar', True, 'balanced', 'none')
     """
     polar = config["flow"] == "geometric" and "align" not in config
     return {**BEFORE, **config, "flow": "geometric_polar" if polar else config["flow"]}
 
 
-def _same(one: NetworkSpec, other: NetworkSpec) -> bool:
-    return (one.sites, one.tensors) == (other.sites, other.tensors)
+def _own(charts: Sequence[Coordinates], spec: NetworkSpec) -> Coordinates | None:
+    """The chart of the networks with this table, or else one whose table of an earlier tracing still describes them."""
+    for chart in charts:
+        if (chart.spec.sites, chart.spec.tensors) == (spec.sites, spec.tensors):
+            return chart
+    return next((chart for chart in charts if still_describes(chart.spec, spec)), None)
 
 
-def build_flow(chart: Chart, reference: Float[Tensor, " weights"], config: Mapping, others: Sequence[Member] = ()) -> Flow:
+def build_flow(chart: Coordinates, reference: Float[Tensor, " weights"], config: Mapping, others: Sequence[Member] = ()) -> Flow:
     """Return an untrained flow. `config` names the field, its sizes and the prediction. `others` are its further architectures.
 
     The field is initialised from `config["seed"]`.
     """
+    config = PLAIN | dict(config)
     choose("prediction", config["prediction"], PREDICTIONS)
     with torch.random.fork_rng(devices=[]):
         seed_global(randomness(config["seed"], "field").initial_seed())
         features = from_record(config["conditions"]).features if "conditions" in config else 0
-        field = build_field([chart.graph, *(member.chart.graph for member in others)], config["velocity"], config["sizes"], features)
+        graphs = [chart.graph, *(member.chart.graph for member in others)]
+        field = build_field(graphs, config["velocity"], config["sizes"], features, config["dropout"]).eval()
     if config["prediction"] != "preconditioned" and len(leading(chart.graph, field.components).unseen):
         widest = max(block.index.shape[1] for blocks in plain_inputs(chart.graph).values() for block in blocks)
         raise ValueError(

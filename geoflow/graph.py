@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geoflow.spec import ONE_UNIT, NetworkSpec, Piece
+from geoflow.spec import ONE_UNIT, NetworkSpec, Piece, check_edges, unit_axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +162,11 @@ def _root(site: int, before: dict[int, int]) -> int:
 def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ...], tuple[Diagonal, ...], Tensor]:
     blocks, features, diagonals, scalars = [], [], [], []
     wires, loaded = {(wire.source, wire.target): wire.kind for wire in spec.wires}, set()
+    check_edges(spec)
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
         flat = torch.arange(offset, offset + tensor.numel).reshape(tensor.shape)
         for pieces, part in _rectangles(tensor.axes, flat):
-            sited = [axis for axis, piece in enumerate(pieces) if piece.writes is not None or piece.reads is not None]
-            if len(sited) > 2:  # sites that no symmetry moves count as positions
-                sited = [axis for axis in sited if not spec.sites[pieces[axis].owner].pinned]
+            sited = unit_axes(spec, pieces)
             fixed = {axis: spec.sites[pieces[axis].owner].role == "input" for axis in sited}
             if len(sited) == 2 and all(fixed.values()):  # the states of inputs do not change, so one axis is enough
                 sited = sited[:1]
@@ -184,14 +183,12 @@ def _layout(spec: NetworkSpec) -> tuple[tuple[Block, ...], tuple[NodeFeature, ..
                     kind = wires.get(ends, "depthwise" if tensor.kind == "weight" else "gain")
                     diagonals.append(Diagonal(site, piece.reads, kind, key, index))
                     loaded.add(ends)
-            elif len(sited) == 2:
+            else:
                 sited.sort(key=lambda axis: (fixed[axis], pieces[axis].writes is None))  # inputs are never targets
                 target, source = (pieces[a].owner for a in sited)
                 index = _units_first(part, pieces, sited)
                 roles = f"{spec.sites[target].role}<{spec.sites[source].role}"
                 blocks.append(Block(target, source, f"{tensor.kind}:{roles}:{index.shape[-1]}", index))
-            else:
-                raise ValueError(f"An edge connects two sites, but {tensor.name!r} connects {len(sited)}. This network has no graph.")
     nothing = {site: torch.zeros(spec.sites[site].size, 0, dtype=torch.long) for _, site in wires}
     left = {ends: kind for ends, kind in wires.items() if ends not in loaded}
     bare = [Diagonal(target, source, kind, "", nothing[target]) for (source, target), kind in left.items()]

@@ -8,21 +8,22 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from geoflow.chart import Chart
 from geoflow.choices import choose
+from geoflow.coordinates import Coordinates
 from geoflow.manifolds import Product
 from geoflow.objectives import Objective, losses, task_objective
+from geoflow.outputs.reading import Output
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (x [nets, size], t []) -> tangent vectors [nets, size]
 Step = Callable[..., Tensor]  # (v, x, t, h, manifold) -> x at t + h
-Guidance = Callable[[Chart, Step], Step]  # the step of a solver -> a step that is guided too
+Guidance = Callable[[Coordinates, Step], Step]  # the step of a solver -> a step that is guided too
 
 RISE = 10.0  # guidance has diverged if a loss L_0 rises by more than RISE (1 + |L_0|)
 FIRST, SECOND = 0.9, 0.99  # what running means keep of themselves
 TINY = 1e-12  # shorter gradients have no direction
 
 
-def no_guidance(chart: Chart, step: Step) -> Step:
+def no_guidance(chart: Coordinates, step: Step) -> Step:
     """Leave the steps of the solver as they are."""
     return step
 
@@ -68,7 +69,7 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 class Gradient:
     """Take gradients as they are, in the flow's coordinates."""
 
-    chart: Chart
+    chart: Coordinates
 
     def __call__(self, x: Tensor, gradient: Tensor, speed: Tensor) -> Float[Tensor, "nets size"]:
         return gradient
@@ -149,7 +150,7 @@ def guide(
     if not (0 <= strength < float("inf") and isinstance(repeats, int) and repeats >= 1):
         raise ValueError(f"{strength=} must be a number of at least 0, and {repeats=} a whole number of at least 1.")
 
-    def guidance(chart: Chart, step: Step) -> Step:
+    def guidance(chart: Coordinates, step: Step) -> Step:
         direction, watched = units(chart), Losses(objective, chart)
 
         def guided(v: Field, x: Tensor, t: Tensor, h: Tensor, manifold: Product) -> Tensor:
@@ -172,7 +173,7 @@ class Losses:
     """Give tangent gradients of the losses of points, for all networks at once, and stop where the losses grow without bound."""
 
     objective: Objective
-    chart: Chart
+    chart: Coordinates
     first: Tensor | None = None
 
     def __call__(self, x: Float[Tensor, "nets size"], then: Callable[[Tensor], Tensor] = lambda x: x) -> Float[Tensor, "nets size"]:
@@ -208,12 +209,13 @@ def task_guidance(
     outputs: str = "classes",
     batch: int | None = None,
     generator: torch.Generator | None = None,
+    output: Output = None,
     **how,
 ) -> Guidance:
     """Return a guidance by `guide` that lowers the mean negative log-likelihood of the examples (x, y).
 
-    `network` gives the architecture that is sampled. Its weights play no role. `outputs`, `batch` and `generator` are those of
-    `task_objective`, and `how` holds further arguments of `guide`. Raises ValueError as these two do.
+    `network` gives the architecture that is sampled. Its weights play no role. `outputs`, `batch`, `generator` and `output` are those
+    of `task_objective`, and `how` holds further arguments of `guide`. Raises ValueError as these two do.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Linear(2, 2)
@@ -223,4 +225,4 @@ def task_guidance(
     >>> geoflow.sample(flow, 5, steps=3, guidance=guidance).shape
     torch.Size([5, 6])
     """
-    return guide(task_objective(network, x, y, outputs, batch, generator), strength, **how)
+    return guide(task_objective(network, x, y, outputs, batch, generator, output), strength, **how)

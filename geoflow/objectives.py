@@ -8,10 +8,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from geoflow.outputs import outputs_of
+from geoflow.outputs.reading import Output, reader
 from geoflow.population import run
 from geoflow.spec import NetworkSpec
 from geoflow.vector import State, unpack
 
+TRIED = 2  # examples that show what a network returns
 Objective = Callable[[State], Float[Tensor, " nets"]]  # state dicts stacked along nets -> a loss for each network, in nats or other units
 
 
@@ -40,11 +42,12 @@ def task_objective(
     outputs: str = "classes",
     batch: int | None = None,
     generator: torch.Generator | None = None,
+    output: Output = None,
 ) -> Objective:
     """Return the mean negative log-likelihood of the examples (x, y), in nats. For classes this is the cross-entropy.
 
     With `batch`, each call takes that many random examples, which are the same for all networks. `generator` (on the CPU) draws them.
-    `outputs` names what the outputs mean, a row of OUTPUTS.
+    `outputs` names what the outputs mean, a row of OUTPUTS, and `output` where they are in what the network returns (see `evaluate`).
 
     Raises ValueError for targets that are not of this kind, that a network with so many outputs cannot predict, or that are fewer than
     `batch`.
@@ -60,13 +63,15 @@ def task_objective(
     if batch is not None and not 1 <= batch <= len(x):
         raise ValueError(f"{batch=} examples cannot be drawn from {len(x)}.")
     with torch.no_grad():
-        kind.check_fit(network(x[:1]).shape[-1], y)
+        returned = network(x[:TRIED])
+        read = reader(returned, len(x[:TRIED]), output)
+        kind.check_fit(read(returned).shape[-1], y)
 
     def loss(states: State) -> Float[Tensor, " nets"]:
         if batch is None or batch == len(x):
-            return kind.nll(run(network, states, x), y).mean(1)
+            return kind.nll(run(network, states, x, read=read), y).mean(1)
         some = torch.randint(len(x), (batch,), generator=generator).to(x.device)
-        return kind.nll(run(network, states, x[some]), y[some]).mean(1)
+        return kind.nll(run(network, states, x[some], read=read), y[some]).mean(1)
 
     return loss
 

@@ -48,11 +48,16 @@ def run(
         # a state dict holds tied weights under each of their names
         return read(functional_call(fresh, state, args, kwargs, tie_weights=False))
 
-    if any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap does not support recurrent layers
-        nets = len(next(iter(states.values())))
-        return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
-    with WideProducts(rims), sdpa_kernel(SDPBackend.MATH):  # under vmap, fused attention runs once for every network
-        return vmap(outputs)(dict(states))
+    if not any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in network.modules()):  # vmap does not support recurrent layers
+        try:
+            with WideProducts(rims), sdpa_kernel(SDPBackend.MATH):  # under vmap, fused attention runs once for every network
+                return vmap(outputs)(dict(states))
+        except RuntimeError as error:
+            if "random operation" in str(error):
+                raise
+    # one after the other: vmap refuses some operations, such as a write into a tensor that the forward pass made itself
+    nets = len(next(iter(states.values())))
+    return torch.stack([outputs({name: value[net] for name, value in states.items()}) for net in range(nets)])
 
 
 def faster_together(network: nn.Module, x: Examples) -> bool:

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from geoflow.chart import Chart
 from geoflow.choices import choose
+from geoflow.coordinates import Coordinates
 from geoflow.flow import Flow
 from geoflow.guidance import Diverged, Field, Guidance, Step, no_guidance
 from geoflow.manifolds import Product
@@ -161,7 +161,7 @@ def sample(
 
 def finish(
     flow: Flow,
-    chart: Chart,
+    chart: Coordinates,
     begin: Float[Tensor, "nets size"],
     start: float,
     step: Step,
@@ -230,7 +230,7 @@ def solver_for(flow: Flow, solver: str) -> Step:
     return step
 
 
-def time_grid(chart: Chart, start: float, steps: int) -> Float[Tensor, " times"]:
+def time_grid(chart: Coordinates, start: float, steps: int) -> Float[Tensor, " times"]:
     """Return `steps` + 1 times from `start` to 1.
 
     Usually the times are u^2 for evenly spaced u. Early steps are then short, because the widest axes of a zoo are decided early. If the
@@ -238,7 +238,8 @@ def time_grid(chart: Chart, start: float, steps: int) -> Float[Tensor, " times"]
     standard deviation s is decided in the last s of the time, and longer steps would make the networks too similar.
 
     >>> import torch, geoflow
-    >>> from geoflow.chart import FLOWS, Chart
+    >>> from geoflow.chart import Chart
+    >>> from geoflow.coordinates import FLOWS
     >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), FLOWS["euclidean"], {})
     >>> time_grid(chart, 0.0, 4)
     tensor([0.0000, 0.0625, 0.2500, 0.5625, 1.0000])
@@ -248,7 +249,7 @@ def time_grid(chart: Chart, start: float, steps: int) -> Float[Tensor, " times"]
     return torch.linspace(asin(sqrt(start)), pi / 2, steps + 1).sin().square()
 
 
-def _check_start(flow: Flow, chart: Chart, start: float) -> None:
+def _check_start(flow: Flow, chart: Coordinates, start: float) -> None:
     if not 0 <= start < 1:
         raise ValueError(f"{start=} must be a time from 0 to below 1.")
     if start and not flow.config["align"]:

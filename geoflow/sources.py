@@ -6,22 +6,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geoflow.chart import Chart
+from geoflow.coordinates import Coordinates
 from geoflow.manifolds import Product
 from geoflow.paths import geodesic
 
 
 def noise(
-    chart: Chart, count: int, generator: torch.Generator | None = None, device: str | torch.device = "cpu"
+    chart: Coordinates, count: int, generator: torch.Generator | None = None, device: str | torch.device = "cpu"
 ) -> Float[Tensor, "count size"]:
-    """Sample noise on the chart's manifold: uniform on its spheres, standard normal in its flat coordinates.
+    """Sample noise on the chart's manifold: uniform on its spheres, normal in its flat coordinates.
 
-    The noise has mean zero. With `flow=normalized`, rows have norm 1 but are flat. Their noise is about as long as a row, because flat
-    coordinates are standardised. The `generator` is usually on the CPU. For another device, it seeds a new generator there, which samples
-    the noise.
+    The noise has mean zero, and in flat coordinates the standard deviation `chart.spread`, which is usually 1. With `flow=normalized`, rows
+    have norm 1 but are flat. Their noise is about as long as a row, because flat coordinates are standardised. The `generator` is usually
+    on the CPU. For another device, it seeds a new generator there, which samples the noise.
 
     >>> import torch, geoflow
-    >>> from geoflow.chart import FLOWS
+    >>> from geoflow.coordinates import FLOWS
     >>> from geoflow.charting import fit_chart
     >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
     >>> chart = fit_chart(spec, FLOWS["euclidean"], torch.randn(9, 3))
@@ -30,14 +30,15 @@ def noise(
     """
     if generator is not None and torch.device(device) != generator.device:
         generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-    return chart.manifold.random(count, chart.graph.size, generator=generator, device=device)
+    x = chart.manifold.random(count, chart.graph.size, generator=generator, device=device)
+    return x if chart.spread == 1 else torch.where(chart.flat.to(x.device), chart.spread * x, x)
 
 
-def log_prob_of_noise(manifold: Product, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch"]:
+def log_prob_of_noise(manifold: Product, x: Float[Tensor, "*batch size"], spread: float = 1.0) -> Float[Tensor, "*batch"]:
     """Return the log-density of noise at points of the manifold, in nats per unit of the manifold's volume.
 
     A sphere with d coordinates has the area 2 pi^(d/2) / Gamma(d/2), and the noise is uniform on it. In a flat coordinate the density is
-    that of the standard normal.
+    that of a normal with the standard deviation `spread`.
 
     >>> circle_and_line = Product(3, (torch.tensor([[0, 1]]),))
     >>> log_prob_of_noise(circle_and_line, torch.tensor([1.0, 0.0, 0.0]))  # -log(2 pi) - log(2 pi) / 2
@@ -47,12 +48,12 @@ def log_prob_of_noise(manifold: Product, x: Float[Tensor, "*batch size"]) -> Flo
     flat = torch.ones(manifold.size, dtype=torch.bool)
     for index in manifold.spheres:
         flat[index] = False
-    normal = x[..., flat.to(x.device)]
-    return -0.5 * (normal.square().sum(-1) + normal.shape[-1] * log(2 * pi)) - areas
+    normal = x[..., flat.to(x.device)] / spread
+    return -0.5 * (normal.square().sum(-1) + normal.shape[-1] * log(2 * pi * spread**2)) - areas
 
 
 def head_start(
-    chart: Chart, reference: Float[Tensor, " weights"], x_0: Float[Tensor, "count size"], start: float
+    chart: Coordinates, reference: Float[Tensor, " weights"], x_0: Float[Tensor, "count size"], start: float
 ) -> Float[Tensor, "count size"]:
     """Move noise x_0 along the paths to the centre of an aligned zoo, up to the time `start` in [0, 1).
 
@@ -61,7 +62,7 @@ def head_start(
     diffusion, Zheng et al., arXiv 2202.09671, with the centre instead of a learned start.
 
     >>> import torch, geoflow
-    >>> from geoflow.chart import FLOWS
+    >>> from geoflow.coordinates import FLOWS
     >>> from geoflow.charting import fit_chart
     >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
     >>> zoo = torch.tensor([[1.0, 5.0], [3.0, 7.0]])

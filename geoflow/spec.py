@@ -1,9 +1,10 @@
 """Define the table of a network: its sites, its tensors and its symmetries."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from math import prod
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 ROLES = ("input", "hidden", "output")
 SYMMETRIES = ("permutation", "scaling", "sign")
+TRACING = 2  # increased when the tracing finds more symmetries in the same networks
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class NetworkSpec:
     - `rest` holds the entries of the state dict outside the weight vector, with the values of the traced network. Examples are counters,
       masks, tables of positions, and entries that the forward pass never uses.
     - `constants` are the names of those entries of `rest` that the forward pass uses. All networks of a zoo share their values.
+    - `tracing` is the version of the tracing that made the table. A later version may find more in the same network.
     - `metadata` holds the versions of the modules, as torch keeps them beside a state dict. Some modules refuse a state dict without them.
 
     >>> import torch, geoflow
@@ -154,6 +157,8 @@ class NetworkSpec:
     [('0.weight', 0), ('0.bias', 12), ('2.weight', 15), ('2.bias', 21)]
     >>> spec.weights, spec.groups("permutation")
     (23, {0: 3})
+    >>> spec.unread
+    ()
     >>> geoflow.spec.NetworkSpec.from_json(spec.to_json(), spec.rest) == spec
     True
     """
@@ -165,6 +170,7 @@ class NetworkSpec:
     constants: tuple[str, ...] = ()
     rest: dict[str, Tensor] = field(default_factory=dict, compare=False)
     metadata: dict[str, dict] = field(default_factory=dict, compare=False)
+    tracing: int = field(default=TRACING, compare=False)
 
     @cached_property
     def weights(self) -> int:
@@ -177,6 +183,11 @@ class NetworkSpec:
         ends = torch.tensor([0] + [tensor.numel for tensor in self.tensors]).cumsum(0)
         return tuple(ends[:-1].tolist())
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The entries of the state dict that the forward pass never reads, such as those of an auxiliary head."""
+        return tuple(name for name in self.rest if name not in self.constants)
+
     def groups(self, symmetry: str) -> dict[int, int]:
         """The groups of one of SYMMETRIES, as {group: number of units}."""
         return {getattr(site, symmetry): site.size for site in self.sites if getattr(site, symmetry) is not None}
@@ -188,6 +199,7 @@ class NetworkSpec:
     def to_json(self) -> str:
         """The table as JSON, without `rest`. Its tensors are stored beside the JSON."""
         table = {key: _plain(getattr(self, key)) for key in ("sites", "tensors", "wires", "aliases", "constants")}
+        table["tracing"] = self.tracing
         return json.dumps(table | {"metadata": {path: _storable(about) for path, about in self.metadata.items()}})
 
     @classmethod
@@ -202,8 +214,28 @@ class NetworkSpec:
         # older files have no wires: they hold pairs of added sites
         wires = tuple(Wire(**wire) for wire in table.get("wires", ())) + tuple(Wire(*link, "sum") for link in table.get("links", ()))
         aliases = tuple(map(tuple, table["aliases"]))
-        # older files have no constants and no metadata
-        return cls(sites, tensors, wires, aliases, tuple(table.get("constants", ())), rest, table.get("metadata", {}))
+        # older files have no constants, no metadata and no version
+        constants, metadata = tuple(table.get("constants", ())), table.get("metadata", {})
+        return cls(sites, tensors, wires, aliases, constants, rest, metadata, table.get("tracing", 1))
+
+
+def unit_axes(spec: NetworkSpec, pieces: Sequence[Piece]) -> list[int]:
+    """Return the axes along which units lie, given a piece of each axis. If there are more than two, units that no symmetry moves count as
+    positions.
+    """
+    axes = [axis for axis, piece in enumerate(pieces) if piece.owner is not None]
+    return axes if len(axes) <= 2 else [axis for axis in axes if not spec.sites[pieces[axis].owner].pinned]
+
+
+def check_edges(spec: NetworkSpec) -> None:
+    """Raise ValueError if a tensor connects the units of more than two sites that can move, as that of nn.Bilinear may do."""
+    for tensor in spec.tensors:
+        most = max(len(unit_axes(spec, pieces)) for pieces in product(*tensor.axes))
+        if most > 2:
+            raise ValueError(
+                f"{tensor.name!r} connects the units of {most} layers, but an edge of a graph connects two. Networks with such a tensor "
+                "are not supported. Let it read one hidden layer, and inputs beside it, or use a linear layer instead."
+            )
 
 
 def _plain(rows):

@@ -61,6 +61,8 @@ def opened(spec: NetworkSpec, given: object, entry: str | None = None) -> Opened
     if not found:
         raise ValueError("This dict has keys that are no names, so it is not a state dict. Pass network.state_dict().")
     path = _best(spec, found)
+    if not _fits(spec, found[path].state):
+        return Opened(_whole(spec, _nearest(spec, found[path].state)))
     how = ", ".join(filter(None, [f"from the entry {path}" if path else "", found[path].how]))
     return Opened(_whole(spec, found[path].state), how)
 
@@ -110,7 +112,7 @@ def _best(spec: NetworkSpec, found: Mapping[str, Opened]) -> str:
             f"Several entries hold networks that fit the spec: {', '.join(fitting)}. Pass the one that you want, "
             "or name it with read_networks(..., entry=...)."
         )
-    return fitting[0] if fitting else max(found, key=lambda path: len(_names(spec) & set(found[path].state)))
+    return fitting[0] if fitting else max(found, key=lambda path: len(_names(spec) & set(_nearest(spec, found[path].state))))
 
 
 def _inside(given: Mapping, path: str = "", depth: int = DEPTH) -> Iterator[tuple[str, Mapping]]:
@@ -136,6 +138,17 @@ def _renamed(spec: NetworkSpec, state: Mapping) -> Opened:
             how = next((f"with {name!r} taken as {new!r}" for name, new in names.items() if name != new), f"without {COUNTER!r}")
             return Opened({new: state[name] for name, new in names.items()}, how)
     return Opened(state)
+
+
+def _nearest(spec: NetworkSpec, state: Mapping) -> dict:
+    """Return a state dict that fits no spec without the prefix that hides most of the spec's names."""
+    known = _names(spec)
+    prefixes = Counter({"": 0.5})  # no prefix, unless one helps
+    for name in state:
+        parts = name.split(".")
+        prefixes.update(".".join((*parts[:cut], "")) for cut in range(len(parts)) if ".".join(parts[cut:]) in known)
+    prefix = prefixes.most_common(1)[0][0].lstrip(".")
+    return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def _bare(name: str) -> str:

@@ -100,10 +100,11 @@ def recalibrate(
     index = statistics_of(spec)
     if not len(index):
         return thetas.clone()
-    _check_inputs(itself(network, unpack(spec, thetas[0])), x)
+    precision = torch.promote_types(thetas.dtype, torch.float32)  # networks are kept in half precision, and run in single
+    _check_inputs(itself(network, unpack(spec, thetas[0].to(precision))), x)
     parts, found = x.tensor_split(ceil(len(x) / batch)), thetas.clone()
     for theta in tqdm(found, desc="recalibrating", unit="network", disable=not progress):
-        measured = _measured(itself(network, unpack(spec, theta)), spec, parts).to(theta)
+        measured = _measured(itself(network, unpack(spec, theta.to(precision))), spec, parts).to(theta)
         if measured.isfinite().all():
             theta[index.to(theta.device)] = measured
     return found

@@ -73,8 +73,20 @@ def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], sy
     tensor([1.0000, 1.0000, 2.0000, 1.0000, 1.0000, 2.0000, 1.0000, 1.0000, 0.5000,
             1.0000])
     """
-    scaled = rescale(spec, theta, symmetry.factors)
-    return permute(spec, flip(spec, scaled, symmetry.signs), symmetry.permutations)
+    check_factors(spec, symmetry.factors)
+    check_signs(spec, symmetry.signs)
+    check_orders(spec, symmetry.permutations)
+    moved = _copy_for(theta, symmetry.factors, symmetry.signs, symmetry.permutations)  # one copy, since a zoo may fill the memory
+    _multiply(spec, moved, symmetry.factors, "scaling")
+    _multiply(spec, moved, symmetry.signs, "sign")
+    _reorder(spec, moved, symmetry.permutations)
+    return moved
+
+
+def _copy_for(theta: Float[Tensor, "*batch weights"], *groups: Groups) -> Float[Tensor, "*batch weights"]:
+    """A copy of weight vectors with all leading axes that some groups have."""
+    batch = torch.broadcast_shapes(theta.shape[:-1], *(values.shape[:-1] for some in groups for values in some.values()))
+    return theta.expand(*batch, theta.shape[-1]).clone(memory_format=torch.contiguous_format)
 
 
 def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutations: Groups) -> Float[Tensor, "*batch weights"]:
@@ -90,19 +102,22 @@ def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutati
     >>> geoflow.permute(spec, torch.arange(10.0), {0: torch.tensor([2, 0, 1])})
     tensor([2., 0., 1., 5., 3., 4., 8., 6., 7., 9.])
     """
-    _check_groups(spec, permutations, "permutation")
-    _check_orders(permutations)
-    batch = torch.broadcast_shapes(theta.shape[:-1], *(order.shape[:-1] for order in permutations.values()))
-    nets = theta.expand(*batch, spec.weights).reshape(-1, spec.weights)
-    moved = nets.new_empty(nets.shape)
+    check_orders(spec, permutations)
+    moved = _copy_for(theta, permutations)
+    _reorder(spec, moved, permutations)
+    return moved
+
+
+def _reorder(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutations: Groups) -> None:
+    """Reorder the units of weight vectors in their own memory, one tensor after the other."""
+    nets = theta.view(-1, spec.weights)
     for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
+        orders = _axis_orders(spec, tensor, permutations, theta.shape[:-1], theta.device)
         part = slice(offset, offset + tensor.numel)
-        orders = _axis_orders(spec, tensor, permutations, batch, theta.device)
         some = max(1, CHUNK // max(1, tensor.numel))
-        for start in range(0, len(nets), some):
+        for start in range(0, len(nets), some) if orders else ():
             chunk = slice(start, start + some)
-            moved[chunk, part] = _reorder(nets[chunk, part].unflatten(1, (*tensor.shape, 1)), orders, chunk).flatten(1)
-    return moved.view(*batch, spec.weights)
+            nets[chunk, part] = _reordered(nets[chunk, part].unflatten(1, (*tensor.shape, 1)), orders, chunk).flatten(1)
 
 
 def _axis_orders(spec: NetworkSpec, tensor: TensorSpec, permutations: Groups, batch: tuple[int, ...], device) -> dict[int, Tensor]:
@@ -118,7 +133,7 @@ def _axis_orders(spec: NetworkSpec, tensor: TensorSpec, permutations: Groups, ba
     return orders
 
 
-def _reorder(part: Float[Tensor, "nets ..."], orders: dict[int, Tensor], nets: slice) -> Float[Tensor, "nets ..."]:
+def _reordered(part: Float[Tensor, "nets ..."], orders: dict[int, Tensor], nets: slice) -> Float[Tensor, "nets ..."]:
     """The elements of one tensor of some networks, reordered axis by axis. Whole rows move at once."""
     for axis, order in orders.items():
         if order.ndim == 1:
@@ -142,11 +157,12 @@ def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: 
     >>> geoflow.rescale(spec, torch.ones(7), {0: torch.tensor([2.0, 1.0])})
     tensor([2.0000, 1.0000, 2.0000, 1.0000, 0.5000, 1.0000, 1.0000])
     """
-    _check_groups(spec, factors, "scaling")
-    for group, factor in factors.items():
-        if not (factor > 0).all():
-            raise ValueError(f"Every factor must be positive, but scaling group {group} has {factor.min().item():.3g}.")
-    return theta if not factors else theta * _factor(spec, factors, "scaling", theta)
+    check_factors(spec, factors)
+    if not factors:
+        return theta
+    scaled = _copy_for(theta, factors)
+    _multiply(spec, scaled, factors, "scaling")
+    return scaled
 
 
 def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Groups) -> Float[Tensor, "*batch weights"]:
@@ -162,11 +178,28 @@ def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Group
     >>> geoflow.symmetry.flip(spec, torch.ones(7), {0: torch.tensor([-1.0, 1.0])})
     tensor([-1.,  1., -1.,  1., -1.,  1.,  1.])
     """
+    check_signs(spec, signs)
+    if not signs:
+        return theta
+    flipped = _copy_for(theta, signs)
+    _multiply(spec, flipped, signs, "sign")
+    return flipped
+
+
+def check_factors(spec: NetworkSpec, factors: Groups) -> None:
+    """Raise ValueError for a group that the spec does not declare, a group of another size, and a factor that is not positive."""
+    _check_groups(spec, factors, "scaling")
+    for group, factor in factors.items():
+        if not (factor > 0).all():
+            raise ValueError(f"Every factor must be positive, but scaling group {group} has {factor.min().item():.3g}.")
+
+
+def check_signs(spec: NetworkSpec, signs: Groups) -> None:
+    """Raise ValueError for a group that the spec does not declare, a group of another size, and a sign that is not +1 or -1."""
     _check_groups(spec, signs, "sign")
     for group, sign in signs.items():
         if not (is_sign := sign.abs() == 1).all():
             raise ValueError(f"Every sign must be +1 or -1, but sign group {group} has {sign[~is_sign][0].item():.3g}.")
-    return theta if not signs else theta * _factor(spec, signs, "sign", theta)
 
 
 def _check_groups(spec: NetworkSpec, groups: Groups, symmetry: str) -> None:
@@ -176,7 +209,9 @@ def _check_groups(spec: NetworkSpec, groups: Groups, symmetry: str) -> None:
             raise ValueError(f"There is no {symmetry} group {group} of {values.shape[-1]} units. Known (group: units): {declared}.")
 
 
-def _check_orders(permutations: Groups) -> None:
+def check_orders(spec: NetworkSpec, permutations: Groups) -> None:
+    """Raise ValueError for a group that the spec does not declare, a group of another size, and an order that lacks a unit."""
+    _check_groups(spec, permutations, "permutation")
     for group, order in permutations.items():
         units = np.arange(order.shape[-1])
         found = np.sort(order.cpu().numpy(), -1)  # numpy sorts several times as fast as torch here
@@ -197,17 +232,17 @@ def _axis_index(spec: NetworkSpec, axis: tuple[Piece, ...], permutations: Groups
     return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
 
 
-def _factor(spec: NetworkSpec, groups: Groups, symmetry: str, like: Tensor) -> Tensor:
-    """The number that multiplies each element of the weight vector (see `TensorSpec` for the formula)."""
-    parts = []
-    batch = torch.broadcast_shapes(*(g.shape[:-1] for g in groups.values())) if groups else ()
-    for tensor in spec.tensors:
-        factor = torch.ones((*batch, 1), dtype=like.dtype, device=like.device)
+def _multiply(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], groups: Groups, symmetry: str) -> None:
+    """Multiply the elements of weight vectors in their own memory (see `TensorSpec` for the formula)."""
+    for tensor, offset in zip(spec.tensors, spec.offsets, strict=True):
+        sites = {site for axis in tensor.axes for piece in axis for site in (piece.writes, piece.reads)}
+        if not {spec.group_of(site, symmetry) for site in sites} & set(groups):
+            continue
+        factor = theta.new_ones(1)
         for axis in tensor.axes:
-            along = _axis_factor(spec, tensor, axis, groups, symmetry, like).expand(*batch, -1)
+            along = _axis_factor(spec, tensor, axis, groups, symmetry, theta)
             factor = (factor.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
-        parts.append(factor)
-    return torch.cat(parts, -1)
+        theta[..., offset : offset + tensor.numel] *= factor
 
 
 def _axis_factor(spec: NetworkSpec, tensor: TensorSpec, axis: tuple[Piece, ...], groups: Groups, symmetry: str, like: Tensor) -> Tensor:

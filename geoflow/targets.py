@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geoflow.chart import Chart
 from geoflow.constants import beside
+from geoflow.coordinates import Coordinates
 
 CLOSE = 1e-5  # a cosine nearer to 1 than this is rounding
 LAST = 1e-2  # smallest remaining time that a predicted endpoint is divided by
@@ -16,19 +16,21 @@ LAST = 1e-2  # smallest remaining time that a predicted endpoint is divided by
 Known = tuple[Tensor, Tensor, Tensor]  # result of `gaussian`
 
 
-def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
+def gaussian(x: Tensor, t: Tensor, chart: Coordinates) -> Known:
     """Return what a Gaussian zoo would tell about each coordinate at x_t.
 
     A Gaussian zoo has the zoo's mean m and standard deviation s in each coordinate, as far as the chart knows them. The three results
     [nets, size] are x_t standardised, the expected velocity E[dx_t | x_t], and the standard deviation of the rest. All are in units of the
-    noise. With noise x_0 ~ N(0, 1), data x_1 ~ N(m, s^2), x_t = a x_0 + b x_1 and d^2 = a^2 + b^2 s^2
+    noise. With noise x_0 ~ N(0, r^2), data x_1 ~ N(m, s^2), x_t = a x_0 + b x_1 and d^2 = a^2 r^2 + b^2 s^2
 
-        E[dx_t | x_t] = b' m + (a a' + b b' s^2) / d^2 (x_t - b m),        rest = s |a b' - a' b| / d
+        E[dx_t | x_t] = b' m + (a a' r^2 + b b' s^2) / d^2 (x_t - b m),        rest = r s |a b' - a' b| / d
 
-    In flat coordinates a, b = 1 - t, t. On a sphere a, b = sin, cos of (1 - t) theta, where theta is the angle from x_0 to x_1. It is pi /
-    2 for random points. If the chart knows the middle of the zoo on each sphere, x_t tells more about the angle (see `angles_left`).
+    In flat coordinates r is the chart's `spread`, and a, b = 1 - t, t. On a sphere r = 1, and a, b = sin, cos of (1 - t) theta, where theta
+    is the angle from x_0 to x_1. It is pi / 2 for random points. If the chart knows the middle of the zoo on each sphere, x_t tells more
+    about the angle (see `angles_left`).
 
     >>> import torch, geoflow
+    >>> from geoflow.chart import Chart
     >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), geoflow.FLOWS["euclidean"], {})
     >>> gaussian(torch.ones(1, 2), torch.zeros(1), chart)  # nothing is known of the zoo: m = 0, s = 1
     (tensor([[1., 1.]]), tensor([[-1., -1.]]), tensor([[1., 1.]]))
@@ -38,13 +40,14 @@ def gaussian(x: Tensor, t: Tensor, chart: Chart) -> Known:
     angle = (1 - t) * theta
     a, b = torch.where(flat, 1 - t, angle.sin()), torch.where(flat, t, angle.cos())
     da, db = torch.where(flat, -1.0, -theta * b), torch.where(flat, 1.0, theta * a)
-    variance = a**2 + (b * s) ** 2
+    r = torch.where(flat, chart.spread, 1.0)
+    variance = (a * r) ** 2 + (b * s) ** 2
     offset, deviation = x * beside(chart.scale, x) - b * m, variance.sqrt()
-    mean = db * m + (a * da + b * db * s**2) / variance * offset
-    return offset / deviation, mean, s * (a * db - da * b) / deviation
+    mean = db * m + (a * da * r**2 + b * db * s**2) / variance * offset
+    return offset / deviation, mean, r * s * (a * db - da * b) / deviation
 
 
-def angles_left(x: Float[Tensor, "nets size"], t: Float[Tensor, "nets 1"], chart: Chart) -> Float[Tensor, "nets size"]:
+def angles_left(x: Float[Tensor, "nets size"], t: Float[Tensor, "nets 1"], chart: Coordinates) -> Float[Tensor, "nets size"]:
     """Estimate the angle theta from x_0 to x_1 on each sphere, given x_t. The chart must know the moments of every coordinate.
 
     The zoo lies around its middle, whose distance from the sphere's centre is r. So x_1 has the variance s^2 = 1 - r^2 around it. Without
@@ -59,7 +62,7 @@ def angles_left(x: Float[Tensor, "nets size"], t: Float[Tensor, "nets 1"], chart
     return (error * (math.pi / 2) + r2 * left * angle) / (error + r2 * left.square())
 
 
-def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
+def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Coordinates, known: Known) -> tuple[Tensor, Tensor]:
     """Return v = (the velocity of a Gaussian zoo) + raw * (the deviation that it leaves open), and the weights of its squared errors.
 
     So the field predicts numbers of size one at every t. Where it predicts 0, the flow is the Gaussian's. That is exact in flat
@@ -67,6 +70,7 @@ def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known
     its weights is measured relative to what the Gaussian leaves open of them. So the loss is one at every t where the field predicts 0.
 
     >>> import torch, geoflow
+    >>> from geoflow.chart import Chart
     >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), geoflow.FLOWS["euclidean"], {})
     >>> x, t, raw = torch.ones(1, 2), torch.zeros(1), torch.full((1, 2), 3.0)
     >>> preconditioned(raw, x, t, chart, gaussian(x, t, chart))[0]  # -1 + 1 * 3
@@ -79,10 +83,11 @@ def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known
     return chart.manifold.proju(x, (mean + rest * raw) / beside(chart.scale, x)), weight
 
 
-def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
+def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Coordinates, known: Known) -> tuple[Tensor, Tensor]:
     """Return v = the projection of raw on the tangent space, and weights 1.
 
     >>> import torch, geoflow
+    >>> from geoflow.chart import Chart
     >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), geoflow.FLOWS["euclidean"], {})
     >>> x, t, raw = torch.ones(1, 2), torch.zeros(1), torch.full((1, 2), 3.0)
     >>> velocity(raw, x, t, chart, gaussian(x, t, chart))[0]
@@ -91,12 +96,13 @@ def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> t
     return chart.manifold.proju(x, raw * beside(chart.amplitude, x)), torch.ones_like(x)
 
 
-def endpoint(raw: Tensor, x: Tensor, t: Tensor, chart: Chart, known: Known) -> tuple[Tensor, Tensor]:
+def endpoint(raw: Tensor, x: Tensor, t: Tensor, chart: Coordinates, known: Known) -> tuple[Tensor, Tensor]:
     """Return v = log_{x_t}(x_1) / (1 - t) for a predicted x_1, and the weights (1 - t)^2.
 
     In flat coordinates raw is x_1 itself. On spheres raw is added to x_t, and the sum is projected on the sphere.
 
     >>> import torch, geoflow
+    >>> from geoflow.chart import Chart
     >>> chart = Chart(geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1)), geoflow.FLOWS["euclidean"], {})
     >>> x, t, raw = torch.ones(1, 2), torch.full((1,), 0.5), torch.full((1, 2), 3.0)
     >>> endpoint(raw, x, t, chart, gaussian(x, t, chart))[0]  # (3 - 1) / .5

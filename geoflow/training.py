@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,40 +11,24 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from geoflow.batches import drawn, moved_aside, next_zoo, pools_of, times
 from geoflow.canonical import canonicalize, unaligned
-from geoflow.chart import FLOWS
 from geoflow.charting import fit_charts
 from geoflow.checkpoint import Progress
-from geoflow.choices import choose
-from geoflow.choosing import AUTO, SEVERAL, check_serves, velocity_for
+from geoflow.choosing import AUTO, IN_COMPONENTS, SEVERAL, check_serves, velocity_for
 from geoflow.conditions import DROPOUT, fit_conditions, to_record
+from geoflow.coordinates import FLOWS
 from geoflow.couplings import COUPLINGS
-from geoflow.flow import Flow, Member, build_flow
+from geoflow.flow import PLAIN, Flow, Member, build_flow
 from geoflow.frame import UNTURNED, Examples, metric_frame
 from geoflow.graph import graph_of
-from geoflow.several import check_copies, listed, zoos_of
+from geoflow.latent import LATENTS, NONE
+from geoflow.settings import check_config
+from geoflow.several import OneZoo, check_copies, listed, zoos_of
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
-from geoflow.targets import PREDICTIONS, WEIGHTINGS
 from geoflow.velocity import VELOCITIES, complete_sizes
 
-# name: quantile function of the distribution of t in [0, 1]
-TIMES = {
-    "uniform": lambda share: share,
-    # Beta(1, 2) has more early times; this inverts its distribution function 1 - (1 - t)^2
-    "beta": lambda share: 1 - (1 - share).sqrt(),
-}
-
-
-# arguments of `fit` that name a row of a table
-CHOICES: dict[str, Mapping] = {
-    "flow": FLOWS,
-    "velocity": VELOCITIES | {AUTO: None},
-    "coupling": COUPLINGS,
-    "time": TIMES,
-    "prediction": PREDICTIONS,
-    "weighting": WEIGHTINGS,
-}
 WARMUP = 100  # iterations in which the learning rate rises
 
 
@@ -59,6 +44,13 @@ def fit(
     time: str = "uniform",
     prediction: str = "preconditioned",
     weighting: str = "balanced",
+    latent: str = NONE,
+    components: float | None = None,
+    spread: float = 1.0,
+    pool: int | None = None,
+    jitter: float = 0.0,
+    dropout: float = 0.0,
+    optimizer: str = "muon",
     sizes: Mapping | None = None,
     iterations: int = 1000,
     batch: int = 32,
@@ -81,10 +73,9 @@ def fit(
 
         E |v(x_t, t) - dx_t|^2
 
-    Here x_t is a point on the path from noise to a network, and dx_t is the path's velocity. Muon trains the matrices of hidden layers, and
-    AdamW all other parameters. The learning rate decays by a cosine. The flow keeps the exponential moving average of the field's weights.
-    The field and its samples have torch's default precision, whatever the zoo has. Sources: Lipman et al. 2023; on manifolds Chen and
-    Lipman 2024.
+    Here x_t is a point on the path from noise to a network, and dx_t is the path's velocity. The learning rate decays by a cosine. The flow
+    keeps the exponential moving average of the field's weights. The field and its samples have torch's default precision, whatever the zoo
+    has. Sources: Lipman et al. 2023; on manifolds Chen and Lipman 2024.
 
     - `inputs` are examples of what the networks read, [examples, ...], or several such tensors by the inputs' names. With them, the length
       of a row of weights is the size of what it computes from the inputs (see `metric_frame`). Networks that compute nearly the same are
@@ -95,6 +86,14 @@ def fit(
     - `flow`, `velocity`, `coupling`, `time`, `prediction` and `weighting` name rows of `FLOWS`, `VELOCITIES`, `COUPLINGS`, `TIMES`,
       `PREDICTIONS` and `WEIGHTINGS`. With `velocity="auto"`, `velocity_for` chooses the field that suits the zoo. `sizes` are the sizes of
       the field.
+    - `latent="pca"` lets the flow work in the principal components of the zoo (see `Components`), and only `velocity="mlp"` serves there.
+      `components` is their number, at most one fewer than there are networks. A share below 1, such as .99, takes as many as have this
+      share of the variance. By default all are taken.
+    - `spread` is the standard deviation of the noise in flat coordinates, where those of a zoo have 1.
+    - `pool` is a number of noise samples that are drawn once and used in all steps. By default every step draws new ones.
+    - `jitter` is the standard deviation of a random vector, in the same units, by which each path of a step is moved aside.
+    - `dropout` is the share of hidden units of the field that are dropped in each training step. Only `velocity="mlp"` has it.
+    - `optimizer="muon"` trains the matrices of hidden layers by Muon, and all other parameters by AdamW. With "adamw" AdamW trains all.
     - `align=False` leaves the units of every network in the order, and with the signs, in which they came. Without free signs and with
       independent pairs this changes nothing for the transformer, because it cannot tell one order from another.
     - `conditions` are what the flow is told of every network: numbers [nets, features], or labels [nets] from 0 on. Several zoos have one
@@ -119,7 +118,8 @@ def fit(
     """
     config = {"flow": flow, "align": align, "velocity": velocity, "coupling": coupling, "time": time, "prediction": prediction}
     config |= {"weighting": weighting, "sizes": dict(sizes or {}), "iterations": iterations, "batch": batch}
-    config |= {"lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
+    config |= {"latent": latent, "components": components, "spread": spread, "pool": pool, "jitter": jitter, "dropout": dropout}
+    config |= {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
     config |= {} if conditions is None else {"condition_dropout": condition_dropout}
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
         untrained, points = prepare(spec, thetas, config, inputs, conditions)
@@ -139,6 +139,7 @@ def prepare(
 
     `config` holds the named arguments of `fit`. Several zoos are a list of points, in their order.
     """
+    config = PLAIN | dict(config)
     check_config(config)
     zoos = zoos_of(spec, thetas, config["batch"])
     for zoo in zoos:
@@ -147,7 +148,7 @@ def prepare(
     if inputs is not None and (wrong := [part for part in several.values() if not isinstance(part, Tensor)]):
         raise ValueError(f"inputs must be a tensor [examples, ...] of what the networks read, not {type(wrong[0]).__name__}.")
     if config["velocity"] == AUTO:
-        velocity, reason = SEVERAL if len(zoos) > 1 else velocity_for(zoos[0].spec, zoos[0].thetas, config["coupling"])
+        velocity, reason = auto_velocity(config, zoos)
         config = dict(config) | {"velocity": velocity, "reason": reason}
         check_config(config)
     check_serves(config["velocity"], len(zoos))
@@ -164,12 +165,21 @@ def prepare(
     as_they_came = () if config["align"] else (unaligned(zoo.spec, zoo.thetas, recipe.balance, base) for zoo in zoos)
     seen = list(as_they_came) or [one.theta for one in canonical]
     points = [chart.point(one) for chart, one in zip(charts, seen, strict=True)]
+    charts, points = LATENTS[config["latent"]].fit(charts, points, config["components"])
+    charts = [replace(chart, spread=config["spread"]) for chart in charts]
     if VELOCITIES[config["velocity"]].knows_units:
         charts = [chart.knowing_units(one) for chart, one in zip(charts, points, strict=True)]
     first, *others = (Member(chart, one.reference) for chart, one in zip(charts, canonical, strict=True))
     flow = build_flow(first.chart, first.reference, config, others)
     points = [one.to(next(flow.field.parameters())) for one in points]
     return flow, points[0] if isinstance(spec, NetworkSpec) else points
+
+
+def auto_velocity(config: Mapping, zoos: Sequence[OneZoo]) -> tuple[str, str]:
+    """Return the field that velocity=auto stands for, and the reason."""
+    if config["latent"] != NONE:
+        return IN_COMPONENTS
+    return SEVERAL if len(zoos) > 1 else velocity_for(zoos[0].spec, zoos[0].thetas, config["coupling"])
 
 
 def train(
@@ -187,12 +197,13 @@ def train(
     config, device = flow.config, next(flow.field.parameters()).device
     points = [one.to(device) for one in listed(points)]
     told = [] if conditions is None else [flow.conditions.encode(one, len(one)).to(points[0]) for one in listed(conditions)]
-    run, iterations = Progress(flow), config["iterations"]
+    run = Progress(flow, fingerprint_of_zoos(points))
+    iterations, pools = config["iterations"], pools_of(flow, device)
     if checkpoint is not None:
         run.resume(checkpoint)
     bar = tqdm(range(run.iteration, iterations), initial=run.iteration, total=iterations, desc="flow", unit="step", disable=not progress)
     for iteration in bar:
-        loss = train_step(run, points, _learning_rate(config["lr"], iteration, iterations), told)
+        loss = train_step(run, points, _learning_rate(config["lr"], iteration, iterations), told, pools)
         if iteration % 10 == 0:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if checkpoint is not None and (run.iteration % every == 0 or run.iteration == iterations):
@@ -201,67 +212,34 @@ def train(
 
 
 def train_step(
-    run: Progress, zoos: Sequence[Float[Tensor, "_nets _size"]], lr: float, told: Sequence[Float[Tensor, "_nets features"]] = ()
+    run: Progress,
+    zoos: Sequence[Float[Tensor, "_nets _size"]],
+    lr: float,
+    told: Sequence[Float[Tensor, "_nets features"]] = (),
+    pools: Sequence[Float[Tensor, "_pool _size"]] = (),
 ) -> float:
     """Do one step of flow matching on a random batch of one of the zoos, and return its loss.
 
-    `told` holds the encoded conditions of each zoo, if there are any.
+    `told` holds the encoded conditions of each zoo, if there are any, and `pools` the noise samples of `pools_of`.
     """
     config, which = run.flow.config, next_zoo([len(points) for points in zoos], run.generator)
     chart, points = run.flow.charts[which], zoos[which]
     some = torch.randperm(len(points), generator=run.generator)[: config["batch"]].to(points.device)
     x_1 = points[some]
-    x_0 = noise(chart, len(x_1), run.generator, points.device).to(x_1)
+    x_0 = drawn(pools[which], len(x_1), run.generator) if pools else noise(chart, len(x_1), run.generator, points.device)
+    x_0 = x_0.to(x_1)
     x_0 = COUPLINGS[config["coupling"]](chart.spec, chart.manifold, x_0, x_1)
     t = times(config["time"], len(x_1), run.generator).to(x_1)
+    if config["jitter"]:
+        x_0, x_1 = moved_aside(chart, (x_0, x_1), config["jitter"], run.generator)
     if not told:
         return run.step(x_0, x_1, t, lr, which)
     kept = torch.rand(len(x_1), 1, generator=run.generator) >= config["condition_dropout"]
     return run.step(x_0, x_1, t, lr, which, told[which][some] * kept.to(x_1))
 
 
-def next_zoo(networks: Sequence[int], generator: torch.Generator) -> int:
-    """Choose the zoo of the next batch with a probability in proportion to its number of networks, so that each comes equally often.
-
-    >>> next_zoo([40], torch.Generator())
-    0
-    """
-    return 0 if len(networks) == 1 else int(torch.multinomial(torch.tensor(networks, dtype=torch.double), 1, generator=generator))
-
-
-def times(name: str, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
-    """Sample `count` times in [0, 1], one from each of `count` equally probable parts of the distribution.
-
-    So no batch has early times only, or late times only.
-    """
-    return TIMES[name]((torch.arange(count) + torch.rand(count, generator=generator)) / count)
-
-
 def _learning_rate(lr: float, iteration: int, iterations: int) -> float:
     return lr * min(1, (iteration + 1) / WARMUP) * (1 + math.cos(math.pi * iteration / iterations)) / 2
-
-
-def check_config(config: Mapping) -> None:
-    """Raise ValueError if the named arguments of `fit` hold an unknown name or contradict each other."""
-    for option, table in CHOICES.items():
-        choose(option, config[option], table)
-    if config["velocity"] != AUTO:
-        complete_sizes(config["velocity"], config["sizes"])
-    if not isinstance(config["align"], bool):
-        raise ValueError(f"align={config['align']} must be True or False.")
-    for option in ("iterations", "batch"):
-        if config[option] < 1:
-            raise ValueError(f"{option}={config[option]} must be at least 1.")
-    if not (config["lr"] > 0 and config["weight_decay"] >= 0 and 0 <= config["ema"] < 1):
-        numbers = {name: config[name] for name in ("lr", "weight_decay", "ema")}
-        raise ValueError(f"{numbers}: lr must be above 0, weight_decay at least 0, ema from 0 to below 1.")
-    if not 0 <= config.get("condition_dropout", DROPOUT) < 1:
-        raise ValueError(f"condition_dropout={config['condition_dropout']} must be a share from 0 to below 1.")
-    if config["coupling"] == "equivariant_ot" and config["velocity"] != AUTO and VELOCITIES[config["velocity"]].knows_units:
-        raise ValueError(
-            f"coupling=equivariant_ot reorders the units of the noise, and velocity={config['velocity']} tells units by their place. "
-            "Choose velocity=transformer, or coupling=independent or ot."
-        )
 
 
 def fingerprint(tensor: Tensor) -> str:

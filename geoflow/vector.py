@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 
 import torch
@@ -93,12 +93,21 @@ def unpack(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[st
     >>> {name: tuple(entry.shape) for name, entry in state.items()}
     {'0.weight': (5, 3, 4), '0.bias': (5, 3), '2.weight': (5, 2, 3), '2.bias': (5, 2)}
     """
+    return _state(spec, theta, _own)
+
+
+def seen(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> dict[str, Tensor]:
+    """Return the same state dict, but let its entries share the memory of the weight vectors."""
+    return _state(spec, theta, lambda part: part)
+
+
+def _state(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], kept: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     if theta.shape[-1] != spec.weights:
         raise ValueError(f"A weight vector of length {theta.shape[-1]} does not fit this spec. Its networks have {spec.weights} weights.")
     batch, parts = theta.shape[:-1], {}
     for tensor, part in zip(spec.tensors, theta.split([tensor.numel for tensor in spec.tensors], -1), strict=True):
         parts.setdefault(tensor.name, []).append(part.reshape((*batch, *tensor.shape)))
-    state = {name: torch.cat(some, len(batch)) if len(some) > 1 else _own(some[0]) for name, some in parts.items()}
+    state = {name: torch.cat(some, len(batch)) if len(some) > 1 else kept(some[0]) for name, some in parts.items()}
     rest = {name: value.to(theta if value.is_floating_point() else theta.device) for name, value in spec.rest.items()}
     rest = {name: value.expand((*batch, *value.shape)).clone() for name, value in rest.items()}
     tied = {name: state[packed] for name, packed in spec.aliases}
@@ -138,6 +147,8 @@ def check_state(spec: NetworkSpec, state: Mapping) -> None:
         found = tuple(state[name].shape)
         if found[len(found) - len(shape) :] != shape or len(found) < len(shape):
             raise ValueError(f"{name!r} has shape {found}, the traced network {shape}: two architectures.")
+        if not state[name].is_floating_point():
+            raise ValueError(f"{name!r} holds {state[name].dtype}, not decimal numbers. Convert it, for example by float().")
         finite = state[name].isfinite()
         if not finite.all():
             where = (~finite).nonzero()[0, : len(found) - len(shape)].tolist()

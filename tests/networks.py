@@ -1,6 +1,8 @@
 """List the networks that the tests share, by name, each with an example of its input."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -37,6 +39,32 @@ class Apply(nn.Module):
 
     def forward(self, x):
         return self.function(x)
+
+
+class OfFunction:
+    """The forward pass of a Written module, with the names of its inputs."""
+
+    def __get__(self, module, owner=None):
+        return self if module is None else partial(module.function, module)
+
+
+class Written(nn.Module):
+    """A forward pass as a function of the module and its inputs; parts are modules, parameters and buffers."""
+
+    forward = OfFunction()
+
+    def __init__(self, function: Callable, **parts: object):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if type(part) is Tensor:
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+
+def learned(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape))
 
 
 def basic_block(n_in: int, n_out: int, stride: int = 1) -> nn.Module:
@@ -333,6 +361,102 @@ class LearnedGain(nn.Module):
         return self.out(torch.tanh(self.inner(torch.tanh(self.enter(x)) * self.gain)))
 
 
+def projections(width: int = 8) -> dict[str, nn.Module]:
+    return {name: nn.Linear(width, width) for name in "qkvo"}
+
+
+def two_heads(s: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    return s.o(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+
+
+def relative_bias(s, x):
+    """Every head adds a learned number for each distance of two tokens."""
+    place = torch.arange(x.shape[1])
+    return two_heads(s, x, s.table[:, place[:, None] - place[None] + x.shape[1] - 1][None])
+
+
+def masked_by_input(s, tokens, mask):
+    """The mask of the tokens is indexed by tensors, as in transformers."""
+    mask = mask[torch.arange(len(tokens))[:, None], torch.arange(tokens.shape[1])[None]].bool()
+    return two_heads(s, s.e(tokens), mask[:, None, None].expand(-1, 1, tokens.shape[1], -1))
+
+
+def filled(s, x):
+    """A mask that is filled in place through views."""
+    mask = x.new_zeros(6)
+    mask[:2] = 1
+    mask[3:].add_(2)
+    return s.o(s.a(x * mask[:5]).relu())
+
+
+def part_by_part(s, x):
+    """Slices of a bias, of units and of zeros are changed in place."""
+    bias, h, wide = s.b.clone(), s.a(x).relu(), x.new_zeros(len(x), 6)
+    bias[2:4].zero_()
+    h[:, 1:3].mul_(2)
+    wide[:, :3] = s.c(x).relu()
+    return s.o((F.linear(h, s.w, bias) + wide).relu())
+
+
+def keyword(s, x, *, mask=None, extra):
+    """Inputs by keyword, one of them a dict; a dict and an object as outputs."""
+    h = s.a(x).relu() * mask
+    return {"out": s.o(h + s.a(extra["again"])), "kept": object()}
+
+
+@dataclass
+class Returned:
+    """What a network may return. The cache is no output."""
+
+    logits: Tensor
+    cache: object
+
+
+class Cache:
+    def __init__(self, values: Tensor):
+        self.values = values
+
+
+def cached(s, x):
+    h = s.a(x).relu()
+    return Returned(s.o(h), Cache(h))
+
+
+class KeptBias(nn.Module):
+    """A bias that is computed once and kept, until training begins."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.o, self.table, self.kept = nn.Linear(5, 4), nn.Linear(4, 2), learned(4), {}
+
+    def train(self, mode: bool = True):
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x):
+        bias = self.table * 2 if self.training else self.kept.setdefault("bias", self.table * 2)
+        return self.o((self.a(x) + bias).relu())
+
+
+class RootMeanSquare(nn.Module):
+    """RMSNorm as language models write it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = learned(width)
+
+    def forward(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def rotated(s, x):
+    """Attention with one head whose queries and keys are rotated in pairs by their place."""
+    angle = torch.arange(x.shape[1])[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1])
+    turned = [h * angle.cos() + torch.cat([-h[..., 2:], h[..., :2]], -1) * angle.sin() for h in (s.q(x), s.k(x))]
+    return s.o(F.scaled_dot_product_attention(*turned, s.v(x)))
+
+
 def row(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.zeros(shape)
 
@@ -437,5 +561,146 @@ NETWORKS: dict[str, Case] = {
     "densenet": (DenseNet, row(2, 1, 6, 6)),
     "pixel shuffle": (lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(2, 1, 1)), row(2, 1, 5, 5)),
     "unet": (UNet, row(2, 1, 6, 6)),
+    "split with a one": (
+        lambda: Written(lambda s, x: s.b(s.a(x).reshape(-1, 2, 1, 2).flatten(1)), a=nn.Linear(5, 4), b=nn.Linear(4, 2)),
+        row(2, 5),
+    ),
+    "mask for all heads": (
+        lambda: Written(lambda s, x: two_heads(s, x, torch.ones(x.shape[1], x.shape[1]).tril()[None, None]), **projections()),
+        row(2, 4, 8),
+    ),
+    "relative bias": (lambda: Written(relative_bias, table=learned(2, 13), **projections()), row(2, 7, 8)),
+    "mask of inputs": (
+        lambda: Written(masked_by_input, e=nn.Embedding(11, 8), **projections()),
+        lambda: (tokens(), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])),
+    ),
+    "gather of inputs": (
+        lambda: Written(
+            lambda s, i: s.o(s.e(torch.gather(s.t.expand(len(i), -1), 1, i)).relu().mean(1)),
+            e=nn.Embedding(11, 6),
+            o=nn.Linear(6, 2),
+            t=torch.arange(11).flip(0)[None],
+        ),
+        tokens,
+    ),
+    "gather of units": (
+        lambda: Written(
+            lambda s, i: s.o(s.e(i).relu().gather(1, (i % 2)[..., None].expand(-1, -1, 6)).mean(1)),
+            e=nn.Embedding(11, 6),
+            o=nn.Linear(6, 2),
+        ),
+        tokens,
+    ),
+    "last token": (
+        lambda: Written(lambda s, i: s.o(s.e(i).relu()[torch.arange(len(i)), i.argmax(-1)]), e=nn.Embedding(11, 6), o=nn.Linear(6, 2)),
+        tokens,
+    ),
+    "dropout of a constant": (
+        lambda: Written(
+            lambda s, x: s.o(s.a(x + s.d(s.pe)).relu()), a=nn.Linear(5, 4), o=nn.Linear(4, 2), d=nn.Dropout(), pe=torch.arange(5.0)
+        ),
+        row(3, 5),
+    ),
+    "constant in place": (lambda: Written(filled, a=nn.Linear(5, 4), o=nn.Linear(4, 2)), row(3, 5)),
+    "in place in parts": (
+        lambda: Written(part_by_part, a=nn.Linear(5, 6), c=nn.Linear(5, 3), o=nn.Linear(6, 2), w=learned(6, 6), b=learned(6)),
+        row(40, 5),  # with fewer examples, some of its units are 0 on all of them
+    ),
+    "joined bias": (
+        lambda: Written(
+            lambda s, x: s.o(F.linear(x, s.w, torch.cat([s.b, torch.zeros(2), s.c])).relu()),
+            w=learned(6, 5),
+            b=learned(2),
+            c=learned(2),
+            o=nn.Linear(6, 2),
+        ),
+        row(20, 5),
+    ),
+    "kernel seen through views": (
+        lambda: Written(
+            lambda s, x: s.o(F.conv1d(s.a(x).mT, s.c.weight.squeeze(1).unsqueeze(1), groups=4).relu().mT),
+            a=nn.Linear(5, 4),
+            c=nn.Conv1d(4, 4, 2, groups=4),
+            o=nn.Linear(4, 2),
+        ),
+        row(2, 7, 5),
+    ),
+    "product of batches": (
+        lambda: Written(
+            lambda s, x: s.o(torch.baddbmm(s.m.new_zeros(1, 1, 4), s.q(x), s.k(x).mT, beta=1.0, alpha=0.5).softmax(-1) @ s.v(x)),
+            q=nn.Linear(5, 4),
+            k=nn.Linear(5, 4),
+            v=nn.Linear(5, 3),
+            o=nn.Linear(3, 2),
+            m=torch.zeros(1),
+        ),
+        row(2, 4, 5),
+    ),
+    "sum with a product": (
+        lambda: Written(
+            lambda s, x: s.o(torch.addcmul(s.c, s.g, s.a(x)).relu()), a=nn.Linear(5, 4), g=learned(4), c=learned(4), o=nn.Linear(4, 2)
+        ),
+        row(3, 5),
+    ),
+    "keywords": (
+        lambda: Written(keyword, a=nn.Linear(5, 4), o=nn.Linear(4, 2)),
+        lambda: {"x": torch.zeros(3, 5), "mask": torch.zeros(3, 1), "extra": {"again": torch.zeros(3, 5)}},
+    ),
+    "cache among outputs": (lambda: Written(cached, a=nn.Linear(5, 4), o=nn.Linear(4, 2)), row(3, 5)),
+    "kept bias": (KeptBias, row(3, 5)),
+    "root mean square": (
+        lambda: nn.Sequential(
+            nn.Linear(5, 6), Residual(nn.Sequential(RootMeanSquare(6), mlp(6, 8, 6))), RootMeanSquare(6), nn.Linear(6, 2)
+        ),
+        row(3, 5),
+    ),
+    "rotary": (lambda: Written(rotated, q=nn.Linear(5, 4), k=nn.Linear(5, 4), v=nn.Linear(5, 3), o=nn.Linear(3, 2)), row(2, 4, 5)),
+    "windows": (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Unfold(2), nn.Conv1d(16, 2, 1)), row(2, 1, 6, 6)),
+    "windows added": (lambda: nn.Sequential(nn.Conv1d(2, 12, 1), nn.ReLU(), nn.Fold((4, 4), 2), nn.Conv2d(3, 2, 1)), row(2, 2, 9)),
+    "pixel unshuffle": (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.PixelUnshuffle(2), nn.Conv2d(16, 2, 1)), row(2, 1, 6, 6)),
+    "channel shuffle": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.ReLU(), nn.ChannelShuffle(2), nn.Conv2d(6, 6, 1, groups=3), nn.ReLU(), nn.Conv2d(6, 2, 1)
+        ),
+        row(2, 1, 5, 5),
+    ),
+    "transposed in groups": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+        row(2, 1, 5, 5),
+    ),
+    "transposed depthwise": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 8, 2, groups=4), nn.ReLU(), nn.Conv2d(8, 2, 1)),
+        row(2, 1, 5, 5),
+    ),
+    "bilinear": (
+        lambda: Written(
+            lambda s, x: s.o(s.m(s.a(x).relu(), x).relu()),
+            a=nn.Linear(5, 3),
+            m=nn.Bilinear(3, 5, 6),
+            o=nn.Linear(6, 2),
+        ),
+        row(3, 5),
+    ),
+    "bag of embeddings": (lambda: nn.Sequential(nn.EmbeddingBag(11, 6), nn.ReLU(), nn.Linear(6, 2)), tokens),
+    "einsum with an ellipsis": (
+        lambda: Written(
+            lambda s, x: s.o(torch.einsum("...ij,...kj->...ik", s.q(x), s.k(x)).softmax(-1) @ torch.einsum("...i,ji->...j", x, s.w)),
+            q=nn.Linear(5, 4),
+            k=nn.Linear(5, 4),
+            w=learned(3, 5),
+            o=nn.Linear(3, 2),
+        ),
+        row(2, 4, 5),
+    ),
+    "projected lstm": (lambda: Recurrent(nn.LSTM(3, 4, 2, proj_size=3, batch_first=True), 3), row(2, 5, 3)),
+    "masked encoder": (
+        lambda: Written(
+            lambda s, x: s.o(s.t(s.a(x), mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype), is_causal=True)),
+            a=nn.Linear(5, 6),
+            o=nn.Linear(6, 2),
+            t=nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), 2, enable_nested_tensor=False),
+        ),
+        row(2, 4, 5),
+    ),
     "mobile": (mobile, row(2, 1, 9, 9)),
 }

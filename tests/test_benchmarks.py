@@ -1,4 +1,4 @@
-"""The speed table measures what it says, and the kept results agree with their own bounds."""
+"""The benchmarks measure what they say, and the kept results agree with their own bounds."""
 
 import json
 from pathlib import Path
@@ -91,3 +91,61 @@ def test_the_dense_field_moves_with_the_permutations(generator):
     order = {group: torch.randperm(size, generator=generator) for group, size in spec.groups("permutation").items()}
     moved = field(graph_of(spec), permute(spec, thetas, order), t)
     assert torch.allclose(moved, permute(spec, field(graph_of(spec), thetas, t), order), atol=1e-5)
+
+
+def test_the_list_of_public_models_is_long_and_names_each_once():
+    from public_models import models
+
+    names = [model.name for model in models()]
+    assert len(names) == len(set(names)) >= 180
+    assert {model.family for model in models()} >= {"timm", "torchvision", "transformers, text", "transformers, images"}
+
+
+def test_coverage_counts_by_family_and_keeps_the_reasons(monkeypatch, tmp_path):
+    import coverage
+
+    rows = [
+        {"name": "a", "family": "x", "outcome": "sound", "trace_s": 1.0, "check_s": 2.0},
+        {"name": "b", "family": "x", "outcome": "refused", "message": "no rule"},
+        {"name": "c", "family": "y", "outcome": "wrong", "trace_s": 3.0, "message": "differs"},
+        {"name": "d", "family": "y", "outcome": "crashed", "message": "boom"},
+    ]
+    lines = coverage.table(rows).splitlines()
+    assert "| x | 2 | 1 (50%) | 1 | 1 | 0 | 1.0 | 2.0 |" in lines
+    assert "| y | 2 | 1 (50%) | 0 | 0 | 2 | 3.0 | 0.0 |" in lines
+    assert "| all | 4 | 2 (50%) | 1 | 1 | 2 | 3.0 | 2.0 |" in lines
+    assert lines[-3:] == ["| b | refused | no rule |", "| c | wrong | differs |", "| d | crashed | boom |"]
+    monkeypatch.setattr(coverage, "LINES", tmp_path / "lines.jsonl")
+    assert coverage.read_lines() == {}
+    coverage.LINES.write_text("\n".join(map(json.dumps, [rows[1], rows[1] | {"outcome": "sound"}])))
+    assert coverage.read_lines()["b"]["outcome"] == "sound"
+
+
+def test_a_model_is_measured_alone_and_a_crash_is_a_row():
+    import coverage
+    from public_models import Model
+
+    def example(network, batch, generator):
+        return (torch.randn(batch, 3, generator=generator),)
+
+    def broken():
+        raise KeyError("missing")
+
+    row = coverage.alone(Model("net", "some", lambda: torch.nn.Linear(3, 2), example))
+    assert row["outcome"] == "sound" and row["change"] < 1e-12 and row["parameters"] == 8
+    refused = coverage.alone(Model("net", "some", lambda: torch.nn.Sequential(torch.nn.Linear(3, 2), Sorted()), example))
+    assert refused["outcome"] == "refused" and "aten.sort" in refused["message"]
+    assert coverage.alone(Model("net", "some", broken, example))["message"] == "KeyError: 'missing'"
+
+
+class Sorted(torch.nn.Module):
+    def forward(self, x):
+        return x.sort(-1)[0]
+
+
+def test_principal_components_on_disk_are_measured_and_nothing_is_left(tmp_path):
+    from latent import measure
+
+    read, written, memory = measure(tmp_path, nets=5, weights=20_000, written=3, dtype=torch.half, rounds=1)
+    assert min(read.ours, read.other, written.ours, written.other) > 0 and memory.must == "<= 1"
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo.safetensors"]

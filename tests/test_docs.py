@@ -20,9 +20,35 @@ LONG, SHARE, LONGEST = 30, 0.05, 40  # words of a sentence
 RESULTS = [ROOT / "results" / "README.md", *sorted((ROOT / "results").glob("*/README.md"))]
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A folder with the files that docs/your_networks.md tells a reader to write, made by its own blocks with little training."""
+    folder = tmp_path_factory.mktemp("written")
+    networks, script = blocks(ROOT / "docs" / "your_networks.md", "python")[:2]
+    (folder / "my_networks.py").write_text(networks)
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(folder)
+        context.syspath_prepend(folder)
+        exec(compile(_tiny(script.replace("range(128)", "range(12)")), "your_networks.md", "exec"), {})
+    del sys.modules["my_networks"]
+    return folder
+
+
 @pytest.mark.parametrize("call", CALLS)
-def test_commands_are_understood(call, tmp_path):
+def test_commands_are_understood(call, tmp_path, request, monkeypatch):
+    if "my_networks.py" in call:
+        monkeypatch.chdir(request.getfixturevalue("written"))
     understand(call, tmp_path)
+
+
+def test_the_first_section_on_own_networks_leads_to_a_table(written, monkeypatch, capsys):
+    """The command that looks at a network works on the files of the page."""
+    from geoflow.__main__ import main
+
+    (call,) = re.findall(r"^\.venv/bin/python -m geoflow (.*)$", (ROOT / "docs" / "your_networks.md").read_text(), re.MULTILINE)
+    monkeypatch.chdir(written)
+    main(call.split())
+    assert "Symmetries: permutation (1 group), scaling (1 group)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

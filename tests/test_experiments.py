@@ -48,6 +48,7 @@ PLACED = {**SCORES, "novelty": float, "spread": float}
 POOLED = {"accuracy": float, "nll": float, "ece": float}
 ENSEMBLE = {"n": int, **POOLED, "log_pool": POOLED}
 PAIR = {"iou": float, "against": int, "jensen_shannon": float, "wasserstein": float}
+TRAINED = {"folder": None, "entry": None}  # options of zoos that are read
 SCHEMA = {
     "zoo": SCORES,
     "generated": SCORES,
@@ -140,7 +141,11 @@ def test_the_configuration_is_recorded_completely(finished):
         "examples",
         "probes",
         "ask",
-    }  # an mlp has no width, independent runs no common start
+        "pool",
+        "components",
+        "folder",
+        "entry",
+    }  # an mlp has no width, independent runs no common start, a zoo that is trained no folder, and a flow on all weights no components
     assert {name for name, value in {**config, **config["zoo"]}.items() if value is None} == absent
     assert (config["network"], config["norm"], config["metric"], config["zoo"]["origin"]) == ("mlp", "none", "inputs", "independent")
     assert (config["hidden"], config["activation"], config["zoo"]["epochs"]) == ([5], "relu", 12)
@@ -454,7 +459,7 @@ def test_another_origin_has_its_own_recipe(tmp_path):
     def zoo_of(named, origin):
         return ex.run("print_config", {"zoo": {"origin": origin}}, (named,), options={"--file_storage": str(tmp_path)}).config["zoo"]
 
-    independent, recipe = zoo_of("resnet14", "independent"), zoo_defaults("resnet", "mnist14", "independent")
+    independent, recipe = zoo_of("resnet14", "independent"), zoo_defaults("resnet", "mnist14", "independent") | TRAINED
     assert independent == {name: recipe.get(name, 0) for name in independent} and independent["common"] is None
     shared = zoo_of("digits", "shared")
     assert shared["common"] == shared["epochs"]
@@ -475,7 +480,7 @@ def test_an_older_configuration_is_completed_by_what_it_meant(finished):
 
     config = read(finished, "config.json")
     older = {name: value for name, value in config.items() if name not in ("network", "norm", "width", "depth")}
-    older["zoo"] = {name: value for name, value in config["zoo"].items() if name not in ("origin", "common", "examples")}
+    older["zoo"] = {name: value for name, value in config["zoo"].items() if name not in ("origin", "common", "examples", *TRAINED)}
     assert today(older) == config
 
 
@@ -496,7 +501,7 @@ def test_sample_draws_more_networks(finished, place):
 def test_a_flow_is_sampled_as_its_run_did_and_without_data(finished, place, monkeypatch):
     from lab.folder import read_samples
 
-    monkeypatch.setattr("lab.collect.load_task", None)
+    monkeypatch.setattr("lab.own.load_task", None)
     drawn = read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=8) / "samples.safetensors")
     assert torch.equal(drawn.thetas, read_samples(finished / "samples.safetensors").thetas)  # five steps, as smoke says
     plain = launch(place, "sample", named=(), checkpoint=str(finished / "flow.safetensors"), count=2, sharpness=0.5)
@@ -892,7 +897,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
     def absent(*_, **__):
         raise FileNotFoundError("iris is nowhere.")
 
-    monkeypatch.setattr("lab.collect.load_task", absent)
+    monkeypatch.setattr("lab.own.load_task", absent)
     drawn = launch(place, "sample", named=(), checkpoint=str(normed["auto"]), count=8)
     assert "running statistics are as the flow drew them, not measured anew: iris is nowhere." in capsys.readouterr().out
     statistics, others, examples = kept(drawn)
@@ -1043,7 +1048,7 @@ def test_named_configurations_take_the_defaults_of_their_task(name, task, networ
     assert (config["task"], config["network"], config["flow"]) == (task, network, "geometric")
     assert options.items() <= config.items()
     zoo = {"runs": config["runs"], "snapshots": config["snapshots"], **config["zoo"]}
-    assert zoo == zoo_defaults(network, task) | {"seed": 0} | ({"runs": 1000} if name == "mnist32" else {})
+    assert zoo == zoo_defaults(network, task) | {"seed": 0} | TRAINED | ({"runs": 1000} if name == "mnist32" else {})
     assert all(math.isfinite(value) for value in (config["lr"], config["ema"]))
 
 

@@ -133,7 +133,7 @@ UNFIT = {
     "stacked": (".pt", lambda state: {k: torch.stack([v, v]) for k, v in state.items()}, "they hold (2,) networks"),
     "another network": (".pt", lambda state: nn.Linear(2, 2).state_dict(), "was traced. Unknown to it: 'bias'"),
     "a tensor": (".bin", lambda state: torch.zeros(3), "This is a Tensor, not a state dict"),
-    "a whole module": (".pt", lambda state: build(), "torch.load(weights_only=True) refuses it"),
+    "a whole module": (".pt", lambda state: build(), "plain data (WeightsUnpickler error: Unsupported global: GLOBAL torch.nn"),
     "code": (".pt", lambda state: {**state, "code": Code()}, "torch.load(weights_only=True) refuses it"),
     "empty": (".pt", lambda state: b"", "it is corrupt"),
     "text": (".pt", lambda state: b"not a network", "refuses it. It is corrupt"),

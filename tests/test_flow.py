@@ -352,6 +352,9 @@ def test_a_checkpoint_of_another_training_is_refused(spec, thetas, tmp_path):
         train(*prepare(spec, thetas, CONFIG | {"lr": 5e-4}), checkpoint=path, progress=False)
     with pytest.raises(ValueError, match="another training"):
         train(*prepare(spec, thetas * 2, CONFIG), checkpoint=path, progress=False)
+    flow, points = prepare(spec, thetas, CONFIG)  # as if the canonical form had changed since
+    with pytest.raises(ValueError, match="another training"):
+        train(flow, points.flip(1), checkpoint=path, progress=False)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="corrupt"):
         train(*prepare(spec, thetas, CONFIG), checkpoint=path, progress=False)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from geoflow import FLOWS, Flow, apply_symmetry, canonicalize, fit, graph_of, pack, permute, random_symmetry, sample, spec_of, unpack
+from geoflow import FLOWS, Flow, apply_symmetry, canonicalize, fit, graph_of, pack, permute, random_symmetry, sample, spec_of
 from geoflow.canonical import sphere_rows
 from geoflow.charting import fit_chart
+from geoflow.examples import in_precision
 from geoflow.files import read_tensors, write_tensors
 from geoflow.flow import build_flow, gaussian
 from geoflow.frame import RIDGE, Frame, fit_moments, metric_frame, principal_frame
@@ -15,6 +16,7 @@ from geoflow.paths import geodesic
 from geoflow.sources import noise
 from geoflow.training import prepare
 from geoflow.velocity import RelationalTransformer
+from geoflow.wiring.check import outputs_of
 from geoflow.zoo.networks import mlp
 from tests.networks import NETWORKS
 
@@ -159,9 +161,7 @@ def test_lengths_in_the_metric_are_what_rows_make_of_the_inputs(spec, inputs, ge
 def test_networks_canonical_in_a_metric_compute_what_they_did(name, generator):
     """Rows are of length 1 in the metric, and canonical forms of one network's copies are one."""
     make, example = NETWORKS[name]
-    network = make().double()
-    x = example()
-    x = x.double() if x.is_floating_point() else x
+    network, x = make().double().eval(), in_precision(example(), torch.float64)
     spec = spec_of(network, x)
     graph = graph_of(spec)
     sizes = {key: blocks[0].index.shape[1] for key, blocks in plain_inputs(graph).items()}
@@ -170,11 +170,8 @@ def test_networks_canonical_in_a_metric_compute_what_they_did(name, generator):
     theta = pack(spec, network.state_dict())[None].repeat(3, 1)
     theta[1:] += 0.1 * torch.randn(2, spec.weights, generator=generator, dtype=torch.float64).abs()
     before, canonical = theta[0], canonicalize(spec, theta, frame=frame)
-    network.eval()
-    with torch.no_grad():
-        expected = network(x)
-        network.load_state_dict(unpack(spec, canonical.theta[0]))
-        assert torch.allclose(network(x), expected, atol=1e-8)
+    expected, found = (outputs_of(network, spec, one, x) for one in (before, canonical.theta[0]))
+    assert torch.allclose(found, expected, atol=1e-8)
     turned = frame.turn(graph, canonical.theta)
     for rows in sphere_rows(spec):
         assert torch.allclose(turned[:, rows].norm(dim=-1), torch.ones(3, len(rows), dtype=torch.float64))

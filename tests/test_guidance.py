@@ -16,6 +16,7 @@ from geoflow.training import prepare
 from geoflow.vector import pack, unpack
 from geoflow.zoo.networks import mlp
 from geoflow.zoo.tasks import load_task
+from tests.networks import Written
 from tests.test_flow import CONFIG, randomise
 
 
@@ -146,6 +147,15 @@ def test_an_objective_of_outputs_and_of_a_task_agree(generator):
     found = torch.stack([losses(some, untrained.spec, thetas) for _ in range(400)])
     error = found.std(0) / 20  # of a mean of 400
     assert ((found.mean(0) - expected).abs() < 4 * error).all() and (found.std(0) > 0).all()
+
+
+@pytest.mark.parametrize("form", [lambda h, y: {"hidden": h[None], "logits": y}, lambda h, y: (y, h.sum()), lambda h, y: [None, y]])
+def test_outputs_may_lie_in_what_a_network_returns(form, generator):
+    plain, x, y = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)), torch.randn(8, 3), torch.arange(8) % 2
+    network = Written(lambda s, x: form(h := s.a(x).tanh(), s.o(h)), a=plain[0], o=plain[2])
+    states = {name: value.expand(4, *value.shape) for name, value in network.state_dict().items()}
+    expected = torch.nn.functional.cross_entropy(plain(x), y)
+    torch.testing.assert_close(task_objective(network, x, y)(states), expected.detach().expand(4))
 
 
 @pytest.mark.parametrize("unit", ["loss", "velocity"])

@@ -6,22 +6,24 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from geoflow import pack, spec_of, unpack
+from geoflow.examples import in_precision
 from geoflow.population import Rims, WideProducts, itself, run
+from geoflow.wiring.calls import tensors_in
+from geoflow.wiring.check import outputs_of
 from tests.keeping import Keeping
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, Written
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap has no rule of its own for recurrent cells and fused attention
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_answers_as_it_does_alone(name, generator):
     make, example = NETWORKS[name]
-    network, x = make().double().eval(), example()
-    x = x.double() if x.is_floating_point() else x
+    network, x = make().double().eval(), in_precision(example(), torch.float64)
     spec = spec_of(network, x)
     thetas = pack(spec, network.state_dict()) + 0.1 * torch.rand(3, spec.weights, generator=generator, dtype=torch.float64)
-    together = run(network, unpack(spec, thetas), x)
-    alone = torch.stack([functional_call(network, unpack(spec, theta), (x,), tie_weights=False) for theta in thetas])
-    assert torch.allclose(together, alone, atol=1e-9)
+    together = run(network, unpack(spec, thetas), x, read=lambda returned: tensors_in(returned)[0])
+    alone = torch.stack([outputs_of(network, spec, theta, x) for theta in thetas])
+    assert torch.allclose(together.flatten(1), alone, atol=1e-9)
 
 
 def test_what_a_forward_pass_leaves_on_modules_ends_with_it(generator):
@@ -33,6 +35,29 @@ def test_what_a_forward_pass_leaves_on_modules_ends_with_it(generator):
         alone = [itself(network, {name: value[i] for name, value in states.items()})(x) for i in range(nets)]
         torch.testing.assert_close(run(network, states, x), torch.stack(alone))
         assert network.kept == {}
+
+
+def numbers_of_units(s, x):
+    return s.a(x) * (s.a.weight > 0).nonzero().shape[0]
+
+
+def counted_in_place(s, x):
+    return torch.zeros(len(x), 3).add_(s.a(x))
+
+
+@pytest.mark.parametrize("forward", [numbers_of_units, counted_in_place])
+def test_networks_run_one_by_one_where_vmap_refuses(forward, generator):
+    network, x = Written(forward, a=nn.Linear(5, 3)), torch.randn(6, 5, generator=generator)
+    states = {"a.weight": torch.randn(4, 3, 5, generator=generator), "a.bias": torch.randn(4, 3, generator=generator)}
+    alone = [itself(network, {name: value[i] for name, value in states.items()})(x) for i in range(4)]
+    torch.testing.assert_close(run(network, states, x), torch.stack(alone))
+
+
+def test_a_network_that_draws_random_numbers_is_not_run(generator):
+    network = Written(lambda s, x: s.a(x) + torch.rand(3), a=nn.Linear(5, 3))
+    states = {"a.weight": torch.randn(4, 3, 5, generator=generator), "a.bias": torch.randn(4, 3, generator=generator)}
+    with pytest.raises(RuntimeError, match="random operation"):
+        run(network, states, torch.randn(6, 5, generator=generator))
 
 
 class Gated(nn.Module):

@@ -61,6 +61,17 @@ def test_networks_that_were_trained_separately_are_new_and_copies_are_not(data, 
     assert not any("suspiciously" in line for line in advice(new))
 
 
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double])
+def test_precisions_may_differ(dtype, data, trained):
+    """Networks are compared in the finer precision of the two, so that rounding alone makes a copy no new network."""
+    zoo = trained[:NETS].to(dtype)
+    found = scoreboard(build(), spec(), zoo, zoo[:, -1].float(), data, heldout=trained[NETS:, -1].to(dtype)).metrics
+    assert found["novelty"]["copies"] == 1.0 and found["novelty"]["ratio"] < 1e-3
+    assert (
+        found["generated"]["nll"]["mean"] == pytest.approx(found["ensemble"]["zoo"]["nll"], abs=1) and found["novelty"]["heldout_to_train"]
+    )
+
+
 def test_it_holds_what_a_reader_needs_and_says_so(data, trained, tmp_path):
     board = scoreboard(build(), spec(), trained[:NETS], trained[NETS:, 0], data, heldout=trained[NETS:, 1])
     assert set(board.metrics["baselines"]) == set(BASELINES)

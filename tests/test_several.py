@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from geoflow import Flow, apply_symmetry, canonicalize, fit, graph_of, random_symmetry, sample, spec_of
-from geoflow.chart import FLOWS, Chart
+from geoflow.chart import Chart
 from geoflow.charting import fit_charts
 from geoflow.checkpoint import Progress
+from geoflow.coordinates import FLOWS
 from geoflow.files import read_tensors, write_tensors
 from geoflow.frame import metric_frame
 from geoflow.symmetry import Symmetry

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from geoflow import apply_symmetry, fit, graph_of, pack, permute, random_symmetry, sample, spec_of, unpack
-from geoflow.chart import FLOWS
 from geoflow.charting import fit_chart
+from geoflow.coordinates import FLOWS
 from geoflow.symmetry import Symmetry
 from geoflow.velocity import IdentifiedTransformer, MLPVelocity, RelationalTransformer, complete_sizes
 from geoflow.velocity.edges import edge_update, exchange

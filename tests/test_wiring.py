@@ -1,6 +1,7 @@
 """Laws of the traced table, on every network of the list, and their negatives."""
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 from functools import cache
@@ -9,13 +10,14 @@ import pytest
 import torch
 from networks import NETWORKS, Apply, Residual
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import geoflow
 from geoflow.spec import KINDS, SYMMETRIES, WIRES, NetworkSpec, Wire
-from geoflow.symmetry import Symmetry, apply_symmetry, flip, permute, random_symmetry, rescale
+from geoflow.symmetry import Symmetry, apply_symmetry, check_orders, flip, permute, random_symmetry, rescale
 from geoflow.vector import check_state, pack, unpack
 from geoflow.wiring import check_spec, spec_of
-from geoflow.wiring.check import draw_like, jitter, outputs_of
+from geoflow.wiring.check import draw_like, jitter, moving_symmetry, outputs_of
 
 ROUNDING = 1e-12  # relative, float64: about 1e4 units in the last place for networks of up to ten layers
 
@@ -31,7 +33,7 @@ GROUPS = {
     "mlp softsign": ([4, 6], [], [4, 6]),
     "mlp tanhshrink": ([4, 6], [], [4, 6]),
     "mlp hardtanh": ([4, 6], [], [4, 6]),
-    "mlp batch norm": ([4], [], [4]),
+    "mlp batch norm": ([4], [], [4, 4]),  # before and after the gain of the norm
     "mlp dropout": ([4], [4], []),
     "image mlp": ([6], [6], []),
     "cnn": ([4, 5, 6], [4, 6], [5]),
@@ -42,7 +44,7 @@ GROUPS = {
     "cnn two tanh": ([6, 6], [], [6, 6, 6]),  # before and after the depthwise convolution: one order, two signs
     "learned gain": ([6, 6], [6], [6, 6, 6]),
     "cnn layer norm": ([4], [4], []),
-    "resnet": ([4, 4, 6, 6], [4, 4, 6, 6], []),
+    "resnet": ([4, 4, 6, 6], [4, 4, 6, 6], [4] * 3 + [6] * 3),  # every convolution has signs of its own before its norm
     "group norm": ([2, 2, 2, 4, 4], [2, 2, 2, 4, 4], [4]),
     "pre norm": ([6, 9, 8], [8, 6, 6], [6, 6]),
     "swiglu": ([6, 5], [6, 5], [6, 5]),  # the gate is pinned, the value is not
@@ -63,9 +65,38 @@ GROUPS = {
     "gru cell": ([4], [], [4]),
     "tied autoencoder": ([4], [], []),
     "shared keys": ([2], [2], [2]),  # v alone keeps a factor and a sign for each head
-    "densenet": ([3, 2, 2], [3, 3, 2, 2], [2]),  # only the last layer meets no batch norm
+    "densenet": ([3, 2, 2], [3, 3, 2, 2], [3, 2, 2]),  # only the last layer meets no batch norm; signs pass a norm
     "pixel shuffle": ([2], [2], []),
-    "mobile": ([4, 8, 3], [4], [4]),
+    "mobile": ([4, 8, 3], [4], [4, 4, 8, 8]),  # before the three norms, and behind the last
+    "split with a one": ([2], [2], [2]),
+    "mask for all heads": ([2], [2], [2]),
+    "relative bias": ([2], [2], [2]),  # the heads of the learned table move with those of the queries
+    "mask of inputs": ([8, 2], [8, 2], [8, 2]),
+    "gather of inputs": ([6], [6], []),
+    "gather of units": ([6], [6], []),
+    "last token": ([6], [6], []),
+    "dropout of a constant": ([4], [4], []),
+    "constant in place": ([4], [4], []),
+    "in place in parts": ([2, 3, 2, 2], [1, 2, 1, 2, 2, 3, 1], []),  # the bias cuts the sum, and the product cuts what it reads
+    "joined bias": ([2, 2, 2], [2, 2, 2], []),
+    "kernel seen through views": ([4], [4, 4], [4]),
+    "product of batches": ([4, 3], [3], [4, 3]),
+    "sum with a product": ([4], [4, 4], [4]),
+    "keywords": ([4], [4], []),
+    "cache among outputs": ([4], [4], []),
+    "kept bias": ([4], [4], []),
+    "root mean square": ([6, 8], [6, 8, 6], [6, 6, 6]),  # the stream, and behind each gain
+    "rotary": ([3], [3], [2, 3]),  # one sign for each pair of rotated units
+    "windows": ([4], [4], []),
+    "windows added": ([3], [3], []),
+    "pixel unshuffle": ([4], [4], []),
+    "channel shuffle": ([2, 2, 2, 2], [2, 2, 2, 2], []),
+    "transposed in groups": ([2, 2, 3, 3], [2, 2, 3, 3], []),
+    "transposed depthwise": ([4], [4, 4], []),
+    "bilinear": ([3, 6], [3, 6], []),
+    "bag of embeddings": ([6], [6], []),
+    "einsum with an ellipsis": ([4, 3], [3], [4, 3]),
+    "projected lstm": ([4, 4, 3, 3], [3, 3], [4, 4, 3, 3]),  # cells, and what is made of them
 }
 ACTIONS = {
     "permutation": lambda spec, theta, g: permute(spec, theta, g.permutations),
@@ -81,7 +112,8 @@ def traced(name: str) -> tuple[nn.Module, NetworkSpec, torch.Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build().double().eval()
-    x = draw_like(example(), generator())
+    draw = generator()
+    x = tree_map(lambda given: draw_like(given, draw), example())
     return network, spec_of(network, x), x
 
 
@@ -96,7 +128,7 @@ def weights_of(name: str) -> torch.Tensor:
 
 def change(name: str, moved: torch.Tensor) -> float:
     network, spec, x = traced(name)
-    before, after = (outputs_of(network, spec, theta, [x]) for theta in (weights_of(name), moved))
+    before, after = (outputs_of(network, spec, theta, x) for theta in (weights_of(name), moved))
     return float((after - before).abs().max() / before.abs().max())
 
 
@@ -257,7 +289,7 @@ def test_check_spec_agrees(name):
     assert check_spec(network, spec, x, generator()) < ROUNDING
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "group norm", "cnn depthwise", "attention", "lstm", "tied"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "group norm", "cnn depthwise", "attention", "lstm", "projected lstm", "tied"])
 def test_check_spec_catches_a_corrupted_axis(name):
     network, spec, x = traced(name)
     for index, tensor in enumerate(spec.tensors):
@@ -270,6 +302,17 @@ def test_check_spec_catches_a_corrupted_axis(name):
             tensors = (*spec.tensors[:index], wrong, *spec.tensors[index + 1 :])
             with pytest.raises(ValueError, match="a declared symmetry changes its output by"):
                 check_spec(network, replace(spec, tensors=tensors), x, generator())
+
+
+def test_the_symmetry_of_a_check_moves_every_unit():
+    """Units that a random order leaves in their places would hide an error in their axes."""
+    for name, seed in itertools.product(("lstm", "projected lstm", "shared keys", "learned gain"), range(20)):
+        spec = traced(name)[1]
+        drawn = moving_symmetry(spec, generator(seed))
+        check_orders(spec, drawn.permutations)
+        assert all((order != torch.arange(len(order))).all() for order in drawn.permutations.values())
+        assert all((signs == -1).any() for signs in drawn.signs.values())
+        assert [*drawn.permutations, *drawn.factors, *drawn.signs] == [g for symmetry in SYMMETRIES for g in spec.groups(symmetry)]
 
 
 def test_an_undeclared_scaling_changes_the_function():
@@ -403,7 +446,7 @@ class Counting(nn.Module):
 
 
 def overwritten(x):
-    part = x[:, :2]
+    part = x.t()
     part.relu_()
     return x * 2
 
@@ -419,7 +462,7 @@ FAILURES = {
     "dropout that stays": (Apply(nn.functional.dropout), r"aten.dropout at '1': .*random"),
     "noise": (Apply(lambda x: x + torch.randn(4)), r"aten.randn at '1': random numbers"),
     "state that changes": (Counting(), "calls"),
-    "shared memory": (Apply(overwritten), "'relu_' at '1' changes 'slice_1', which others read"),
+    "shared memory": (Apply(overwritten), "'relu_' at '1' changes 't', which others read"),
     "quantised": (Apply(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 255)), "No wiring rule for aten.fake_quantize"),
 }
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import Written, learned
 from torch import nn
 from torch.nn.functional import batch_norm, conv2d, layer_norm, linear, normalize, scaled_dot_product_attention
 
@@ -15,26 +16,6 @@ from geoflow.wiring import check_spec, spec_of
 from geoflow.wiring.check import RoundedTo
 
 Conv1d, Conv2d, Linear, Sequential = nn.Conv1d, nn.Conv2d, nn.Linear, nn.Sequential
-
-
-class Written(nn.Module):
-    """A forward pass as a function of the module and its inputs; parts are modules, parameters and buffers."""
-
-    def __init__(self, function, **parts):
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            if type(part) is torch.Tensor:
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, *inputs):
-        return self.function(self, *inputs)
-
-
-def learned(*shape):
-    return nn.Parameter(torch.randn(shape))
 
 
 def row(*shape):

@@ -639,7 +639,7 @@ def test_nan_names_the_run():
 def test_every_network_has_a_recipe_for_every_task_that_it_reads(network):
     assert set(RECIPES) == set(NETWORKS)
     assert set(RECIPES[network]) == {name for name, source in TASKS.items() if NETWORKS[network].form in source.forms}
-    settings = {"runs", "epochs", "batch", "lr", "weight_decay", "snapshots", "every", "schedule", "origin", "common", "examples"}
+    settings = {"runs", "epochs", "batch", "lr", "weight_decay", "snapshots", "every", "schedule", "origin", "common", "examples", "init"}
     for task in RECIPES[network]:
         for origin in (None, "independent", "shared"):
             recipe = zoo_defaults(network, task, origin)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
-from geoflow import guidance, training
+from geoflow import guidance, settings
 from geoflow.density import ADAPTIVE
 from geoflow.guidance import PLACES, UNITS
 from geoflow.sampling import SOLVERS
+from geoflow.zoo.initial import INITS
 from geoflow.zoo.networks import NETWORKS
 from geoflow.zoo.networks.mlp import ACTIVATIONS, NORMS
 from geoflow.zoo.recipes import ORIGINS
@@ -24,7 +25,7 @@ ONLY = {"yardstick": ("transfer", "widths"), "widths": ("widths",), "depths": ("
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
-    "ema", "part", "condition", "condition_dropout",
+    "ema", "part", "condition", "condition_dropout", "latent", "components", "spread", "pool", "jitter", "dropout", "optimizer",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "start", "sharpness", "ask", "condition_strength", "guidance", "guiding", "recalibrate", "seed")
@@ -40,7 +41,7 @@ COUNTS = {"density": 64}  # networks where the user gives no count; of the other
 MANY = 256
 
 CHOICES: dict[str, Mapping | tuple] = {
-    **training.CHOICES,
+    **settings.CHOICES,
     "metric": METRICS,
     "solver": SOLVERS | ADAPTIVE,
     "task": TASKS,
@@ -66,6 +67,11 @@ NUMBERS: dict[str, Number] = {
     "snapshots": COUNT,
     "heldout": SHARE,
     "iterations": COUNT,
+    "components": ((int, float), lambda n: n >= 1 if type(n) is int else 0 < n < 1, "a whole number of at least 1, or a share such as .99"),
+    "spread": POSITIVE,
+    "pool": COUNT,
+    "jitter": NOT_NEGATIVE,
+    "dropout": ((int, float), lambda n: 0 <= n < 1, "a share from 0 to below 1"),
     "batch": COUNT,
     "lr": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
@@ -85,7 +91,7 @@ NUMBERS: dict[str, Number] = {
 }
 # group of options: those that name a row of a table, and those that are numbers
 GROUP_CHOICES: dict[str, dict[str, Mapping | tuple]] = {
-    "zoo": {"origin": ORIGINS, "schedule": SCHEDULES},
+    "zoo": {"origin": ORIGINS, "schedule": SCHEDULES, "init": INITS},
     "guiding": {"at": PLACES, "unit": UNITS, "schedule": guidance.SCHEDULES, "yields": (False, True)},
     "tuning": {},
 }
@@ -105,4 +111,6 @@ GROUP_NUMBERS: dict[str, dict[str, Number]] = {
     "tuning": {"steps": COUNT, "level": SHARE},
 }
 # options that may be None when they are checked
-LEFT_OPEN = ("runs", "snapshots", "batch", "ask", "probes", *OF_NETWORKS, "zoo.common", "zoo.examples", "guiding.examples")
+LEFT_OPEN = (
+    "runs", "snapshots", "batch", "components", "pool", "ask", "probes", *OF_NETWORKS, "zoo.common", "zoo.examples", "guiding.examples",
+)  # fmt: skip

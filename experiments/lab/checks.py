@@ -10,6 +10,9 @@ from geoflow.density import ADAPTIVE
 from geoflow.sampling import SOLVERS
 from lab.allowed import CHOICES, FURTHER, GROUP_CHOICES, GROUP_NUMBERS, LEFT_OPEN, NUMBERS, Number
 from lab.architectures import architectures_of
+from lab.own import is_data, is_function
+
+OF_FILES = {"task": is_data, "network": is_function}  # options that name a row of a table or a file: whether a value names a file
 
 
 class InputError(SacredError):
@@ -45,8 +48,10 @@ def check(config: Mapping) -> None:
     for group in ("guiding", "tuning"):
         _check_group(config, group)
     if config["runs"] is not None:
-        _check_group(config, "zoo")
-        _check_zoo(config)
+        if config["zoo"]["folder"] is None:
+            _check_group(config, "zoo")
+            _check_training(config)
+        _check_runs(config)
 
 
 def check_condition(config: Mapping, command: str) -> None:
@@ -69,10 +74,11 @@ def check_condition(config: Mapping, command: str) -> None:
 
 def _check_architecture(config: Mapping) -> None:
     for option, table in CHOICES.items():
-        if not (config[option] is None and option in LEFT_OPEN):
+        own = OF_FILES.get(option, lambda value: False)(config[option])
+        if not own and not (config[option] is None and option in LEFT_OPEN):
             choose(option, str(config[option]), dict.fromkeys(table))
     for option, number in NUMBERS.items():
-        _check_number(option, config[option], number)
+        check_number(option, config[option], number)
     hidden = config["hidden"]
     if hidden is not None and not _whole_numbers(hidden):
         raise InputError(
@@ -91,7 +97,7 @@ def _check_group(config: Mapping, group: str) -> None:
         if config[group][option] not in table:
             choose(f"{group}.{option}", str(config[group][option]), dict.fromkeys(map(str, table)))
     for option, number in GROUP_NUMBERS[group].items():
-        _check_number(f"{group}.{option}", config[group][option], number)
+        check_number(f"{group}.{option}", config[group][option], number)
 
 
 def check_of_density(config: Mapping, command: str) -> None:
@@ -104,8 +110,9 @@ def check_of_density(config: Mapping, command: str) -> None:
         raise InputError(f"probes={config['probes']} serves the command density only. Leave it out.")
 
 
-def _check_zoo(config: Mapping) -> None:
-    runs, snapshots, zoo = config["runs"], config["snapshots"], config["zoo"]
+def _check_training(config: Mapping) -> None:
+    """Refuse a recipe that no run of a zoo can follow."""
+    snapshots, zoo = config["snapshots"], config["zoo"]
     if zoo["origin"] == "independent" and zoo["common"] is not None:
         raise InputError(
             f"zoo.common={zoo['common']} says how long a shared start is trained, and with zoo.origin=independent runs share none. "
@@ -120,10 +127,15 @@ def _check_zoo(config: Mapping) -> None:
         raise InputError(
             f"snapshots={snapshots} every zoo.every={every} epochs do not fit into zoo.epochs={epochs}. Train longer or keep fewer."
         )
-    kept = seen_runs(config)
+
+
+def _check_runs(config: Mapping) -> None:
+    """Refuse a zoo that leaves the flow too few networks."""
+    runs, snapshots, kept = config["runs"], config["snapshots"], seen_runs(config)
     if kept < 2 or kept * snapshots < 3:
         raise InputError(
-            f"runs={runs} with heldout={config['heldout']} leave {kept} to fit the flow on. That is too few to compare: train more runs."
+            f"runs={runs} with heldout={config['heldout']} leave {kept} to fit the flow on. That is too few to compare: "
+            + ("train more runs." if config["zoo"]["folder"] is None else f"zoo.folder={config['zoo']['folder']} needs more networks.")
         )
     if config["batch"] is not None and kept * snapshots < config["batch"]:
         raise InputError(
@@ -137,7 +149,8 @@ def seen_runs(config: Mapping) -> int:
     return config["runs"] - max(1, round(config["heldout"] * config["runs"]))
 
 
-def _check_number(option: str, value, number: Number) -> None:
+def check_number(option: str, value: object, number: Number) -> None:
+    """Raise InputError if a value is no number of this kind."""
     kind, fits, words = number
     if value is None and option in LEFT_OPEN:
         return

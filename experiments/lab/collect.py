@@ -15,15 +15,17 @@ from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
 from geoflow.training import fingerprint_of_zoos
 from geoflow.wiring import spec_of
-from geoflow.zoo.networks import NETWORKS, build_network, together
+from geoflow.zoo.networks import together
 from geoflow.zoo.outside import others_of, outside_inputs
 from geoflow.zoo.store import Zoo, load_zoo, split_runs
-from geoflow.zoo.tasks import Task, load_task, validation_task
+from geoflow.zoo.tasks import TASKS, Task, validation_task
 from lab.architectures import architectures_of, network_options, network_settings, tasks_of
 from lab.checks import device_of
 from lab.conditions import CONDITIONS
-from lab.folder import ROOT, config_of, configured
+from lab.folder import ROOT, config_of, configured, described
 from lab.options import zoo_settings
+from lab.own import check_trains, is_function, network_of, source_of, task_of
+from lab.reading import is_read, read_zoo_of_files
 
 FEW = 16  # training networks to compare with
 
@@ -112,22 +114,39 @@ def made_with(config: Mapping) -> dict:
 
 def collect_own(config: Mapping) -> Collected:
     """Return what the flow of a checkpoint was fitted to, for the network that `config` names."""
-    return collect({**made_with(config), **network_settings(config)}, device_of(config["device"]))
+    made = made_with(config)
+    found = collect({**made, **network_settings(config)}, device_of(config["device"]))
+    if is_read(made) and described(config["checkpoint"])["zoo"] != fingerprint_of_zoos([found.fitted.networks]):
+        print(another_zoo(made))
+    return found
+
+
+def another_zoo(made: Mapping) -> str:
+    """Return what to say where the zoo of a configuration is not the one that a flow was fitted to."""
+    if is_read(made):
+        return f"The networks in {made['zoo']['folder']} have changed since the flow was fitted to them."
+    return "The flow was fitted to another zoo of this configuration. Its networks are as good as these, but not the same."
 
 
 def whole_zoo(config: Mapping, device: str) -> tuple[Task, nn.Module, NetworkSpec, Zoo]:
     """Return the data, the network, its table, and all runs of the zoo of a completed configuration for one network.
 
-    A zoo that is not in the cache is trained.
+    A zoo that is neither in files nor in the cache is trained.
     """
     task = task_for(config["task"], config["seed"], config["part"], config["network"])
+    if is_read(config):
+        network = network_for(task, config)
+        spec = spec_of(network, task.x_train[:2])
+        return task, network, spec, read_zoo_of_files(config, spec)
     if config["zoo"]["batch"] > len(task.x_train):
         raise ValueError(f"zoo.batch={config['zoo']['batch']} is more than the {len(task.x_train)} training examples of {task.name}.")
+    if own := is_function(config["network"]):
+        check_trains(config["network"], task)
     network = network_for(task, config)
     spec, build = spec_of(network, task.x_train[:2]), partial(network_for, task, config)
-    at_once = together(config["network"], task, config["zoo"]["batch"], device)
-    settings, seed, shown = zoo_settings(config), config["zoo"]["seed"], at_terminal()
-    zoo = load_zoo(cache_of(config), build, spec, task, settings, seed, device, progress=shown, together=at_once)
+    at_once = 1 if own else together(config["network"], task, config["zoo"]["batch"], device)  # not all code runs by vmap
+    settings, seed, how = zoo_settings(config), config["zoo"]["seed"], {"progress": at_terminal(), "source": source_of(config["network"])}
+    zoo = load_zoo(cache_of(config), build, spec, task, settings, seed, device, together=at_once, **how)
     return task, network, spec, zoo
 
 
@@ -160,14 +179,14 @@ def cache_of(config: Mapping) -> Path:
 
 def task_for(name: str, seed: int, part: str, network: str) -> Task:
     """Return the data in the form that the network reads, split by the seed. Networks are scored on the test part."""
-    task = load_task(name, seed, form=NETWORKS[network].form)
+    task = task_of(name, network, seed)
     return validation_task(task, seed=seed) if part == "validation" else task
 
 
 def outside_of(task: Task, seed: int) -> dict[str, Float[Tensor, "examples ..."]]:
     """Return the test inputs of other tasks, by their names, in the form and the scale that the networks of this task read."""
-    return {other: outside_inputs(task.name, other, seed, form=task.form) for other in others_of(task.name)}
+    return {other: outside_inputs(task.name, other, seed, form=task.form) for other in (others_of(task.name) if task.name in TASKS else ())}
 
 
 def network_for(task: Task, config: Mapping) -> nn.Module:
-    return build_network(config["network"], task, network_options(config))
+    return network_of(config["network"], task, network_options(config))

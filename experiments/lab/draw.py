@@ -18,10 +18,12 @@ from geoflow.statistics import recalibrate, statistics_of
 from geoflow.wiring import spec_of
 from geoflow.zoo.tasks import Task
 from lab.allowed import SAMPLING
+from lab.architectures import own_label
 from lab.checks import device_of
 from lab.collect import Collected, at_terminal, network_for, task_for
 from lab.conditions import asked_of, extrapolates
 from lab.folder import flow_file
+from lab.own import check_table, is_function
 
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 
@@ -91,6 +93,8 @@ def reopen(config: Mapping) -> tuple[Flow, nn.Module, NetworkSpec, Task]:
     task = task_for(config["task"], flow.config["seed"], flow.config["part"], config["network"])
     network = network_for(task, config)
     spec = spec_of(network, task.x_train[:2])
+    if is_function(config["network"]) and own_label(flow.config, config) is not None:
+        check_table(config["network"], spec, flow.spec)
     return flow.of(spec) if flow.knows(spec) else flow, network, spec, task
 
 

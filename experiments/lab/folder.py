@@ -24,7 +24,8 @@ SAMPLES = "geoflow-samples-1"
 OF_SACRED = {"config.json", "run.json", "info.json", "cout.txt"}  # the files that Sacred writes for every run
 # the values that these options had in runs that do not record them
 OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None, "start": 0.0, "recalibrate": "auto", "probes": None}
-OLDER |= {"condition": "none", "condition_dropout": 0.1, "condition_strength": 1.0, "ask": None}
+OLDER |= {"condition": "none", "condition_dropout": 0.1, "condition_strength": 1.0, "ask": None, **flows.PLAIN}
+OLDER_ZOO = {"folder": None, "entry": None}
 
 
 class RunFolder(FileStorageObserver):
@@ -97,7 +98,7 @@ def today(config: Mapping) -> dict:
     config = flows.today(config)
     if "task" in config:  # experiments/run.py made it
         config = OLDER | config
-    return config | {"zoo": ADDED | dict(config["zoo"])} if isinstance(config.get("zoo"), Mapping) else config
+    return config | {"zoo": ADDED | OLDER_ZOO | dict(config["zoo"])} if isinstance(config.get("zoo"), Mapping) else config
 
 
 def save_samples(path: Path, samples: Samples) -> None:

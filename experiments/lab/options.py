@@ -12,6 +12,8 @@ from lab.allowed import BACK, BATCH, COUNTS, DENSITY, ELSEWHERE, FITTED, FURTHER
 from lab.architectures import NETWORK, architectures_of, network_options, network_settings, own_label, whole_network, with_defaults
 from lab.checks import InputError, check, check_condition, check_of_density, seen_runs
 from lab.folder import described, sampled_with, samples_file
+from lab.own import changed_files, is_function
+from lab.reading import READ, check_read, counted, is_read
 
 
 class Interrupted(SacredInterrupt, InputError):
@@ -53,6 +55,7 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     for name in ("zoo", "sizes", "guiding", "tuning"):
         if not isinstance(config[name], Mapping):
             raise InputError(f"{name} is a group of options, such as {name}.{next(iter(defaults[name]))}=...")
+    check_read(config)
     asked = {name: value for name, value in config.items() if value != defaults[name]}
     if command == "main" and "checkpoint" in asked:
         raise InputError(f"checkpoint serves the commands {', '.join(FURTHER)}; the main job fits a flow of its own.")
@@ -61,11 +64,14 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
         if name in asked and command not in (*commands, "print_config"):
             raise InputError(f"{name} serves the command{'s' * (len(commands) > 1)} {' and '.join(commands)}, and changes nothing here.")
     own = _of_the_checkpoint(config, command, asked) if further else with_defaults(config)
+    own |= counted({**config, **own}) if not further and is_read(config) else {}
     sampler = SAMPLER | (sampled_with(config["checkpoint"], _inherited(command)) if further else {})
     sampler |= {"count": COUNTS.get(command, MANY)} | (BACK if command == "density" else {})
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     if command == "sharpen" and not own["sharpness"]:
         raise InputError("sharpen goes up from 0 to the sharpness that you give, such as sharpness=2.")
+    if command == "widths" and is_function(own["network"]):
+        raise InputError(f"{own['network']} builds networks of one size. For another, use transfer with network=... of another function.")
     if command == "posterior" and config["count"] == 1:
         raise InputError("posterior compares ensembles, and count=1 makes none. Draw at least 2 networks; powers of two use them all.")
     check({**config, **own})
@@ -75,6 +81,8 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
         own |= {"batch": min(BATCH, seen_runs({**config, **own}) * own["snapshots"])}
     settings = flow_settings({**config, **own})
     training.check_config(settings)
+    if settings["velocity"] == training.AUTO:  # the main job sees the zoo, and chooses
+        return own
     training.check_serves(settings["velocity"], len(architectures_of(settings)))
     return own | {"sizes": complete_sizes(settings["velocity"], settings["sizes"])}
 
@@ -88,7 +96,7 @@ def _inherited(command: str) -> list[str]:
 
 def zoo_settings(config: Mapping) -> dict:
     """Return the arguments of `train_zoo` that a completed configuration holds, except the seed."""
-    recipe = {name: value for name, value in config["zoo"].items() if name != "seed"}
+    recipe = {name: value for name, value in config["zoo"].items() if name not in ("seed", *READ)}
     return {"runs": config["runs"], "snapshots": config["snapshots"], **recipe}
 
 
@@ -104,6 +112,8 @@ def _of_the_checkpoint(config: Mapping, command: str, asked: Mapping) -> dict:
     made_for = described(config["checkpoint"])
     if missing := [name for name in (*NETWORK, *FITTED) if name not in made_for]:
         raise InputError(f"The flow of {config['checkpoint']} does not say its {', '.join(missing)}: experiments/run.py did not make it.")
+    for path in changed_files(made_for):
+        print(f"{path} has changed since the flow of {config['checkpoint']} was fitted. Its networks may mean something else now.")
     architectures = architectures_of(made_for)
     first = next(iter(architectures.values()))
     task, name = (first[option] if config[option] is None else config[option] for option in ("task", "network"))

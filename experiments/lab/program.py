@@ -8,11 +8,12 @@ from pathlib import Path
 
 from colorama import colorama_text
 from sacred import Experiment
-from sacred.utils import ensure_wellformed_argv
+from sacred.utils import convert_to_nested_dict, ensure_wellformed_argv
 
 from lab.allowed import BACK, COUNTS, DENSITY, ELSEWHERE, FURTHER, ONLY, SAMPLING
 from lab.architectures import NETWORK
 from lab.folder import ROOT
+from lab.own import in_every_folder
 from lab.words import Option, configurations_of, options_of
 
 PROGRAM = "experiments/run.py"
@@ -39,6 +40,10 @@ class Program(Experiment):
             raise SystemExit(f"Options follow the word `with`: {PROGRAM} with {' '.join(words)}")
         with colorama_text():
             return super().run_commandline([program, *words])
+
+    def run(self, command_name=None, config_updates=None, *args, **kwargs):
+        """Files that the user names are found again from every folder. Sacred lets no config hook change what the user wrote."""
+        return super().run(command_name, in_every_folder(convert_to_nested_dict(config_updates or {})), *args, **kwargs)
 
     def get_usage(self, program_name=None):
         """The short usage, the help, and the text that the command line is parsed by, in which Sacred calls the program "dummy"."""

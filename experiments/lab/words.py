@@ -15,7 +15,10 @@ LISTS = {
     "hidden": "a list of widths, such as `[32]`, or of such lists",
     "widths": "a list of whole numbers of at least 1",
     "depths": "a list of whole numbers of at least 1",
+    "zoo.folder": "a path, or a pattern such as `runs/*/best.pt`",
+    "zoo.entry": "a name, such as `ema`",
 }
+OR_FILES = {"task": ", or a file such as `my_data.npz`", "network": ", or a function such as `my_networks.py:build`"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def _single(section: str, name: str, default: object, comment: str) -> Option:
     if isinstance(default, bool):
         values = "`True`, `False`"
     elif name in CHOICES:
-        values = _names(CHOICES[name])
+        values = _names(CHOICES[name]) + OR_FILES.get(name, "")
     elif name in NUMBERS:
         values = NUMBERS[name][2]
     else:
@@ -94,7 +97,8 @@ def _in_group(section: str, group: str, key: str, default: object, comment: str)
     if group == "sizes":
         return Option(section, f"sizes.{key}", f"`{SIZES[key]}`", NUMBERS["width"][2], meaning)
     choices = GROUP_CHOICES[group]
-    values = _names(choices[key]) if key in choices else GROUP_NUMBERS[group][key][2]
+    numbers = GROUP_NUMBERS[group]
+    values = _names(choices[key]) if key in choices else numbers[key][2] if key in numbers else LISTS[f"{group}.{key}"]
     return Option(section, f"{group}.{key}", left_open or (DEPENDS if default is None else f"`{default}`"), values, meaning)
 
 

@@ -10,6 +10,7 @@ from geoflow.evaluation.metrics import summary
 from lab.architectures import network_settings
 from lab.checks import device_of
 from lab.collect import made_with, whole_zoo
+from lab.reading import is_read
 
 
 def recipe_of(config: Mapping) -> Mapping | None:
@@ -24,6 +25,9 @@ def recipe_of(config: Mapping) -> Mapping | None:
         return None
     if recipe["runs"] is None:
         print(f"No networks are trained to compare with: {config['checkpoint']} is of a run that trained no zoo. Name the flow's own run.")
+        return None
+    if is_read(recipe):
+        print(f"No networks are trained to compare with: those in {recipe['zoo']['folder']} do not say how they were trained.")
         return None
     return recipe
 

@@ -79,6 +79,16 @@ ZOOS: dict[str, Arguments] = {
     **{f"{runs:,} runs": (f"runs={runs}",) for runs in (64, 256, 1024, 4096)},
     "50 runs, 16 snapshots of each": ("runs=50", "snapshots=16", "zoo.epochs=20", "zoo.schedule=constant", "zoo.lr=5e-3"),
 }
+# changes to the published recipe
+DEEPWEIGHTFLOW: dict[str, Arguments] = {
+    "as published": (),
+    "align=False": ("align=False",),
+    "width 64": ("sizes.width=64",),
+    "width 64, align=False": ("sizes.width=64", "align=False"),
+    "1,500 steps": ("iterations=1500",),
+    "600 steps": ("iterations=600",),
+    "10,000 steps, noise as wide as the zoo, new in every step": ("iterations=10000", "spread=1.0", "pool=None"),
+}
 
 
 def _from_one_start(title: str, networks: str, configuration: str, flow: bool) -> Study:
@@ -163,6 +173,12 @@ STUDIES: dict[str, Study] = {
             "1,000 runs, 8,000 steps of 64": Row(("mnist32", "zoo.seed=0"), THREE),
         },
         about=("1,000 runs, 3,000 steps of 64", "100 runs, 3,000 steps of 64"),
+    ),
+    "deepweightflow": Study(
+        "DeepWeightFlow, 784-32-32-10",
+        "Does the published recipe of DeepWeightFlow make new networks, and which of its choices decide that?",
+        {label: Row(("deepweightflow", "zoo.seed=0", *changes)) for label, changes in DEEPWEIGHTFLOW.items()},
+        about=("as published", "align=False", "600 steps", "10,000 steps, noise as wide as the zoo, new in every step"),
     ),
     "batch_norm": Study(
         "Digits, 64-10-10 with batch norm",

@@ -19,12 +19,14 @@ from lab.draw import (
 from lab.folder import Samples, described, flow_file, read_samples, samples_file, save_samples
 from lab.levels import levels
 from lab.options import plainly
+from lab.own import check_table, is_function
 from lab.yardstick import recipe_of, with_trained
 from sacred.run import Run
 
 from geoflow.evaluation.exam import Exam, score
 from geoflow.evaluation.scoreboard import recalibrated
 from geoflow.guidance import Diverged, no_guidance
+from geoflow.wiring import spec_of
 from uses.writing import folder_of, report, timed
 
 
@@ -70,7 +72,10 @@ def evaluate(_config, _run):
     samples = read_samples(saved)
     with timed(seconds, "evaluate"):
         task = task_for(*(samples.config[name] for name in ("task", "seed", "part", "network")))
-        exam = Exam(network_for(task, samples.config), samples.spec, task, device_of(_config["device"]))
+        network = network_for(task, samples.config)
+        if is_function(samples.config["network"]):
+            check_table(samples.config["network"], spec_of(network, task.x_train[:2]), samples.spec)
+        exam = Exam(network, samples.spec, task, device_of(_config["device"]))
         metrics = score(exam, samples.thetas) | {"recalibrated": samples.config.get("recalibrated")}
         metrics |= {name: samples.config[name] for name in ("extrapolated",) if name in samples.config}
     if _config["condition"] == "nll" and flow_file(_config["checkpoint"]).exists():

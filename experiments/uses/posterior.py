@@ -5,7 +5,7 @@ from configuration import ex
 from jaxtyping import Shaped
 from lab.architectures import own_label
 from lab.checks import device_of
-from lab.collect import collect_each, fitted_to, made_with, outside_of
+from lab.collect import another_zoo, collect_each, fitted_to, made_with, outside_of
 from lab.draw import generate, reopen
 from lab.ensembles import deep_ensemble, figures_of, measure
 from lab.folder import write_json
@@ -32,7 +32,7 @@ def posterior(_config, _run):
         each = collect_each(made, device)
         zoo, same = each[own_label(made, _config)].fitted, fitted_to(flow, each)
     if not same:
-        print("The flow was fitted to another zoo of this configuration. Its networks are as good as these, but not the same.")
+        print(another_zoo(made))
     with timed(seconds, "sample"):
         thetas, _ = generate(flow, network, spec, task, _config)
     trained = deep_ensemble(zoo, _config["count"], randomness(_config["seed"], "deep ensemble"))

@@ -12,6 +12,7 @@ from lab.collect import made_with, network_for
 from lab.draw import generate, reopen
 from lab.folder import flow_file, read_json, write_json
 from lab.options import plainly, zoo_settings
+from lab.reading import is_read
 from rivals.methods import NOT_OF_A_RUN, RIVALS, Setting, said_by, timed
 from torch import Tensor
 
@@ -32,6 +33,8 @@ ENSEMBLE = "deep ensemble of 64"  # whose seconds tell what the runs of a zoo co
 def rivals(_config, _run):
     """Score an ensemble of the flow of checkpoint=runs/3 beside deep ensembles, last-layer Laplace, SWAG and SGHMC, with their cost."""
     folder, device, made = folder_of(_run), device_of(_config["device"]), {**made_with(_config), **network_settings(_config)}
+    if is_read(made):
+        raise InputError(f"rivals trains networks as those of the zoo, and those in {made['zoo']['folder']} do not say how. Train a zoo.")
     if made["zoo"]["origin"] != "independent":
         raise InputError("rivals trains each network from its own start, and the zoo of this flow has one common start.")
     flow, network, spec, task = reopen(_config)

@@ -7,6 +7,7 @@ from time import perf_counter
 
 from lab.checks import InputError
 from lab.folder import RunFolder, Samples, write_json
+from lab.own import title_of
 from sacred.run import Run
 
 from geoflow.evaluation.tables import levels_table, metrics_table
@@ -14,7 +15,8 @@ from geoflow.evaluation.tables import levels_table, metrics_table
 
 def report(metrics: dict, samples: Samples, folder: Path) -> None:
     """Write and show the scores of generated networks alone."""
-    metrics |= {name: samples.config[name] for name in ("flow", "task", "seed")} | {"parameters": samples.spec.weights}
+    metrics |= {"flow": samples.config["flow"], "task": title_of(samples.config["task"]), "seed": samples.config["seed"]}
+    metrics |= {"parameters": samples.spec.weights}
     write_json(folder / "metrics.json", metrics)
     asked = [levels_table(metrics["condition"], metrics.get("outputs", "classes"))] if "condition" in metrics else []
     beyond = ["These networks were asked for beyond what the flow saw: an extrapolation."] if metrics.get("extrapolated") else []

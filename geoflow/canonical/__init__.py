@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.canonical import scaling
-from geoflow.canonical.matching import align, centre, check_zoo
+from geoflow.canonical.gathering import centre, gathered
+from geoflow.canonical.matching import align, apply_by_parts, check_zoo, match_units
 from geoflow.canonical.origin import order_kept
 from geoflow.canonical.scaling import balance, dead_units, sphere_rows
 from geoflow.frame import UNTURNED, Frame
@@ -56,18 +57,30 @@ def canonicalize(
     True
     """
     check_zoo(spec, theta)
-    graph = graph_of(spec)
-    theta = _scaled(spec, theta, balance, frame)
-    common = centre(spec, theta, theta[0]) if reference is None else frame.turn(graph, reference)
-    aligned = frame.turn_back(graph, align(spec, theta, common)[0])
-    return Canonical(aligned, frame.turn_back(graph, common) if reference is None else reference)
+    scaled = _scaled(spec, theta, balance, frame)
+    if reference is None:
+        common, symmetry = gathered(spec, scaled)
+    else:
+        common = _turn(spec, reference, frame)
+        symmetry = match_units(spec, scaled, common)
+    own = scaled if scaled is not theta else theta.new_empty(theta.shape)
+    aligned = _turn_back(spec, apply_by_parts(spec, scaled, symmetry, own), frame)
+    return Canonical(aligned, _turn_back(spec, common, frame) if reference is None else reference)
 
 
 def unaligned(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], balance: bool, frame: Frame) -> Float[Tensor, "nets weights"]:
     """Networks in the scale of their canonical form, with their units in the given order and with the given signs."""
-    return frame.turn_back(graph_of(spec), _scaled(spec, theta, balance, frame))
+    return _turn_back(spec, _scaled(spec, theta, balance, frame), frame)
 
 
 def _scaled(spec: NetworkSpec, theta: Tensor, balance: bool, frame: Frame) -> Tensor:
-    turned = frame.turn(graph_of(spec), theta)
+    turned = _turn(spec, theta, frame)
     return scaling.balance(spec, turned) if balance else turned
+
+
+def _turn(spec: NetworkSpec, theta: Tensor, frame: Frame) -> Tensor:
+    return frame.turn(graph_of(spec), theta) if frame.axes else theta  # the graph of a large network takes seconds
+
+
+def _turn_back(spec: NetworkSpec, theta: Tensor, frame: Frame) -> Tensor:
+    return frame.turn_back(graph_of(spec), theta) if frame.axes else theta

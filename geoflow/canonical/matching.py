@@ -1,19 +1,18 @@
 """Choose the order and the sign of every unit so that a network is nearest to a reference."""
 
-from dataclasses import dataclass
-from math import prod
-
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from geoflow.canonical.places import Node, Place, Window, lone_axes, nodes_of, outwards, places_of, rows
+from geoflow.canonical.gains import Gains, Overlaps, State, View
+from geoflow.canonical.places import Node, nodes_of, outwards, places_of
 from geoflow.spec import NetworkSpec
-from geoflow.symmetry import Groups, Symmetry, apply_symmetry
+from geoflow.symmetry import Symmetry, apply_symmetry
 
 CHUNK = 2**24  # weights of the networks that are aligned at once
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}  # a smaller relative gain may be the rounding of products
 
 
 def align(
@@ -45,58 +44,53 @@ def align(
     >>> torch.equal(align(spec, moved, theta)[0], theta)
     True
     """
+    symmetry = match_units(spec, theta, reference, sweeps)
+    return apply_by_parts(spec, theta, symmetry, theta.new_empty(theta.shape)), symmetry
+
+
+def match_units(
+    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, "*nets weights"], sweeps: int = 50
+) -> Symmetry:
+    """The symmetry that `align` finds."""
     check_zoo(spec, theta)
     check_zoo(spec, reference.reshape(-1, spec.weights), "reference")
-    nets = max(1, CHUNK // max(1, spec.weights))
     fixed = reference.detach().cpu().to(theta.dtype)
     found = [
-        _align(spec, part.detach().cpu(), fixed[start : start + nets] if fixed.ndim == 2 else fixed, sweeps)
-        for start, part in zip(range(0, len(theta), nets), theta.split(nets), strict=True)
+        _align(spec, theta[part].detach().cpu(), fixed[part] if fixed.ndim == 2 else fixed, sweeps) for part in parts_of(spec, len(theta))
     ]
-    symmetry = Symmetry(
-        {g: torch.cat([permutations[g] for permutations, _ in found]).to(theta.device) for g in spec.groups("permutation")},
-        signs={g: torch.cat([signs[g] for _, signs in found]).to(theta) for g in spec.groups("sign")},
+    return Symmetry(
+        {g: torch.cat([state.permutations[g] for state in found]).to(theta.device) for g in spec.groups("permutation")},
+        signs={g: torch.cat([state.signs[g] for state in found]).to(theta) for g in spec.groups("sign")},
     )
-    return apply_symmetry(spec, theta, symmetry), symmetry
+
+
+def apply_by_parts(
+    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], symmetry: Symmetry, into: Float[Tensor, "nets weights"]
+) -> Float[Tensor, "nets weights"]:
+    """Move a few networks at a time, and write them to `into`, which may be `theta` itself. So no second copy of a zoo is in memory."""
+    for part in parts_of(spec, len(theta)):
+        into[part] = apply_symmetry(spec, theta[part], part_of(symmetry, part))
+    return into
+
+
+def part_of(symmetry: Symmetry, nets: slice) -> Symmetry:
+    """The symmetry of some of the networks. A single one has no axis of networks, because reordering is then several times as fast."""
+    tables = ({g: x[nets] for g, x in table.items()} for table in (symmetry.permutations, symmetry.factors, symmetry.signs))
+    return Symmetry(*({g: x[0] if len(x) == 1 else x for g, x in table.items()} for table in tables))
+
+
+def parts_of(spec: NetworkSpec, nets: int) -> list[slice]:
+    """Slices of so few networks that their copies are small beside a zoo."""
+    some = max(1, CHUNK // max(1, spec.weights))
+    return [slice(start, start + some) for start in range(0, nets, some)]
 
 
 def match(
     spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, "*nets weights"]
 ) -> Float[Tensor, "nets weights"]:
     """The result of the first sweep of `align`, in the precision and on the device of the input. The input is not checked."""
-    state, _, nodes, _ = _start(spec, theta, reference, theta.dtype)
-    return apply_symmetry(spec, theta, Symmetry(state.permutations, signs=_in_old_order(nodes, state)))
-
-
-def centre(
-    spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, " weights"], rounds: int = 20
-) -> Float[Tensor, " weights"]:
-    """The common centre of all networks: align them to the reference, take their mean as the next reference, and repeat.
-
-    The mean gain <reference, g theta> of a round equals the squared norm of its mean network. The rounds stop when it no longer grows.
-    Returns the mean of the best round, [weights].
-
-    Raises ValueError for fewer than two networks, because their centre would be the network itself.
-
-    >>> import torch
-    >>> from geoflow.wiring import spec_of
-    >>> from geoflow.symmetry import permute
-    >>> spec = spec_of(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)), torch.zeros(1, 4))
-    >>> theta = torch.randn(spec.weights, generator=torch.Generator().manual_seed(0))
-    >>> zoo = torch.stack([theta, permute(spec, theta, {0: torch.tensor([2, 0, 1])})])  # one network in two orders
-    >>> torch.equal(centre(spec, zoo, theta), theta)
-    True
-    """
-    if len(theta) < 2:
-        raise ValueError(f"A common centre needs at least two networks, not {len(theta)}. Pass a reference to align to.")
-    gain = -float("inf")
-    for _ in range(rounds):
-        mean = align(spec, theta, reference)[0].mean(0)
-        grown = float(mean.double().square().sum())
-        if grown <= gain * (1 + 1e-6):
-            break
-        gain, reference = grown, mean
-    return reference
+    state = _start(spec, theta, reference, torch.promote_types(theta.dtype, torch.float32))[0]
+    return apply_symmetry(spec, theta, Symmetry(state.permutations, signs=state.signs))
 
 
 def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str = "zoo") -> None:
@@ -111,159 +105,97 @@ def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str
         raise ValueError(f"Network {network} of the {name} holds NaN or Inf in {tensor.name!r}. Remove this network, or train it again.")
 
 
-@dataclass
-class _State:
-    """Networks during alignment: their learned tensors as [nets, `*shape`], and the symmetry so far.
-
-    The signs are in the new order of the units.
-    """
-
-    parts: dict[int, Tensor]
-    permutations: Groups
-    signs: Groups
-
-    def at(self, node: Node) -> "_State":
-        """The tensors, orders and signs that belong to a node."""
-        parts = {place.tensor: self.parts[place.tensor] for place in node.places if place.learned}
-        orders = {} if node.permutation is None else {node.permutation: self.permutations[node.permutation]}
-        return _State(parts, orders, {g: self.signs[g] for g in node.signs})
-
-    def take(self, nets: Tensor) -> "_State":
-        return _State(*({key: value[nets] for key, value in table.items()} for table in (self.parts, self.permutations, self.signs)))
-
-    def put(self, nets: Tensor, other: "_State") -> None:
-        for mine, its in zip((self.parts, self.permutations, self.signs), (other.parts, other.permutations, other.signs), strict=True):
-            for key in its:
-                mine[key][nets] = its[key]
-
-
-def _align(spec: NetworkSpec, theta: Tensor, reference: Tensor, sweeps: int) -> tuple[Groups, Groups]:
-    state, goal, nodes, settled = _start(spec, theta, reference, torch.float64)
+def _align(spec: NetworkSpec, theta: Tensor, reference: Tensor, sweeps: int) -> State:
+    if len(theta) == 1 and torch.equal(theta.squeeze(0), reference):  # no order is nearer
+        return _unmoved(spec, theta, torch.float64)
+    state, overlaps, nodes, settled = _start(spec, theta, reference, torch.float64)
     stale = [torch.full((len(theta),), index not in settled) for index in range(len(nodes))]  # networks in which a node may improve
     for _ in range(sweeps):
         for index, node in enumerate(nodes):
             nets = stale[index].nonzero().squeeze(1)
             if len(nets) == 0:
                 continue
-            here, aim = state.take(nets), goal if reference.ndim == 1 else {t: part[nets] for t, part in goal.items()}
-            better = _step(here, aim, node)
-            state.put(nets, here)
+            better = _step(state, overlaps, node, nets)
             stale[index][nets] = better & node.quadratic
             for other in (i for i, neighbour in enumerate(nodes) if i != index and neighbour.touched & node.touched):
                 stale[other][nets] |= better
-    return state.permutations, _in_old_order(nodes, state)
+    return state
 
 
-def _start(
-    spec: NetworkSpec, theta: Tensor, reference: Tensor, dtype: torch.dtype
-) -> tuple[_State, dict[int, Tensor], list[Node], set[int]]:
-    """Do the first sweep. Returns the state, the reference's tensors, all nodes, and the numbers of the nodes that are settled.
+def _start(spec: NetworkSpec, theta: Tensor, reference: Tensor, dtype: torch.dtype) -> tuple[State, Overlaps, list[Node], set[int]]:
+    """Do the first sweep. Returns the state, the overlaps, all nodes, and the numbers of the nodes that are settled.
 
-    Elements are compared in `dtype`. The products of wide tensors are computed in the precision of the networks.
+    Products are added in `dtype`.
     """
-    places, nets = places_of(spec), len(theta)
+    places, everyone = places_of(spec), torch.arange(len(theta), device=theta.device)
     nodes = nodes_of(spec, places)
-    touched = set().union(*(node.touched for node in nodes))
-    parts, goal = _cut(spec, theta, touched), _cut(spec, reference, touched)
+    overlaps = Overlaps(spec, theta, reference, places, set().union(*(node.touched for node in nodes)), dtype)
+    state = _unmoved(spec, theta, dtype)
     steps = list(outwards(nodes, places))
-    settled = _settled(nodes, steps)
-    lone = {tensor: axis for tensor, axis in lone_axes(places).items() if tensor in touched and _is_wide(spec.tensors[tensor].shape, axis)}
-    for tensor, axis in lone.items():
-        parts[tensor], goal[tensor] = _overlaps(parts[tensor], goal[tensor], axis)
-    parts, goal = ({tensor: part.to(dtype) for tensor, part in some.items()} for some in (parts, goal))
-    steps = [(node.without_axes(lone), [(place.without_axes(lone), window) for place, window in views]) for node, views in steps]
-    orders = {g: torch.arange(n, device=theta.device).repeat(nets, 1) for g, n in spec.groups("permutation").items()}
-    state = _State(parts, orders, {g: theta.new_ones(nets, n, dtype=dtype) for g, n in spec.groups("sign").items()})
     for node, views in steps:
-        _move(state, node, *_best(state, goal, node, views))
-    return state, goal, [node.without_axes(lone) for node in nodes], settled
+        gains = overlaps.gains(state, node, views, everyone)
+        state.put(everyone, _best(state, gains, node))
+    return state, overlaps, nodes, _settled(nodes, steps)
 
 
-def _settled(nodes: list[Node], steps: list[tuple[Node, list[tuple[Place, Window]]]]) -> set[int]:
+def _unmoved(spec: NetworkSpec, theta: Tensor, dtype: torch.dtype) -> State:
+    orders = {g: torch.arange(n, device=theta.device).repeat(len(theta), 1) for g, n in spec.groups("permutation").items()}
+    return State(orders, {g: theta.new_ones(len(theta), n, dtype=dtype) for g, n in spec.groups("sign").items()})
+
+
+def _settled(nodes: list[Node], steps: list[tuple[Node, list[View]]]) -> set[int]:
     """The nodes that saw all elements of their tensors. All that they share with other nodes was matched before."""
 
-    def whole(node: Node, views: list[tuple[Place, Window]]) -> bool:
+    def whole(node: Node, views: list[View]) -> bool:
         return len(views) == sum(place.learned for place in node.places) and not any(window for _, window in views)
 
     return {nodes.index(node) for node, views in steps if node in nodes and not node.quadratic and whole(node, views)}
 
 
-def _is_wide(shape: tuple[int, ...], axis: int) -> bool:
-    return prod(shape) > shape[axis] ** 2
-
-
-def _overlaps(part: Tensor, goal: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The inner products of all units along an axis with those of the reference, and the identity: <g A, R> = <g (A R^T), 1>.
-
-    If only the units along one axis of a tensor A move, the sweeps need no more than these products.
-    """
-    rank = part.ndim - 1
-    dtype = torch.promote_types(part.dtype, torch.float32)
-    rows, aims = (x.to(dtype).movedim(axis - rank, -rank).flatten(1 - rank) for x in (part, goal))
-    products = rows @ aims.mT
-    return products, torch.eye(products.shape[-1]).to(products).expand(*aims.shape[:-2], -1, -1)
-
-
-def _in_old_order(nodes: list[Node], state: _State) -> Groups:
-    homes = {g: node.permutation for node in nodes if node.permutation is not None for g in node.signs}
-    orders = {g: state.permutations[homes[g]] if g in homes else None for g in state.signs}
-    return {g: s if orders[g] is None else torch.empty_like(s).scatter(-1, orders[g], s) for g, s in state.signs.items()}
-
-
-def _step(state: _State, goal: dict[int, Tensor], node: Node) -> Tensor:
-    """Improve one node in the networks in which that raises the objective. Returns True for these networks."""
-    order, flips = _best(state, goal, node, [(place, {}) for place in node.places if place.learned])
-    trial = state.at(node)
-    _move(trial, node, order, flips)
-    gain = sum(((trial.parts[t] - state.parts[t]) * goal[t]).flatten(1).sum(1) for t in node.touched)
-    scale = sum((state.parts[t] * goal[t]).abs().flatten(1).sum(1) for t in node.touched)
-    better = gain > 1e-12 * scale  # above the rounding of float64
-    state.put(better, trial.take(better))
+def _step(state: State, overlaps: Overlaps, node: Node, nets: Tensor) -> Tensor:
+    """Improve one node in those of the networks `nets` in which that raises the objective. Returns True for these."""
+    here = state.take(nets)
+    gains = overlaps.gains(here, node, [(place, {}) for place in node.places if place.learned], nets)
+    found = _best(here, gains, node)
+    trial = State(here.permutations | found.permutations, here.signs | found.signs)
+    if node.quadratic:
+        (before, size), (after, _) = (overlaps.objective(some, node, nets) for some in (here, trial))
+        gain = after - before
+    else:
+        before, after = (_values(gains, some, node) for some in (here, trial))
+        gain, size = (after - before).sum(1), before.abs().sum(1)
+    better = gain > ROUNDING[overlaps.precision] * size
+    state.put(nets[better], found.take(better))
     return better
 
 
-def _best(state: _State, goal: dict[int, Tensor], node: Node, views: list[tuple[Place, Window]]) -> tuple[Tensor, Groups]:
+def _best(state: State, gains: Gains, node: Node) -> State:
     """The order and the signs of one node with the greatest gain, with the rest of the network fixed."""
-    gains: dict[int | None, Tensor] = {}  # by the sign group that may flip them; None: no group, or two groups
-    for place, window in views:
-        free = place.signs & node.signs
-        old, new = rows(state.parts[place.tensor], place, window), rows(goal[place.tensor], place, window)
-        key = next(iter(free)) if len(free) == 1 else None
-        gains[key] = gains.get(key, 0) + old @ new.transpose(-1, -2)
-    order = _unmoved(state, node.units)
+    found = State({}, {})
     if node.permutation is not None and gains:
-        order = _assign(sum(gain if key is None else gain.abs() for key, gain in gains.items()))
-    chosen = {key: gain.take_along_dim(order[:, None], 1).squeeze(1) for key, gain in gains.items() if key is not None}
-    return order, {key: torch.where(gain < 0, -1.0, 1.0).to(gain) for key, gain in chosen.items()}
+        found.permutations[node.permutation] = _assign(sum(gain if key is None else gain.abs() for key, gain in gains.items()))
+    for key in (key for key in gains if key is not None):
+        order = _order(State(state.permutations | found.permutations, {}), node, len(gains[key]), gains[key].device)
+        chosen = gains[key].take_along_dim(order[:, None], 1).squeeze(1)
+        signs = torch.where(chosen < 0, -1.0, 1.0).to(state.signs[key])
+        found.signs[key] = torch.empty_like(signs).scatter(1, order, signs)
+    return found
 
 
-def _unmoved(state: _State, units: int) -> Tensor:
-    one = next(iter((*state.parts.values(), *state.permutations.values(), *state.signs.values())))
-    return torch.arange(units, device=one.device).repeat(len(one), 1)
+def _values(gains: Gains, state: State, node: Node) -> Tensor:
+    """What the units of a node add to the objective, [nets, places]."""
+    values = 0
+    for key, gain in gains.items():
+        order = _order(state, node, len(gain), gain.device)
+        chosen = gain.take_along_dim(order[:, None], 1).squeeze(1)
+        values = values + (chosen if key is None else chosen * state.signs[key].gather(1, order))
+    return values
 
 
-def _move(state: _State, node: Node, order: Tensor, flips: Groups) -> None:
-    """Reorder and flip the units of a node in place."""
-    if node.permutation is not None:
-        state.permutations[node.permutation] = state.permutations[node.permutation].gather(1, order)
-        state.signs |= {g: state.signs[g].gather(1, order) for g in node.signs}
-    state.signs |= {g: state.signs[g] * flip for g, flip in flips.items()}
-    nets = torch.arange(len(order), device=order.device)[:, None]
-    for place in (place for place in node.places if place.learned):
-        part = state.parts[place.tensor].movedim(1 + place.axis, 1)
-        start, end = place.start, place.start + place.units * place.repeat
-        entries = (order[..., None] * place.repeat + torch.arange(place.repeat, device=order.device)).flatten(1) + start
-        moved = part[nets, entries]
-        for flip in (flips[g] for g in place.signs if g in flips):
-            moved = moved * flip.repeat_interleave(place.repeat, 1).reshape(*moved.shape[:2], *[1] * (moved.ndim - 2))
-        whole = moved if moved.shape == part.shape else torch.cat([part[:, :start], moved, part[:, end:]], 1)
-        state.parts[place.tensor] = whole.movedim(1, 1 + place.axis)
-
-
-def _cut(spec: NetworkSpec, theta: Tensor, chosen: set[int]) -> dict[int, Tensor]:
-    """The chosen tensors by number, in their shapes."""
-    cuts = theta.split([tensor.numel for tensor in spec.tensors], -1)
-    return {i: cuts[i].reshape(*theta.shape[:-1], *spec.tensors[i].shape) for i in sorted(chosen)}
+def _order(state: State, node: Node, nets: int, device: torch.device) -> Tensor:
+    """The order of the units of a node, [nets, units]. A node of signs alone leaves the order as it is."""
+    home = node.places[0].permutation
+    return torch.arange(node.units, device=device).repeat(nets, 1) if home is None else state.permutations[home]
 
 
 def _assign(gains: Tensor) -> Tensor:

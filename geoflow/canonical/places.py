@@ -1,6 +1,6 @@
 """Find where the units of each group lie in the tensors, and in which order groups are matched."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,10 +25,6 @@ class Place:
     permutation: int | None
     signs: frozenset[int]
     learned: bool
-
-    def without_axes(self, lone: Mapping[int, int]) -> "Place":
-        """The same stretch after its tensor was reduced to inner products. `lone` maps such tensors to the axis that is left."""
-        return replace(self, axis=0, rank=2) if self.tensor in lone else self
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,6 @@ class Node:
         """A node for some of the signs of these units. It leaves the order as it is."""
         return replace(self, permutation=None, signs=signs, places=tuple(place for place in self.places if place.signs & signs))
 
-    def without_axes(self, lone: Mapping[int, int]) -> "Node":
-        return replace(self, places=tuple(place.without_axes(lone) for place in self.places))
-
 
 Window = dict[int, Tensor]  # other axis: the indices that are known; a missing axis is known as a whole
 
@@ -78,15 +71,6 @@ def places_of(spec: NetworkSpec) -> list[Place]:
                 found.append(Place(number, along, len(tensor.axes), start, piece.size, piece.repeat, owner, signs, tensor.learned))
                 start += piece.size * piece.repeat
     return found
-
-
-def lone_axes(places: Iterable[Place]) -> dict[int, int]:
-    """For each tensor whose units move or flip along one axis only: this axis."""
-    axes: dict[int, set[int]] = {}
-    for place in places:
-        if place.permutation is not None or place.signs:
-            axes.setdefault(place.tensor, set()).add(place.axis)
-    return {tensor: axis for tensor, (axis, *more) in axes.items() if not more}
 
 
 def _signs(spec: NetworkSpec, piece: Piece, degree: int) -> frozenset[int]:

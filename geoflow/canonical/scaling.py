@@ -1,6 +1,9 @@
 """Choose the scale of every unit so that its incoming weights have norm 1."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
+from itertools import product
 
 import numpy as np
 import torch
@@ -8,10 +11,11 @@ from jaxtyping import Float, Int
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from geoflow.spec import NetworkSpec, Piece, TensorSpec
+from geoflow.spec import NetworkSpec, Piece
 from geoflow.symmetry import Groups, rescale
 
 EDGES = ("weight", "gain", "parameter")
+CHUNK = 2**24  # weights of the networks that are balanced at once
 
 
 def balance(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch weights"]:
@@ -38,12 +42,31 @@ def balance(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> Float[
 
 def balance_by(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) -> tuple[Float[Tensor, "*batch weights"], Groups]:
     """Return what `balance` returns, and the factors [`*batch`, units] that it gave to the units of each group."""
+    cells = _incoming_cells(spec)
+    if not cells:
+        return theta, {}
+    balanced, found = theta.new_empty(theta.shape), []
+    nets, some = theta.reshape(-1, spec.weights), max(1, CHUNK // spec.weights)
+    for start in range(0, len(nets), some):
+        part = nets[start : start + some]
+        found.append(_factors(spec, part, cells))
+        balanced.view(-1, spec.weights)[start : start + some] = rescale(spec, part, found[-1])
+    return balanced, {g: torch.cat([factors[g] for factors in found]).view(*theta.shape[:-1], -1) for g in cells}
+
+
+def _factors(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], cells: Mapping[int, list["_Cell"]]) -> Groups:
+    """The factors [nets, units] of each group. Rows are scaled by the factors of the units that they read, which were found before."""
     factors = {}
-    for group, index in incoming(spec).items():
-        norm = _norms(theta, index)
+    for group, own in cells.items():
+        norm = torch.linalg.vector_norm(torch.cat([cell.rows(spec, _scaled(spec, theta, factors, cell)) for cell in own], -1), dim=-1)
         factors[group] = torch.where(_alive(norm), 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 1.0)
-        theta = rescale(spec, theta, {group: factors[group]})
-    return theta, factors
+    return factors
+
+
+def _scaled(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], factors: Groups, cell: "_Cell") -> Float[Tensor, "nets numel"]:
+    """The tensor of a cell in the scale so far."""
+    tensor, start = spec.tensors[cell.tensor], spec.offsets[cell.tensor]
+    return rescale(replace(spec, tensors=(tensor,)), theta[:, start : start + tensor.numel], factors)
 
 
 def sphere_rows(spec: NetworkSpec) -> tuple[Int[Tensor, "_units _dim"], ...]:
@@ -97,77 +120,89 @@ def incoming(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]:
     On a cycle of spectral radius >= 1 this has no positive solution, so a trained residual network may have no such scale. Without the
     closing tensors S is nilpotent. Then the scale exists, is unique, and is found in one sweep. Closing tensors follow their units.
     """
-    groups = spec.groups("scaling")
-    ends = np.concatenate([[0], np.cumsum(list(groups.values()), dtype=int)])
-    tensors = [(offset, *_entries(spec, tensor, dict(zip(groups, ends.tolist(), strict=False)))) for tensor, offset in _candidates(spec)]
-    numbered = [(np.searchsorted(ends, w, "right") - 1, np.searchsorted(ends, r, "right") - 1) for _, w, r, _ in tensors]
-    closing, order = _order(len(groups), numbered)
-    fed, loose = [np.empty((2, 0), int)], [np.empty((2, 0), int)]
-    for (offset, writes, _, edge), (writer, readers) in zip(tensors, numbered, strict=True):
-        back = closing[writer, readers].any(0)
-        for found, chosen in ((fed, edge & ~back), (loose, ~edge)):
-            entry = (chosen & (writes >= 0)).nonzero()[0]
-            found.append(np.stack([writes[entry], entry + offset]))
-    fed, loose = np.concatenate(fed, 1), np.concatenate(loose, 1)
-    rows = {}
-    for number in order:
-        start, end = ends[number], ends[number + 1]
-        for unit, entry in (fed, loose):
-            mine = (unit >= start) & (unit < end)
-            if mine.any():
-                entries = entry[mine][np.lexsort((entry[mine], unit[mine]))]
-                rows[list(groups)[number]] = torch.from_numpy(entries.reshape(end - start, -1))
-                break
-    return rows
+    indices = {}
+    for group, cells in _incoming_cells(spec).items():
+        parts = [
+            cell.rows(spec, torch.arange(spec.tensors[cell.tensor].numel)[None] + spec.offsets[cell.tensor]).squeeze(0) for cell in cells
+        ]
+        indices[group] = torch.cat(parts, 1).sort(1).values
+    return indices
 
 
-def _candidates(spec: NetworkSpec) -> list[tuple[TensorSpec, int]]:
-    pairs = zip(spec.tensors, spec.offsets, strict=True)
-    return [(tensor, offset) for tensor, offset in pairs if tensor.kind in EDGES and tensor.learned and tensor.degree == 1 and tensor.axes]
+@dataclass(frozen=True)
+class _Cell:
+    """A rectangle of a tensor: one piece of each axis. All its elements write units of one group, and meet units of the same groups.
 
-
-def _entries(spec: NetworkSpec, tensor: TensorSpec, first: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each element of a tensor: its scaled unit, the other scaled units that it meets (-1: none), and whether it reads any site.
-
-    An element belongs to the unit of its first axis that writes. It meets the units that it reads. If it reads any, it also meets the units
-    that its further axes write. The units that it meets are scaled first.
+    `spans` holds the start and the end of the rectangle along each axis. Its units lie along the axis `along`. `edge` says whether the
+    elements read a site. If they do, they also meet the units that their further axes write. The units that they meet are scaled first.
     """
-    axes = [_axis_units(spec, axis, first) for axis in tensor.axes]
-    grids = [np.broadcast_arrays(*np.ix_(*(axis[row] for axis in axes))) for row in range(3)]
-    writes, reads, edge = (np.stack([grid.ravel() for grid in grids[row]]) for row in range(3))
-    first_writing, edge = (writes >= 0).argmax(0)[None], edge.any(0)
-    owner = np.take_along_axis(writes, first_writing, 0)[0]
-    further = np.where(edge & (np.arange(len(writes))[:, None] != first_writing), writes, -1)
-    met = np.concatenate([reads, further])
-    return owner, met[(met >= 0).any(1)], edge
+
+    tensor: int
+    spans: tuple[tuple[int, int], ...]
+    along: int
+    units: int
+    writer: int
+    met: frozenset[int]
+    edge: bool
+
+    def rows(self, spec: NetworkSpec, part: Tensor) -> Tensor:
+        """Of the elements [nets, numel] of the tensor, those of the cell, [nets, units, dim]."""
+        part = part.unflatten(1, spec.tensors[self.tensor].shape)
+        for axis, (start, end) in enumerate(self.spans, 1):
+            part = part.narrow(axis, start, end - start)
+        return part.movedim(1 + self.along, 1).reshape(len(part), self.units, -1)
 
 
-def _axis_units(spec: NetworkSpec, axis: tuple[Piece, ...], first: dict[int, int]) -> tuple[np.ndarray, ...]:
-    return (
-        np.concatenate([_units(spec, piece, piece.writes, first) for piece in axis]),
-        np.concatenate([_units(spec, piece, piece.reads, first) for piece in axis]),
-        np.concatenate([np.full(piece.size * piece.repeat, int(piece.reads is not None)) for piece in axis]),
-    )
+def _incoming_cells(spec: NetworkSpec) -> dict[int, list[_Cell]]:
+    """The cells of every unit's incoming weights by scaling group, in the order of the forward pass."""
+    groups, cells = list(spec.groups("scaling")), list(_cells(spec))
+    feeds = np.zeros((len(groups), len(groups)), bool)
+    for cell in cells:
+        feeds[groups.index(cell.writer), [groups.index(group) for group in cell.met]] = True
+    closing, order = _order(feeds)
+    found = {}
+    for number in order:
+        mine = [cell for cell in cells if cell.writer == groups[number]]
+        back = {groups[other] for other in closing[number].nonzero()[0]}
+        fed, loose = [cell for cell in mine if cell.edge and not cell.met & back], [cell for cell in mine if not cell.edge]
+        if fed or loose:
+            found[groups[number]] = fed or loose
+    return found
 
 
-def _units(spec: NetworkSpec, piece: Piece, site: int | None, first: dict[int, int]) -> np.ndarray:
-    group = spec.group_of(site, "scaling")
-    return np.repeat(np.arange(piece.size) + first[group] if group is not None else np.full(piece.size, -1), piece.repeat)
+def _cells(spec: NetworkSpec) -> Iterator[_Cell]:
+    """All cells that write a scaled unit. An element belongs to the unit of its first axis that writes one."""
+    for number, tensor in enumerate(spec.tensors):
+        if tensor.kind not in EDGES or not tensor.learned or tensor.degree != 1 or not tensor.axes:
+            continue
+        for stretches in product(*map(_stretches, tensor.axes)):
+            pieces = [piece for piece, _ in stretches]
+            writes = [spec.group_of(piece.writes, "scaling") for piece in pieces]
+            along = next((axis for axis, group in enumerate(writes) if group is not None), None)
+            if along is None:
+                continue
+            edge = any(piece.reads is not None for piece in pieces)
+            met = {spec.group_of(piece.reads, "scaling") for piece in pieces} | (set(writes[along + 1 :]) if edge else set())
+            spans = tuple(span for _, span in stretches)
+            yield _Cell(number, spans, along, pieces[along].size, writes[along], frozenset(met - {None}), edge)
 
 
-def _order(count: int, numbered: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[int]]:
+def _stretches(axis: tuple[Piece, ...]) -> Iterator[tuple[Piece, tuple[int, int]]]:
+    start = 0
+    for piece in axis:
+        end = start + piece.size * piece.repeat
+        yield piece, (start, end)
+        start = end
+
+
+def _order(feeds: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """Which (written, read) pairs of groups close a cycle, and the order of the groups without these pairs.
 
     Groups are numbered in the order of the trace.
     """
-    feeds = np.zeros((count + 1, count + 1), bool)  # the last row and column stand for pinned sites, whose number is -1
-    for writer, readers in numbered:
-        feeds[writer, readers] = True
-    inner = feeds[:count, :count]
-    cycle = connected_components(inner, connection="strong")[1] if count else np.empty(0, int)
-    closing = np.zeros_like(feeds)
-    closing[:count, :count] = (cycle[:, None] == cycle) & np.tri(count, dtype=bool).T
-    forward = inner & ~closing[:count, :count]
+    cycle = connected_components(feeds, connection="strong")[1] if len(feeds) else np.empty(0, int)
+    closing = (cycle[:, None] == cycle) & np.tri(len(feeds), dtype=bool).T
+    forward = feeds & ~closing
     return closing, list(TopologicalSorter({i: row.nonzero()[0].tolist() for i, row in enumerate(forward)}).static_order())
 
 

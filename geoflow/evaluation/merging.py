@@ -7,14 +7,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from geoflow.canonical.matching import align, centre
+from geoflow.canonical.gathering import gathered
+from geoflow.canonical.matching import align
 from geoflow.canonical.scaling import balance, balance_by
 from geoflow.evaluation.metrics import evaluate
 from geoflow.examples import Examples
 from geoflow.outputs import RegressionScores, Scores
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate
-from geoflow.symmetry import rescale
+from geoflow.symmetry import apply_symmetry, rescale
 from geoflow.vector import pack, unpack
 
 Network = Mapping | nn.Module  # a state dict, or the network
@@ -64,8 +65,8 @@ def merge(spec: NetworkSpec, states: Sequence[Network], weights: Sequence[float]
     if len(share) != len(thetas) or not (share >= 0).all() or not share.sum() > 0:
         raise ValueError(f"weights must be {len(thetas)} numbers, one for each network, at least 0 and not all 0, not {weights}.")
     balanced, factors = balance_by(spec, thetas)
-    common = centre(spec, balanced, balanced[0]) if len(thetas) > 1 else balanced[0]
-    mean = (share / share.sum()).to(thetas) @ align(spec, balanced, common)[0]
+    aligned = apply_symmetry(spec, balanced, gathered(spec, balanced)[1]) if len(thetas) > 1 else balanced
+    mean = (share / share.sum()).to(thetas) @ aligned
     ordered = align(spec, mean[None], balanced[0])[0]
     return unpack(spec, _unbalanced(spec, ordered, {group: factor[:1] for group, factor in factors.items()})[0])
 
@@ -124,6 +125,8 @@ def barrier(
 
 def _packed(spec: NetworkSpec, states: Sequence[Network]) -> Float[Tensor, "nets weights"]:
     """Return weight vectors, at least in single precision."""
+    if isinstance(states, Mapping | nn.Module):
+        raise ValueError("These are the entries of one network. Pass a list of networks, or of state dicts.")
     thetas = pack(spec, states).detach()
     return thetas.to(torch.promote_types(thetas.dtype, torch.float32))
 

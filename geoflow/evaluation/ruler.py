@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geoflow.canonical import align, balance, centre
+from geoflow.canonical import align, balance, centre, gathered
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
+from geoflow.symmetry import apply_symmetry
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +49,9 @@ def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Fram
     1.0
     """
     balanced = _balanced(spec, zoo, frame)
-    first = centre(spec, balanced, balanced[0])
+    first, symmetry = gathered(spec, balanced)
     layers = layers_of(spec)
-    variance = align(spec, balanced, first)[0].var(0)
+    variance = apply_symmetry(spec, balanced, symmetry).var(0)
     scale = torch.ones_like(variance)
     scale[statistics_of(spec).to(scale.device)] = 0
     for index in layers.values():

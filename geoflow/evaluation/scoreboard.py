@@ -103,7 +103,9 @@ def scoreboard(
     True
     """
     runs = zoo.thetas if isinstance(zoo, Zoo) else zoo if zoo.ndim == 3 else zoo[:, None]
-    train, run_of = runs.flatten(0, 1), torch.arange(len(runs)).repeat_interleave(runs.shape[1])
+    dtype = torch.promote_types(torch.promote_types(runs.dtype, samples.dtype), torch.float32)  # half a zoo's precision would be measured
+    samples, heldout = samples.to(dtype), None if heldout is None else heldout.to(dtype)
+    train, run_of = runs.flatten(0, 1).to(dtype), torch.arange(len(runs)).repeat_interleave(runs.shape[1])
     generator, exam = generator or torch.Generator().manual_seed(0), Exam(network, spec, data, device)
     flow, losses = flow or _untrained(spec, train, exam.numbers), () if flow is None else flow.losses
     canonical, new = flow.canonical(train), flow.canonical(samples)
@@ -176,6 +178,6 @@ def _how_new(
 
 def _in_the_order_of_their_end(flow: Flow, paths: Float[Tensor, "times nets size"]) -> Float[Tensor, "times nets weights"]:
     """Return the weights on each path. One order of the units holds all the way: the one that makes the last network canonical."""
-    thetas, chart = flow.chart.theta(paths), flow.chart
-    ends, reference = (chart.frame.turn(chart.graph, one) for one in (thetas[-1], flow.reference))
+    thetas, graph = flow.chart.theta(paths), graph_of(flow.spec)
+    ends, reference = (flow.chart.frame.turn(graph, one) for one in (thetas[-1], flow.reference))
     return apply_symmetry(flow.spec, thetas, align(flow.spec, ends, reference)[1])

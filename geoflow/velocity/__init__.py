@@ -7,6 +7,7 @@ from torch import nn
 
 from geoflow.choices import choose
 from geoflow.graph import Graph
+from geoflow.latent import NONE
 from geoflow.velocity.mlp import MLPVelocity
 from geoflow.velocity.relational_transformer import IdentifiedTransformer, RelationalTransformer
 
@@ -29,12 +30,40 @@ def complete_sizes(velocity: str, sizes: Mapping[str, int]) -> dict[str, int]:
     return asdict(kind(**sizes))
 
 
-def build_field(graphs: Sequence[Graph], velocity: str, sizes: Mapping[str, int], features: int = 0) -> nn.Module:
+def build_field(graphs: Sequence[Graph], velocity: str, sizes: Mapping[str, int], features: int = 0, dropout: float = 0.0) -> nn.Module:
     """A new field for networks with the roles of these graphs. Only an equivariant field serves more than one.
 
-    With `features` above 0 it takes conditions of so many numbers.
+    With `features` above 0 it takes conditions of so many numbers. `dropout` is the share of hidden units that are dropped in training.
     """
     kind = VELOCITIES[velocity]
     first, *others = graphs
-    told = {"features": features} if features else {}
-    return kind(first, kind.Sizes(**complete_sizes(velocity, sizes)), *others, **told)
+    given = {"features": features, "dropout": dropout}
+    return kind(first, kind.Sizes(**complete_sizes(velocity, sizes)), *others, **{name: value for name, value in given.items() if value})
+
+
+def check_dropout(velocity: str, dropout: float) -> None:
+    """Raise ValueError for what is no share, and for a share that this kind of field cannot drop.
+
+    >>> check_dropout("transformer", 0.1)
+    Traceback (most recent call last):
+    ValueError: dropout=0.1 serves velocity=mlp, and velocity=transformer drops nothing. Leave it out.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} must be a share from 0 to below 1.")
+    dropping = [name for name, kind in VELOCITIES.items() if kind.drops]
+    if dropout and velocity not in dropping:
+        raise ValueError(f"dropout={dropout} serves velocity={' or '.join(dropping)}, and velocity={velocity} drops nothing. Leave it out.")
+
+
+def check_latent(velocity: str, latent: str) -> None:
+    """Raise ValueError if a field reads units and their weights, and the space of the flow has none.
+
+    >>> check_latent("transformer", "pca")
+    Traceback (most recent call last):
+    ValueError: velocity=transformer reads units and weights, and latent=pca has components only. Choose velocity=mlp, or latent=none.
+    """
+    if latent != NONE and VELOCITIES[velocity].reads_units:
+        free = " or ".join(name for name, kind in VELOCITIES.items() if not kind.reads_units)
+        raise ValueError(
+            f"velocity={velocity} reads units and weights, and latent={latent} has components only. Choose velocity={free}, or latent=none."
+        )

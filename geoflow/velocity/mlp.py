@@ -28,7 +28,8 @@ class MLPVelocity(nn.Module):
     """A field that is an MLP on the weight vector: `field(graph, x, t)` gives the velocity.
 
     x is [nets, size], t is [nets], and the velocity has the shape of x. The MLP reads x and 64 features of the time. Its widths are
-    [size + 64, h, h / 2, h, size], with LayerNorm and GELU. The last layer begins at zero.
+    [size + 64, h, h / 2, h, size], with LayerNorm and GELU. In training, each hidden unit is dropped with the probability `dropout`. The
+    last layer begins at zero.
 
     It knows units by their place in the vector. So it needs an aligned zoo, is not equivariant, and serves one architecture only.
 
@@ -46,14 +47,16 @@ class MLPVelocity(nn.Module):
 
     Sizes = MLPSizes
     knows_units = True
+    reads_units = False  # only coordinates, whatever they belong to
+    drops = True
     components = sys.maxsize  # it sees the weights on all units of an input
 
-    def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes(), features: int = 0):
+    def __init__(self, graph: Graph, sizes: MLPSizes = MLPSizes(), features: int = 0, dropout: float = 0.0):
         super().__init__()
         self.size = graph.size
         self.time = TimeEmbedding(64)
         widths = [self.size + 64, sizes.width, sizes.width // 2, sizes.width]
-        first, *others = (nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.GELU()) for a, b in itertools.pairwise(widths))
+        first, *others = (_hidden(a, b, dropout) for a, b in itertools.pairwise(widths))
         self.first, self.layers, self.last = first, nn.Sequential(*others), zeroed(nn.Linear(sizes.width, self.size))
 
         self.told = ConditionEmbedding(features, 64) if features else None
@@ -73,3 +76,7 @@ class MLPVelocity(nn.Module):
             )
         time = self.time(t) if condition is None else self.time(t) + self.told(condition)
         return self.last(self.layers(self.first(torch.cat([x, time], -1))))
+
+
+def _hidden(inward: int, outward: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inward, outward), nn.LayerNorm(outward), nn.GELU(), nn.Dropout(dropout))

@@ -64,6 +64,8 @@ class RelationalTransformer(nn.Module):
 
     Sizes = TransformerSizes
     knows_units = False  # a field that knows units by their place is not equivariant
+    reads_units = True
+    drops = False
 
     def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes(), *others: Graph, features: int = 0):
         super().__init__()

@@ -8,7 +8,7 @@ from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 
 
-@rule("add", "sub", "rsub")
+@rule("add", "sub", "rsub", "subtract")
 def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Operand:
     """Units that are added move together. Constants, and units that are broadcast, allow permutations only. Zeros change nothing."""
     for one, other in ((x, y), (y, x)):
@@ -30,12 +30,24 @@ def add(ledger: Ledger, x: Operand, y: Operand, alpha: float = 1) -> Operand:
     return Value(tuple(labels))
 
 
-@rule("mul")
+@rule("square", "cos", "cosh", "sinc")
+def even(ledger: Ledger, x: Operand) -> Value:
+    """f(-x) = f(x): the operand keeps its sign, and the result has none. The result is permuted with the operand."""
+    x = activation(ledger, x)
+    ledger.pin(*x.labels, symmetries=("scaling",))
+    result = Value(tuple(label if ledger.is_position(label) else ledger.like(label, "function") for label in x.labels))
+    ledger.pin(*result.labels, symmetries=MEASURES)
+    return result
+
+
+@rule("mul", "multiply")
 def multiply(ledger: Ledger, x: Operand, y: Operand) -> Operand:
     if is_zero(x) or is_zero(y):
         return torch.zeros(ledger.shape)
     if isinstance(x, int | float) or isinstance(y, int | float):
         return y if isinstance(x, int | float) else x
+    if x is y and isinstance(x, Value):
+        return even(ledger, x)
     if isinstance(x, Parameter) and isinstance(y, Value):
         x, y = y, x
     if isinstance(x, Value) and isinstance(y, Parameter):
@@ -44,7 +56,7 @@ def multiply(ledger: Ledger, x: Operand, y: Operand) -> Operand:
     return Value(product_labels(ledger, a, b))
 
 
-@rule("div")
+@rule("div", "divide", "true_divide")
 def divide(ledger: Ledger, x: Operand, y: Operand, rounding_mode: str | None = None) -> Value:
     require(rounding_mode is None, "division with rounding")
     if not is_constant(y):
@@ -56,6 +68,16 @@ def divide(ledger: Ledger, x: Operand, y: Operand, rounding_mode: str | None = N
     return Value(product_labels(ledger, a, b))
 
 
+@rule("addcmul")
+def add_product(ledger: Ledger, x: Operand, y: Operand, z: Operand, value: float = 1) -> Operand:
+    return add(ledger, x, multiply(ledger, y, z))
+
+
+@rule("addcdiv")
+def add_quotient(ledger: Ledger, x: Operand, y: Operand, z: Operand, value: float = 1) -> Operand:
+    return add(ledger, x, divide(ledger, y, z))
+
+
 @rule("maximum", "minimum")
 def extremum(ledger: Ledger, x: Operand, y: Operand) -> Value:
     """The larger or smaller of two operands. With zeros it is ReLU."""
@@ -64,7 +86,9 @@ def extremum(ledger: Ledger, x: Operand, y: Operand) -> Value:
     return result
 
 
-@rule("where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "atan2", "pow", "fmod", "remainder")
+@rule("greater", "greater_equal", "less", "less_equal", "not_equal", "arctan2")
+@rule("where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or")
+@rule("bitwise_xor", "__and__", "__or__", "__xor__", "atan2", "fmod", "remainder", "floor_divide", "logaddexp", "xlogy")
 def together(ledger: Ledger, *operands: Operand) -> Value:
     """Any function of corresponding elements. The units of all operands are permuted together; scales and signs are pinned."""
     result = Value(())

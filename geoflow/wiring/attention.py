@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from geoflow.wiring.arithmetic import product_labels
-from geoflow.wiring.entries import activation, broadcast
+from geoflow.wiring.arithmetic import add, product_labels
+from geoflow.wiring.entries import activation
 from geoflow.wiring.labels import Operand, Value, length
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.linear import contract
@@ -20,17 +20,16 @@ def attention(
     q, k, v = (activation(ledger, x) for x in (query, key, value))
     if enable_gqa:
         k, v = (_for_every_query(ledger, x, length(q.labels[-3])) for x in (k, v))
-    mask = () if attn_mask is None else sum(broadcast(ledger, attn_mask).labels, ())
-    require(not isinstance(attn_mask, Value) or ledger.is_position(mask), "a mask that is computed")
-    ledger.pin(mask)  # an entry of the state dict with fixed values
     contract(ledger, q.labels[-1], k.labels[-1])
     ledger.tie(k.labels[-2], v.labels[-2], "contraction", ("permutation",))
     ledger.pin(*q.labels[:-1], *k.labels[:-1], v.labels[-2], symmetries=MEASURES)
-    if attn_mask is not None or is_causal:
+    if is_causal:
         ledger.pin(q.labels[-2], k.labels[-2])
-    if attn_mask is not None:
-        ledger.pin(*q.labels[:-2])
-    batch = product_labels(ledger, v.labels[:-2], product_labels(ledger, q.labels[:-2], k.labels[:-2]))
+    scores = (*product_labels(ledger, q.labels[:-2], k.labels[:-2]), q.labels[-2], k.labels[-2])
+    if attn_mask is not None:  # it moves with the scores along its axes that are longer than one
+        scores = activation(ledger, add(ledger, Value(scores), attn_mask)).labels
+        ledger.pin(*scores, symmetries=MEASURES)
+    batch = product_labels(ledger, v.labels[:-2], scores[:-2])
     return Value((*batch, q.labels[-2], v.labels[-1]))
 
 

@@ -1,29 +1,34 @@
 """Check a table against its network: every declared symmetry must keep the output."""
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.choices import choose
+from geoflow.examples import arguments
 from geoflow.spec import WIRES, NetworkSpec
-from geoflow.symmetry import apply_symmetry, random_symmetry
-from geoflow.vector import pack, unpack
+from geoflow.symmetry import Symmetry, apply_symmetry, random_symmetry
+from geoflow.vector import pack, seen
+from geoflow.wiring.calls import Example, tensors_in
+from geoflow.wiring.copies import copied, fresh
 
 # The largest relative change that rounding explains. Rounding grows over some ten layers; a wrong axis gives 1e-3 and more.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
-def check_spec(network: nn.Module, spec: NetworkSpec, example: Tensor | tuple, generator: torch.Generator) -> float:
+def check_spec(network: nn.Module, spec: NetworkSpec, example: Example, generator: torch.Generator) -> float:
     """Apply a random symmetry g of all declared groups to a network, and return how much its output changes, in float64:
 
         max |f(g theta) - f(theta)| / max |f(theta)|
 
     Weights get random noise and running statistics are random, so that no zero bias and no variance of 1 hides an error. Inputs are
-    standard normal with the shapes of `example`. Whole numbers in `example` are used as they are.
+    standard normal with the shapes of `example`. Whole numbers in `example` are used as they are. `example` may be a tensor, a tuple of
+    inputs, or a mapping of inputs by keyword. The outputs are those of `spec_of`.
 
     Raises ValueError if the change exceeds the rounding error of float64. The limit is that of float32 if the network itself casts to
     float32. The message names the change.
@@ -34,12 +39,17 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Tensor | tuple, g
     >>> geoflow.check_spec(network, spec, torch.zeros(1, 4), torch.Generator().manual_seed(0)) < 1e-12
     True
     """
-    twin = copy.deepcopy(network).double().eval()
-    inputs = [draw_like(x, generator) for x in (example if isinstance(example, tuple) else (example,))]
-    theta = jitter(spec, pack(spec, twin.state_dict()), generator)
-    moved = apply_symmetry(spec, theta, random_symmetry(spec, generator))
-    with RoundedTo() as rounded:
-        before, after = (outputs_of(twin, spec, t, inputs) for t in (theta, moved))
+    twin = copied(network)
+    inputs = tree_map(lambda x: draw_like(x, generator), example)
+    theta = pack(spec, twin.state_dict())
+    _drop_weights(twin)
+    theta = theta.double()  # one line after the other, so that few copies of all weights are held at once
+    jitter_(spec, theta, generator)
+    with RoundedTo() as rounded, float64_by_default():
+        before, precision = _outputs(twin, spec, theta, inputs)
+        rounded.dtype = max(rounded.dtype, precision, key=lambda one: torch.finfo(one).eps)
+        theta = apply_symmetry(spec, theta, moving_symmetry(spec, generator))
+        after = outputs_of(twin, spec, theta.to(precision), tree_map(lambda x: _cast(x, precision), inputs)).double()
     finite = before.isfinite()
     if not finite.any():
         raise ValueError(f"{type(network).__name__} gives no finite output for normal inputs, so its spec cannot be checked.")
@@ -54,6 +64,23 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Tensor | tuple, g
         cure = "Check it without that cast."
         raise ValueError(f"The spec may not fit {type(network).__name__}: {change}. Its cast to {rounded.dtype} may explain that. {cure}")
     raise ValueError(f"The spec does not fit {type(network).__name__}: {change}. Correct the table, or the rule that made it.")
+
+
+def _outputs(network: nn.Module, spec: NetworkSpec, theta: Tensor, inputs: object) -> tuple[Tensor, torch.dtype]:
+    """The outputs in float64, or in float32 if the network casts to that and runs in no other, and the precision that it runs in."""
+    try:
+        return outputs_of(network, spec, theta, inputs), torch.float64
+    except RuntimeError:  # such as a product of both precisions
+        try:
+            single = outputs_of(network, spec, theta.float(), tree_map(lambda x: _cast(x, torch.float32), inputs))
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise ValueError(f"{type(network).__name__} does not run in float64 or float32: {reason}.") from error
+        return single.double(), torch.float32
+
+
+def _cast(x: object, dtype: torch.dtype) -> object:
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def check_wires(spec: NetworkSpec) -> None:
@@ -98,11 +125,48 @@ class RoundedTo(TorchDispatchMode):
         return result
 
 
-def outputs_of(network: nn.Module, spec: NetworkSpec, theta: Tensor, inputs: list) -> Tensor:
-    """All floating outputs of the network with these weights, in one vector."""
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    """Let tensors that a network makes itself have the precision of the check."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def outputs_of(network: nn.Module, spec: NetworkSpec, theta: Tensor, example: Example) -> Tensor:
+    """All floating outputs of the network with these weights in evaluation mode, in one vector.
+
+    Each call has modules of its own, because some networks keep a tensor of their weights between calls.
+    """
+    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments(network, example))
     with torch.no_grad():
-        result = functional_call(network, unpack(spec, theta), tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs))
-    return torch.cat([leaf.flatten() for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+        result = functional_call(fresh(network), seen(spec, theta), args, kwargs)
+    return torch.cat([tensor.flatten() for tensor in tensors_in(result) if tensor.is_floating_point()])
+
+
+def moving_symmetry(spec: NetworkSpec, generator: torch.Generator) -> Symmetry:
+    """A random symmetry that moves every unit. It also flips at least one unit of every group of signs.
+
+    A group that stays as it is would hide every error in its axes. A random order of four units stays once in 24 times.
+    """
+    drawn = random_symmetry(spec, generator)
+    rounds = {g: torch.empty_like(order).scatter(0, order, order.roll(1)) for g, order in drawn.permutations.items()}
+    flipped = {g: signs.index_fill(0, torch.randint(len(signs), (1,), generator=generator), -1) for g, signs in drawn.signs.items()}
+    return Symmetry(rounds, drawn.factors, flipped)
+
+
+def _drop_weights(network: nn.Module) -> None:
+    """Turn a network to float64, and let all elements of a parameter share one number.
+
+    The calls bring weights of their own, so this saves the memory of a copy.
+    """
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.new_zeros((), dtype=torch.float64).expand(parameter.shape)
+    network.double()
 
 
 def draw_like(x: object, generator: torch.Generator) -> object:
@@ -113,10 +177,16 @@ def draw_like(x: object, generator: torch.Generator) -> object:
 
 def jitter(spec: NetworkSpec, theta: Tensor, generator: torch.Generator) -> Tensor:
     """Weights with noise added, so that none of them is special. Variances are random and positive."""
-    noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
-    sizes = [tensor.numel for tensor in spec.tensors]
-    parts = [
-        part.mul(0.5).exp() if tensor.kind == "running_var" else old + 0.1 * part
-        for tensor, part, old in zip(spec.tensors, noise.split(sizes), theta.split(sizes), strict=True)
-    ]
-    return torch.cat(parts)
+    moved = theta.clone()
+    jitter_(spec, moved, generator)
+    return moved
+
+
+def jitter_(spec: NetworkSpec, theta: Tensor, generator: torch.Generator) -> None:
+    """The same in the memory of the weights."""
+    for tensor, part in zip(spec.tensors, theta.split([tensor.numel for tensor in spec.tensors]), strict=True):
+        noise = torch.randn(part.shape, generator=generator, dtype=theta.dtype)
+        if tensor.kind == "running_var":
+            part.copy_(noise.mul_(0.5).exp_())
+        else:
+            part.add_(noise, alpha=0.1)

@@ -7,9 +7,14 @@ class Classes:
     def __init__(self) -> None:
         self.parent: list[int] = []
         self.pinned: set[int] = set()
+        self.joined: dict[int, list[int]] = {}  # the sites of each class of several
 
     def add(self) -> None:
         self.parent.append(len(self.parent))
+
+    def members(self, site: int) -> list[int]:
+        root = self.root(site)
+        return self.joined.get(root, [root])
 
     def root(self, site: int) -> int:
         while self.parent[site] != site:
@@ -19,7 +24,10 @@ class Classes:
 
     def tie(self, a: int, b: int) -> None:
         a, b = sorted((self.root(a), self.root(b)))
+        if a == b:
+            return
         self.parent[b] = a
+        self.joined.setdefault(a, [a]).extend(self.joined.pop(b, [b]))
         if b in self.pinned:
             self.pinned.add(a)
 

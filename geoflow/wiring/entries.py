@@ -6,7 +6,14 @@ from torch import Tensor
 from geoflow.spec import SYMMETRIES
 from geoflow.wiring.labels import Entry, Label, Operand, Parameter, Part, Segment, Value, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
-from geoflow.wiring.rules import NoRule, require
+from geoflow.wiring.rules import NoRule
+
+COMPUTED = "its weight is computed, not an entry of the state dict"
+PLAIN = (
+    "A table needs plain weights. If a parametrization computes them, such as weight_norm or spectral_norm, remove it first with "
+    "torch.nn.utils.parametrize.remove_parametrizations, or with remove_weight_norm or remove_spectral_norm if torch.nn.utils made it. "
+    "Otherwise pass a spec."
+)
 
 
 def activation(ledger: Ledger, operand: Operand) -> Value:
@@ -40,7 +47,8 @@ def entry(operand: Operand, reason: str) -> Parameter:
     if isinstance(operand, Tensor):
         shape = tuple(operand.shape)
         return Parameter("", shape, tuple(range(len(shape))), shape, False, fixed=operand)
-    require(isinstance(operand, Parameter), reason)
+    if not isinstance(operand, Parameter):
+        raise NoRule(reason, PLAIN)
     return operand
 
 
@@ -60,8 +68,8 @@ def record(ledger: Ledger, parameter: Parameter, along: dict[int, tuple[Part, ..
 
     A constant does not move, so the units along its axes are pinned. Permutations pass an axis along which its elements are equal.
     """
-    sizes = enumerate(parameter.entry)
-    axes = tuple(along.get(axis, (Part(size),)) for axis, size in sizes)
+    assert set(along) <= set(range(len(parameter.entry))), f"{parameter.name} has no axes {sorted(along)}"
+    axes = tuple(along.get(axis, (Part(size),)) for axis, size in enumerate(parameter.entry))
     assert all(sum(p.size * p.repeat for p in axis) == size for axis, size in zip(axes, parameter.entry, strict=True))
     if parameter.fixed is not None:
         for axis, parts in enumerate(axes):
@@ -80,7 +88,7 @@ def _tie_entries(ledger: Ledger, first: Entry, again: Entry) -> None:
         raise NoRule(f"the forward pass uses overlapping slices of {first.parameter.name!r}")
     for one, other in zip(first.axes, again.axes, strict=True):
         a, b = _owners(ledger, one), _owners(ledger, other)
-        if not ledger.align(a, b):
+        if not ledger.align(a, b) or len(one) != len(other):  # units beside positions are not cut alike
             _pin_parts(ledger, (*one, *other), SYMMETRIES)
             continue
         for left, right in zip(one, other, strict=True):

@@ -114,8 +114,13 @@ def parts_scaling(post: Label, pre: Label) -> tuple[Part, ...]:
     return tuple(Part(a.size, a.repeat, writes=a.site, reads=b.site) for a, b in zip(post, pre, strict=True))
 
 
+def is_plain(operand: object) -> bool:
+    """Whether an argument is neither an activation nor an entry of the state dict."""
+    return not isinstance(operand, Value | Parameter)
+
+
 def is_constant(operand: Operand) -> bool:
-    return not isinstance(operand, Value | Parameter) and isinstance(operand, Tensor | int | float | bool)
+    return is_plain(operand) and isinstance(operand, Tensor | int | float | bool)
 
 
 def is_zero(operand: Operand) -> bool:

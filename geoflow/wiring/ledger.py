@@ -9,19 +9,16 @@ from torch.fx import Node
 from geoflow.spec import SYMMETRIES, WIRES
 from geoflow.wiring.classes import Classes
 from geoflow.wiring.labels import Entry, Label, Segment, Value, length
+from geoflow.wiring.nodes import operation
 from geoflow.wiring.rules import require
 
 MEASURES = ("scaling", "sign")  # the symmetries that multiply
 Share = tuple[int, int, int]
 
 
-class Restart(Exception):
-    """A site has to be cut in another way. The walk begins again."""
-
-
 @dataclass
 class Layout:
-    """How sites are cut. A walk that finds a new cut adds it here and begins again.
+    """How sites are cut. A walk adds the cuts that it finds missing, and the next walk begins with them.
 
     `cuts[key]` are the units at which the vector made at `key` is cut into several sites. `shares[key, start]` is set for a site whose
     elements move in blocks only. It is (copies, units, repeat) of that site. `refused` are shares that left nothing to permute.
@@ -54,6 +51,9 @@ class Ledger:
 
     `node` is the current operation, `path` its module, and `scope` the inner graph in which it stands.
 
+    A site that has to be cut in another way is pinned for the rest of the walk. So one walk finds many cuts. `refined` are the places whose
+    cuts it has changed in the layout. If there are any, what it found is of no use, and another walk follows.
+
     >>> from geoflow.wiring.ledger import Layout, Ledger
     >>> ledger = Ledger(Layout())
     >>> label = ledger.position(4)
@@ -69,6 +69,7 @@ class Ledger:
         self.wires: dict[tuple[int, int], str] = {}  # (source, target): one of WIRES
         self.read_off: set[int] = set()  # sites of entries that are used as activations
         self.idle: set[int] = set()  # sites that nothing writes or nothing reads
+        self.refined: dict[tuple[str, int], str] = {}  # "cut" or "share"
         self.constants: set[str] = set()  # entries that the forward pass uses but no weight vector holds
         self.node: Node | None = None
         self.path = self.scope = ""
@@ -183,10 +184,13 @@ class Ledger:
         require(length(a) == length(b), f"axes of different lengths, {length(a)} and {length(b)}")
         if [(s.size, s.repeat) for s in a] == [(s.size, s.repeat) for s in b]:
             return list(zip(a, b, strict=True))
-        if not (self.is_position(a) or self.is_position(b)):
-            self._cut_like(a, b)
-            self._cut_like(b, a)
-            self._share_like(a, b)
+        if self.is_position(a) or self.is_position(b):  # positions have no segments of their own
+            whole, cut = (a, b) if self.is_position(a) else (b, a)
+            beside = [Segment(self.position(s.size)[0].site, s.size, s.repeat) for s in cut]
+            return list(zip(beside, cut, strict=True) if whole is a else zip(cut, beside, strict=True))
+        self._cut_like(a, b)
+        self._cut_like(b, a)
+        self._share_like(a, b)
         self.pin(a, b)
         return []
 
@@ -209,7 +213,9 @@ class Ledger:
             elif self.places[segment.site].position:
                 kept += self.position(last - first)
             else:
-                clean &= all(bound in (0, segment.length) or self._cut(segment, bound) for bound in (first, last))
+                clean = False
+                for bound in {first, last} - {0, segment.length}:
+                    self._cut(segment, bound)
         return tuple(kept) if clean else self.broken((label,), stop - start)
 
     def broken(self, labels: Iterable[Label], size: int) -> Label:
@@ -235,25 +241,27 @@ class Ledger:
                 if fine.repeat == 1 < coarse.repeat:
                     self.share(fine, 1, coarse.size, coarse.repeat)
 
-    def _cut(self, segment: Segment, entry: int) -> bool:
-        """Cut a segment's site, and all sites permuted with it, and begin again. Returns False if that is not possible."""
+    def _cut(self, segment: Segment, entry: int) -> None:
+        """Cut a segment's site in the next walk, and all sites permuted with it, if that is possible."""
         unit, rest = divmod(entry, segment.repeat)
         origins = self._origins(segment.site)
-        if rest or not origins or any(place.share for place in origins):
-            return False
+        if rest or any(place.share or self.refined.get((place.key, place.start)) == "share" for place in origins):
+            return
         for place in origins:
             self.layout.cuts.setdefault(place.key, set()).add(place.start + unit)
-        raise Restart
+            self.refined[place.key, place.start] = "cut"
 
     def share(self, segment: Segment, copies: int, units: int, repeat: int) -> None:
-        """Cut a site into `copies` times `units` blocks of `repeat` elements that move as one, and begin again, if possible."""
+        """Cut a site into `copies` times `units` blocks of `repeat` elements that move as one, in the next walk, if that is possible."""
         wanted = {}
         for place in self._origins(segment.site):
             before, _, blocks = place.share or (1, 0, 1)
             wanted[place.key, place.start] = (before * copies, units, blocks * repeat)
-        if wanted and segment.repeat == 1 and not any((*at, share) in self.layout.refused for at, share in wanted.items()):
+        refused = any((*at, share) in self.layout.refused for at, share in wanted.items())
+        fixed = any(self.places[other].position for other in self.classes["permutation"].members(segment.site))
+        if wanted and segment.repeat == 1 and not (fixed or refused or wanted.keys() & self.refined.keys()):
             self.layout.shares |= wanted
-            raise Restart
+            self.refined |= dict.fromkeys(wanted, "share")
 
     def settle(self) -> None:
         """Turn idle sites into positions unless they are tied to other sites."""
@@ -264,27 +272,17 @@ class Ledger:
                 self.pin_site(site, SYMMETRIES)
                 self.places[site] = replace(self.places[site], position=True)
 
-    def refuse(self) -> None:
-        """Drop the shares whose units are pinned in the end, and begin again. Do nothing if there are none."""
+    def refuse(self) -> bool:
+        """Drop the shares whose units are pinned in the end. Returns whether there are any, so that another walk has to follow."""
         free = self.classes["permutation"].free
         idle = {(p.key, p.start, p.share) for site, p in enumerate(self.places) if p.share and not free(site)} - self.layout.refused
         if idle:
             self.layout.refused |= idle
             self.layout.shares.clear()
             self.layout.cuts.clear()
-            raise Restart
+        return bool(idle)
 
     def _origins(self, site: int) -> list[Place]:
-        """Where the sites come from that are permuted with this one. Empty if one of them cannot be cut."""
-        root = self.classes["permutation"].root
-        tied = [place for other, place in enumerate(self.places) if root(other) == root(site)]
-        return [] if any(place.position for place in tied) else [place for place in tied if place.key is not None]
-
-
-def operation(node: Node) -> tuple[str, bool]:
-    """The name of an operation, and whether it works in place."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return node.target.__name__, False
-    name = schema.name.removeprefix("aten::")
-    return (name.removesuffix("_"), name != "detach_") if name.endswith("_") else (name, False)
+        """Where the sites come from that are permuted with this one, and that can be cut."""
+        tied = (self.places[other] for other in self.classes["permutation"].members(site))
+        return [place for place in tied if place.key is not None]

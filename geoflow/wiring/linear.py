@@ -1,20 +1,21 @@
 """Rules for maps that mix the units of one axis: linear layers, matrix products and embeddings."""
 
 from collections.abc import Sequence
+from string import ascii_uppercase
 
 import torch
 from torch import Tensor
 
 from geoflow.wiring.arithmetic import add, product_labels
-from geoflow.wiring.entries import activation, entry, record
-from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, parts_reading, parts_writing
+from geoflow.wiring.entries import COMPUTED, activation, entry, record
+from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, length, parts_reading, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 
 
 @rule("linear")
 def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) -> Value:
-    weight = entry(weight, "its weight is computed, not an entry of the state dict")
+    weight = entry(weight, COMPUTED)
     require(len(weight.shape) == 2, "its weight is not a matrix")
     nothing = is_zero(x)  # such as the first state of a recurrent network
     x = activation(ledger, x)
@@ -24,9 +25,11 @@ def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) ->
 
 
 @rule("addmm")
-def addmm(ledger: Ledger, bias: Operand, x: Operand, weight: Operand) -> Value:
-    weight, bias = (entry(operand, "its weight or bias is computed") for operand in (weight, bias))
+def addmm(ledger: Ledger, bias: Operand, x: Operand, weight: Operand, beta: float = 1, alpha: float = 1) -> Operand:
+    """Numbers that multiply all elements change no symmetry."""
     product = activation(ledger, matmul(ledger, x, weight))
+    if isinstance(bias, Value) or tuple(bias.shape) != (length(product.labels[-1]),):
+        return add(ledger, bias, product)
     add_bias(ledger, product.labels, -1, bias)
     return product
 
@@ -53,16 +56,28 @@ def matmul(ledger: Ledger, x: Operand, y: Operand) -> Value | Tensor:
 
 
 @rule("baddbmm")
-def baddbmm(ledger: Ledger, offset: Operand, x: Operand, y: Operand) -> Operand:
+def baddbmm(ledger: Ledger, offset: Operand, x: Operand, y: Operand, beta: float = 1, alpha: float = 1) -> Operand:
     return add(ledger, offset, matmul(ledger, x, y))
+
+
+@rule("bilinear")
+def bilinear(ledger: Ledger, x: Operand, y: Operand, weight: Operand, bias: Operand = None) -> Value:
+    """The sum of weight[i, j, k] * x[j] * y[k]. The weight writes one axis and reads two."""
+    weight, x, y = entry(weight, COMPUTED), activation(ledger, x), activation(ledger, y)
+    require(weight.axes == (0, 1, 2), "its weight was transposed")
+    written = ledger.new(weight.shape[0])
+    reads = {1: parts_reading(x.labels[-1]), 2: parts_reading(y.labels[-1])}
+    record(ledger, weight, {0: parts_writing(written)} | reads, "weight")
+    labels = (*product_labels(ledger, x.labels[:-1], y.labels[:-1]), written)
+    add_bias(ledger, labels, -1, bias)
+    return Value(labels)
 
 
 @rule("einsum")
 def einsum(ledger: Ledger, equation: str, operands: Sequence[Operand], path: object = None) -> Value:
     """A product of two operands. Letters in both are batches or sums. A matrix of parameters is treated as in a linear layer."""
-    require(len(operands) == 2 and "." not in equation and "->" in equation, "an ellipsis, no arrow, or other than two operands")
-    terms, result = equation.replace(" ", "").split("->")
-    terms = terms.split(",")
+    require(len(operands) == 2, "other than two operands")
+    terms, result = _letters(equation.replace(" ", ""), [len(operand.shape) for operand in operands])
     require(all(len(set(term)) == len(term) for term in terms), "a letter that stands twice in one operand")
     x, y, a, b = *operands, *terms
     if isinstance(x, Parameter):
@@ -71,8 +86,7 @@ def einsum(ledger: Ledger, equation: str, operands: Sequence[Operand], path: obj
     labels |= dict(zip(a, x.labels, strict=True))
     summed = [letter for letter in b if letter in a and letter not in result]
     own = [letter for letter in b if letter not in a]
-    require(set(result) >= (set(a) | set(b)) - set(summed), "a sum over one operand")
-    if isinstance(y, Parameter) and len(b) == 2 and len(summed) == len(own) == 1:
+    if isinstance(y, Parameter) and len(b) == 2 and len(summed) == len(own) == 1 and set(a) - set(summed) <= set(result) >= set(own):
         labels[own[0]] = mix(ledger, labels[summed[0]], y, read=b.index(summed[0]), write=b.index(own[0]))
         return Value(tuple(labels[letter] for letter in result))
     for letter, label in zip(b, activation(ledger, y).labels, strict=True):
@@ -80,15 +94,45 @@ def einsum(ledger: Ledger, equation: str, operands: Sequence[Operand], path: obj
             contract(ledger, labels[letter], label)
         else:
             labels[letter] = product_labels(ledger, (label,), (labels[letter],))[0] if letter in labels else label
+    alone = (set(a) | set(b)) - set(summed) - set(result)  # summed over one operand
+    ledger.pin(*(labels[letter] for letter in alone), symmetries=MEASURES)
     return Value(tuple(labels[letter] for letter in result))
+
+
+def _letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """The letters of all operands and of the result. Axes under an ellipsis get capital letters from the end of the alphabet."""
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    hidden = [rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    spare = [letter for letter in ascii_uppercase if letter not in equation][-max(hidden) :] if any(hidden) else []
+    own = [letter for letter in sorted(set(left) - set(".,")) if left.count(letter) == 1]  # the result if none is given
+    result = result if arrow else "..." * any(hidden) + "".join(own)
+    terms = [term.replace("...", "".join(spare[len(spare) - n :])) for term, n in zip(terms, hidden, strict=True)]
+    return terms, result.replace("...", "".join(spare))
 
 
 @rule("embedding")
 def embedding(ledger: Ledger, weight: Operand, index: Operand, *_: object) -> Value:
-    weight = entry(weight, "its weight is computed, not an entry of the state dict")
+    weight = entry(weight, COMPUTED)
     index = activation(ledger, index)
     ledger.pin(*index.labels)
     return Value((*index.labels, mix(ledger, ledger.position(weight.shape[0]), weight, read=0, write=1)))
+
+
+@rule("embedding_bag")
+def embedding_bag(
+    ledger: Ledger, weight: Operand, index: Operand, offsets: Operand, by_count: bool = False, mode: int = 0, sparse: bool = False,
+    factors: Operand = None, *_: object,
+) -> tuple[Value, ...]:  # fmt: skip
+    """Sums, means or maxima of rows of a table. Its modes are 0, 1 and 2 in this order."""
+    require(not any(map(ledger.is_read, (1, 2, 3))), "a read of its counts")
+    for operand in (index, offsets, factors):
+        ledger.pin(*activation(ledger, operand).labels if operand is not None else ())
+    weight = entry(weight, COMPUTED)
+    units = mix(ledger, ledger.position(weight.shape[0]), weight, read=0, write=1)
+    ledger.pin(*([units] if mode == 2 else []), symmetries=("sign",))
+    others = [ledger.positions(value.shape) for value in ledger.node.meta["val"][1:]]
+    return Value((ledger.position(ledger.shape[0]), units)), *others
 
 
 def mix(ledger: Ledger, label: Label, weight: Parameter, read: int, write: int) -> Label:
@@ -104,7 +148,11 @@ def add_bias(ledger: Ledger, labels: tuple[Label, ...], axis: int, bias: Operand
     """Add a bias along one axis. It is the same at all units of the other axes, so these are pinned for scaling and sign."""
     if bias is None or is_zero(bias):
         return
-    bias = entry(bias, "its bias is computed, not an entry of the state dict")
+    if isinstance(bias, Value):  # the bias is computed
+        after = range(axis % len(labels) + 1, len(labels))
+        add(ledger, Value(labels), Value((*bias.labels, *(ledger.position(1) for _ in after))))
+        return
+    bias = entry(bias, "its bias is no tensor")
     require(bias.axes == (0,), "its bias is not a vector")
     ledger.pin(*(label for i, label in enumerate(labels) if i != axis % len(labels)), symmetries=MEASURES)
     record(ledger, bias, {0: parts_writing(labels[axis])}, "bias")

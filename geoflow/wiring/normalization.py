@@ -1,4 +1,4 @@
-"""Rules for normalisation layers: permutations pass, and scales and signs end here."""
+"""Rules for normalisation layers: permutations pass, scales end here, and so do signs if a mean over units is subtracted."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from geoflow.wiring.rules import rule
 
 @rule("batch_norm")
 def batch_norm(ledger: Ledger, x, weight, bias, mean, variance, training: bool, momentum=None, eps=None, cudnn=None) -> Value:
-    """The small eps in the variance makes the scale before a norm only nearly a symmetry. So that scale is pinned."""
+    """The small eps in the variance makes the scale before a norm only nearly a symmetry. So that scale is pinned. Signs pass."""
     return _by_channel(ledger, activation(ledger, x), weight, bias, mean, variance)
 
 
@@ -21,7 +21,8 @@ def instance_norm(ledger: Ledger, x, weight, bias, mean, variance, use_input_sta
 
 def _by_channel(ledger: Ledger, x: Value, weight: Operand, bias: Operand, mean: Operand, variance: Operand) -> Value:
     pre = x.labels[1]
-    ledger.pin(*x.labels, symmetries=MEASURES)
+    ledger.pin(pre, symmetries=("scaling",))
+    ledger.pin(x.labels[0], *x.labels[2:], symmetries=MEASURES)
     for operand, kind, degree in ((mean, "running_mean", 1), (variance, "running_var", 2)):
         if operand is not None:
             record(ledger, entry(operand, "its running statistics are computed"), {0: parts_writing(pre)}, kind, degree)
@@ -30,8 +31,9 @@ def _by_channel(ledger: Ledger, x: Value, weight: Operand, bias: Operand, mean: 
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(ledger: Ledger, x, shape: Sequence[int], weight=None, bias=None, *_: object) -> Value:
+    """A root mean square does not depend on signs, but a mean does."""
     x = activation(ledger, x)
-    ledger.pin(*x.labels, symmetries=MEASURES)
+    ledger.pin(*x.labels, symmetries=("scaling",) if ledger.operation == "rms_norm" else MEASURES)
     rank = len(x.labels)
     if ledger.operation == "rms_norm":
         bias = None

@@ -6,20 +6,22 @@ from functools import partial
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from geoflow.wiring.arithmetic import together
+from geoflow.wiring.arithmetic import even, together
 from geoflow.wiring.entries import activation, entry, record
 from geoflow.wiring.labels import Operand, Parameter, Value, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import RULES, require, rule
 
-LINEAR = ("neg", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "lift_fresh_copy", "type_as", "positive")
+LINEAR = ("neg", "negative", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "lift_fresh_copy", "type_as", "positive")
 HOMOGENEOUS = ("relu", "leaky_relu")  # f(s x) = s f(x) for s > 0
-ODD = ("tanh", "sin", "asin", "sinh", "asinh", "tan", "atan", "atanh", "erf", "sign", "sgn", "softshrink", "hardshrink", "trunc",
-       "arcsin", "arctan", "arcsinh", "arctanh")  # f(-x) = -f(x)  # fmt: skip
+ODD = (  # f(-x) = -f(x)
+    *("tanh", "sin", "asin", "sinh", "asinh", "tan", "atan", "atanh", "erf", "special_erf", "sign", "sgn", "softshrink", "hardshrink"),
+    *("trunc", "fix", "reciprocal", "arcsin", "arctan", "arcsinh", "arctanh"),
+)
 OTHER = (
     *("gelu", "silu", "elu", "selu", "celu", "sigmoid", "softplus", "mish", "hardswish", "hardsigmoid", "relu6", "log_sigmoid", "log1p"),
-    *("exp", "expm1", "log", "sqrt", "rsqrt", "cos", "cosh", "square", "reciprocal", "threshold", "clamp_max"),
-    *("floor", "ceil", "round", "frac", "logical_not", "bitwise_not", "isnan", "sinc", "erfc", "exp2", "log2", "log10"),
+    *("exp", "expm1", "log", "sqrt", "rsqrt", "special_expit", "threshold", "clamp_max"),
+    *("floor", "ceil", "round", "frac", "logical_not", "bitwise_not", "isnan", "erfc", "exp2", "log2", "log10"),
 )
 PINS = {LINEAR: (), HOMOGENEOUS: ("sign",), ODD: ("scaling",), OTHER: MEASURES}
 
@@ -45,7 +47,15 @@ for _names, _pins in PINS.items():
     RULES.update(dict.fromkeys(_names, _commuting(_pins)))
 
 
-@rule("abs")
+@rule("pow")
+def power(ledger: Ledger, x: Operand, exponent: Operand) -> Operand:
+    """A whole exponent makes the function even or odd."""
+    if not isinstance(exponent, int | float) or exponent % 1:
+        return together(ledger, x, exponent)
+    return pointwise(ledger, x, pins=("scaling",)) if exponent % 2 else even(ledger, x)
+
+
+@rule("abs", "absolute")
 def absolute(ledger: Ledger, x: Operand) -> Value:
     """The result has the scale of the operand, but never its sign."""
     x = activation(ledger, x)
@@ -61,7 +71,7 @@ def hardtanh(ledger: Ledger, x: Operand, low: float = -1, high: float = 1) -> Op
     return clamp(ledger, x, low, high)
 
 
-@rule("clamp", "clamp_min")
+@rule("clamp", "clamp_min", "clip")
 def clamp(ledger: Ledger, x: Operand, min: Operand = None, max: Operand = None) -> Operand:
     """A clamp from 0 upwards is ReLU. A clamp between opposite numbers is odd."""
     require(not any(isinstance(bound, Value | Parameter | Tensor) for bound in (min, max)), "bounds that are tensors; use torch.maximum")

@@ -29,8 +29,10 @@ def recurrent(
     require(not train or dropout == 0, "dropout that is active in evaluation mode makes the network random")
     weights = [entry(weight, "its weights are computed, not entries of the state dict") for weight in weights]
     directions, per = 1 + bidirectional, 4 if biased else 2
-    require(len(weights) == layers * directions * per, "a projection of its hidden units")
     states = start if isinstance(start, list | tuple) else [start]
+    if len(weights) != layers * directions * per:
+        require(all(map(is_zero, states)) and not any(map(ledger.is_read, (1, 2))), "states of an LSTM with projections")
+        per += 1
     x = activation(ledger, x)
     ledger.pin(*x.labels[:-1])
     read, hidden = x.labels[-1], []
@@ -63,7 +65,7 @@ def cell(ledger: Ledger, x: Operand, start: Operand | Sequence[Operand], *weight
 def _layer(ledger: Ledger, read: Label, weights: Sequence[Parameter], index: int) -> Label:
     """The hidden units of one layer and direction. The units of all gates are permuted with them."""
     squashed = GATES[ledger.operation]
-    units = ledger.new(weights[1].shape[1], f"{ledger.node.name}/{index}")
+    units = ledger.new(weights[1].shape[0] // len(squashed), f"{ledger.node.name}/{index}")
     ledger.pin(units, symmetries=("sign",) if ledger.operation.startswith("rnn_relu") else ("scaling",))
     rows: Label = ()
     for number, closed in enumerate(squashed):
@@ -71,10 +73,18 @@ def _layer(ledger: Ledger, read: Label, weights: Sequence[Parameter], index: int
         ledger.pin(*([gate] if closed else []), symmetries=MEASURES)
         rows += gate
     record(ledger, weights[0], {0: parts_writing(rows), 1: parts_reading(read)}, "weight")
-    record(ledger, weights[1], {0: parts_writing(rows), 1: parts_reading(units)}, "weight")
-    for bias in weights[2:]:
+    given = _projected(ledger, units, weights, index) if len(weights) % 2 else units
+    record(ledger, weights[1], {0: parts_writing(rows), 1: parts_reading(given)}, "weight")
+    for bias in weights[2 : len(weights) - len(weights) % 2]:
         record(ledger, bias, {0: parts_writing(rows)}, "bias")
-    return units
+    return given
+
+
+def _projected(ledger: Ledger, units: Label, weights: Sequence[Parameter], index: int) -> Label:
+    """The units that an LSTM gives to the next step and layer: its last weight makes them of its hidden units."""
+    given = ledger.new(weights[-1].shape[0], f"{ledger.node.name}/{index}/projection")
+    record(ledger, weights[-1], {0: parts_writing(given), 1: parts_reading(units)}, "weight")
+    return given
 
 
 def _start(ledger: Ledger, state: Operand, hidden: list[Label], directions: int) -> None:

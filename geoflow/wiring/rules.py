@@ -6,8 +6,15 @@ Rule = Callable[..., object]
 RULES: dict[str, Rule] = {}
 
 
+CURE = "Register one with @rule, or pass a spec."
+
+
 class NoRule(Exception):
-    """No rule covers this use of an operation. The message says what is not covered."""
+    """No rule covers this use of an operation. The first argument says what is not covered, and the second what helps."""
+
+    def __init__(self, reason: str, cure: str = CURE) -> None:
+        super().__init__(reason)
+        self.cure = cure
 
 
 def rule(*operations: str) -> Callable[[Rule], Rule]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from geoflow.wiring.entries import activation, broadcast
-from geoflow.wiring.labels import Label, Operand, Parameter, Segment, Value, is_zero, length
+from geoflow.wiring.labels import Label, Operand, Parameter, Segment, Value, is_plain, is_zero, length
 from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import require, rule
 from geoflow.wiring.views import seen
@@ -22,7 +22,15 @@ def permute(ledger: Ledger, x: Operand, order: Sequence[int]) -> Operand:
     return Value(tuple(x.labels[i] for i in order))
 
 
-@rule("transpose", "swapaxes")
+@rule("movedim", "moveaxis")
+def move(ledger: Ledger, x: Operand, source: int | Sequence[int], target: int | Sequence[int]) -> Operand:
+    rank = len(x.shape)
+    source, target = ([axis % rank for axis in ([given] if isinstance(given, int) else given)] for given in (source, target))
+    rest = iter([axis for axis in range(rank) if axis not in source])
+    return permute(ledger, x, [source[target.index(axis)] if axis in target else next(rest) for axis in range(rank)])
+
+
+@rule("transpose", "swapaxes", "swapdims")
 def transpose(ledger: Ledger, x: Operand, a: int, b: int) -> Operand:
     order = list(range(len(x.shape)))
     order[a], order[b] = order[b], order[a]
@@ -131,7 +139,8 @@ def cut(ledger: Ledger, x: Operand, axis: int, start: int, stop: int) -> Operand
 @rule("flip", "roll", "cumsum", "index_select")
 def shuffle(ledger: Ledger, x: Operand, *rest: object) -> Value:
     """Moving positions changes no symmetry. Units that change places by their number are pinned."""
-    require(all(isinstance(leaf, int | Tensor) for leaf in tree_leaves(rest)), "an index that is computed")
+    for leaf in tree_leaves(rest, is_leaf=lambda leaf: not is_plain(leaf)):
+        _given(ledger, leaf)
     x = activation(ledger, x)
     if ledger.operation in ("cumsum", "index_select"):
         axes = {rest[0] % len(x.labels)}
@@ -141,17 +150,41 @@ def shuffle(ledger: Ledger, x: Operand, *rest: object) -> Value:
     return Value(tuple(ledger.broken((label,), ledger.shape[i]) if i in axes else label for i, label in enumerate(x.labels)))
 
 
+def _given(ledger: Ledger, place: Operand) -> Value:
+    """An index that no symmetry moves, such as one of constants or inputs."""
+    place = broadcast(ledger, place)
+    require(all(map(ledger.is_position, place.labels)), "an index that is computed")
+    return place
+
+
 @rule("index")
 def index(ledger: Ledger, x: Operand, places: Sequence[Operand]) -> Value:
-    """x[:, places] with constant whole numbers. The indexed axis becomes positions, and its units are pinned."""
+    """x[:, i, j] with whole numbers of constants or inputs. The indexed axes become positions, and their units are pinned."""
+    given = [node for node in ledger.node.args[1] if node is not None]
+    require(all(node.meta["val"].dtype != torch.bool for node in given), "an index of truth values")
     given = [axis for axis, place in enumerate(places) if place is not None]
-    require(len(given) == 1, "several indices at once")
-    axis, place = given[0], broadcast(ledger, places[given[0]])
-    require(ledger.is_position(sum(place.labels, ())), "an index that is computed")
-    labels, shape = activation(ledger, x).labels, ledger.shape
-    ledger.pin(labels[axis])
-    after = labels[axis + 1 :]
-    return Value((*labels[:axis], *map(ledger.position, shape[axis : len(shape) - len(after)]), *after))
+    for axis in given:
+        _given(ledger, places[axis])
+    labels = activation(ledger, x).labels
+    ledger.pin(*(labels[axis] for axis in given))
+    kept = [label for axis, label in enumerate(labels) if axis not in given]
+    at = given[0] if given[-1] - given[0] == len(given) - 1 else 0
+    new = ledger.shape[at : at + len(ledger.shape) - len(kept)]
+    return Value((*kept[:at], *map(ledger.position, new), *kept[at:]))
+
+
+@rule("gather", "take_along_dim")
+def gather(ledger: Ledger, x: Operand, axis: int, places: Operand, sparse_grad: bool = False) -> Value:
+    """Element i of another axis is gathered by row i of the index. Its units are free if all rows of the index are equal."""
+    if ledger.operation == "take_along_dim":
+        axis, places = places, axis
+    labels, places = list(activation(ledger, x).labels), _given(ledger, places)
+    axis %= len(labels)
+    for i, (along, size) in enumerate(zip(places.labels, ledger.shape, strict=True)):
+        alike = length(along) == 1 or ledger.is_uniform(along)
+        if i == axis or not alike or length(labels[i]) != size:
+            labels[i] = ledger.broken((labels[i],), size)
+    return Value(tuple(labels))
 
 
 @rule("_assert_tensor_metadata")
@@ -159,19 +192,25 @@ def remark(ledger: Ledger, *_: object, **__: object) -> None:
     """A note of the graph on a cast, which computes nothing."""
 
 
-@rule("zeros_like", "new_zeros")
+@rule("zeros_like", "new_zeros", "empty_like", "new_empty")
 def zeros(ledger: Ledger, *_: object, **__: object) -> Tensor:
-    return torch.zeros(ledger.shape)
+    return filled(ledger, 0)
 
 
 @rule("ones_like", "new_ones")
 def ones(ledger: Ledger, *_: object, **__: object) -> Tensor:
-    return torch.ones(ledger.shape)
+    return filled(ledger, 1)
 
 
 @rule("full_like", "new_full")
 def full(ledger: Ledger, x: Operand, *rest: object, **_: object) -> Tensor:
-    return torch.full(ledger.shape, rest[-1])
+    require(is_plain(rest[-1]), "a number that is computed")
+    return filled(ledger, rest[-1])
+
+
+def filled(ledger: Ledger, number: float) -> Tensor:
+    like = ledger.node.meta["val"]
+    return torch.full(like.shape, number, dtype=like.dtype, device=like.device)
 
 
 @rule("cat", "concat", "concatenate")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from geoflow.spec import ONE_UNIT, SYMMETRIES, NetworkSpec, Piece, Site, TensorSpec, Wire
 from geoflow.vector import metadata_of
-from geoflow.wiring.labels import Part, Value
+from geoflow.wiring.labels import Entry, Part, Value
 from geoflow.wiring.ledger import Ledger
 
 
@@ -27,7 +27,10 @@ def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor],
         role = "output" if site in written else "input" if place.position else "hidden"
         sites.append(Site(place.name, place.size, role, *(groups[symmetry][site] for symmetry in SYMMETRIES)))
     moved = {index for index, site in enumerate(sites) if not site.pinned}
-    tensors = tuple(tensor for name in state for tensor in _tensors(ledger, name, state[name], number, moved))
+    used: dict[str, list[Entry]] = {name: [] for name in state}
+    for (name, _), entry in ledger.entries.items():
+        used[name].append(entry)
+    tensors = tuple(tensor for name in state for tensor in _tensors(used[name], name, state[name], number, moved))
     packed = {tensor.name for tensor in tensors}
     tied = tuple((name, first) for name, first in aliases if first in packed)
     known = packed | {name for name, _ in tied}
@@ -79,9 +82,9 @@ def _groups(ledger: Ledger, number: dict[int, int], symmetry: str) -> dict[int, 
     return groups
 
 
-def _tensors(ledger: Ledger, name: str, value: Tensor, number: dict[int, int], moved: set[int]) -> list[TensorSpec]:
+def _tensors(used: list[Entry], name: str, value: Tensor, number: dict[int, int], moved: set[int]) -> list[TensorSpec]:
     """The tensors of one entry of the state dict, in the order of their rows."""
-    entries = sorted((e for (entry, _), e in ledger.entries.items() if entry == name), key=lambda e: e.parameter.start)
+    entries = sorted(used, key=lambda e: e.parameter.start)
     learned = value.requires_grad or any(e.parameter.learned for e in entries)
     tensors, row, shape = [], 0, tuple(value.shape)
     for entry in entries:

@@ -1,8 +1,7 @@
 """Capture a network's forward pass once, and walk its graph by the rules."""
 
-import copy
 import warnings
-from functools import partial
+from functools import partial, wraps
 from inspect import signature
 
 import torch
@@ -11,25 +10,34 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from geoflow.spec import NetworkSpec
-from geoflow.wiring.entries import activation
-from geoflow.wiring.labels import Parameter, Value, length
-from geoflow.wiring.ledger import Layout, Ledger, Restart, operation
-from geoflow.wiring.placeholders import Entries, owners, placeholder, running_statistics
+from geoflow.examples import arguments
+from geoflow.spec import NetworkSpec, check_edges
+from geoflow.wiring.calls import Example, tensors_in
+from geoflow.wiring.copies import copied
+from geoflow.wiring.entries import PLAIN, activation
+from geoflow.wiring.labels import Parameter, Value, is_plain, length
+from geoflow.wiring.ledger import Layout, Ledger
+from geoflow.wiring.memory import overwrite
+from geoflow.wiring.nodes import operation, path_of
+from geoflow.wiring.placeholders import Entries, owners, placeholder, refuse_hidden, running_statistics
 from geoflow.wiring.pointwise import PINS
-from geoflow.wiring.rules import RULES, NoRule
+from geoflow.wiring.rules import CURE, RULES, NoRule
 from geoflow.wiring.table import table_of
 from geoflow.wiring.views import VIEWS
 
 
-def spec_of(network: nn.Module, example: Tensor | tuple) -> NetworkSpec:
+def spec_of(network: nn.Module, example: Example) -> NetworkSpec:
     """Trace a network: read its table from the ATen graph of one forward pass.
 
-    `example` is an input with its batch axis. A tuple holds several inputs. The network itself is not changed, nor are its modes, buffers
-    and gradients.
+    `example` is an input with its batch axis. A tuple holds several inputs, and a mapping holds inputs by keyword. The network itself is
+    not changed, nor are its modes, buffers and gradients.
 
-    Raises ValueError if the forward pass depends on its data, or if it uses an operation without a rule. The message names the operation
-    and the module.
+    The outputs are all tensors that the network returns, alone or in tuples, lists, dicts and dataclasses. Other objects, such as a cache
+    of keys and values, are no outputs.
+
+    Raises ValueError if the forward pass depends on its data, if it uses an operation without a rule, if the network keeps a tensor
+    outside its state dict that may hide a learned parameter, or if one weight connects the units of three hidden layers. The message names
+    the operation and the module, or the tensor.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -39,27 +47,37 @@ def spec_of(network: nn.Module, example: Tensor | tuple) -> NetworkSpec:
     """
     state = network.state_dict(keep_vars=True)
     owner, aliases = owners(state)
-    program = _export(network, example if isinstance(example, tuple) else (example,))
+    twin = copied(network)
+    program = _export(twin, example)
+    refuse_hidden(program, twin, owner)
     statistics = running_statistics(program, owner)
     layout = Layout()
     while True:
         ledger = Ledger(layout)
         try:
             outputs = _walk(ledger, program, Entries(state, owner, statistics))
-            ledger.pin(*(label for value in outputs for label in value.labels))
-            ledger.settle()
-            ledger.refuse()
-        except Restart:
+        except Exception:
+            if not ledger.refined:  # otherwise sites were pinned for the rest of this walk, and the next one decides
+                raise
+        if ledger.refined:
             continue
-        return table_of(ledger, outputs, state, aliases)
+        ledger.pin(*(label for value in outputs for label in value.labels))
+        ledger.settle()
+        if not ledger.refuse():
+            spec = table_of(ledger, outputs, state, aliases)
+            check_edges(spec)
+            return spec
 
 
-def _export(network: nn.Module, example: tuple) -> torch.export.ExportedProgram:
+def _export(network: nn.Module, example: Example) -> torch.export.ExportedProgram:
+    """Capture the graph of a copy of a network. The copy returns its outputs as a list of tensors from now on."""
+    forward = network.forward
+    network.forward = wraps(forward)(lambda *args, **kwargs: tensors_in(forward(*args, **kwargs)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with torch.no_grad():  # a part under no_grad then has no inner graph
-                return torch.export.export(copy.deepcopy(network).eval(), example, strict=False)
+                return torch.export.export(network, *arguments(network, example), strict=False)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         what = f"The forward pass of {type(network).__name__} cannot be captured: {reason.rstrip('.')}."
@@ -83,14 +101,15 @@ def _walk(ledger: Ledger, program: torch.export.ExportedProgram, entries: Entrie
 def _run(ledger: Ledger, module: GraphModule, found: dict[Node, object], scope: str = "") -> None:
     """Walk the operations of a graph whose inputs are known."""
     for node in module.graph.nodes:
-        ledger.node, ledger.path, ledger.scope = node, _path(node), scope
+        ledger.node, ledger.path, ledger.scope = node, path_of(node), scope
         if node.op == "get_attr":
-            found[node] = getattr(module, node.target)
+            value = getattr(module, node.target)
+            found[node] = value.clone() if isinstance(value, Tensor) else value
         elif node.op == "call_function":
             inner = any(isinstance(found.get(argument), GraphModule) for argument in node.all_input_nodes)
             found[node] = _part(ledger, node, found, scope) if inner else _call(ledger, node, found)
             if operation(node)[1]:
-                _overwrite(node, found)
+                overwrite(ledger, node, found)
 
 
 def _part(ledger: Ledger, node: Node, found: dict[Node, object], scope: str) -> object:
@@ -119,7 +138,19 @@ def _call(ledger: Ledger, node: Node, found: dict[Node, object]) -> object:
         result = _apply(name, ledger, *args, **{key: value for key, value in kwargs.items() if value is not None})
         return tree_map(partial(_told_apart, ledger), _fitted(ledger, result))
     except NoRule as gap:
-        raise ValueError(_gap(ledger, str(gap))) from None
+        if all(isinstance(leaf, Value) and all(map(ledger.is_position, leaf.labels)) for leaf in leaves if not is_plain(leaf)):
+            return _unmoved(ledger, node, args, kwargs)
+        computed = all(isinstance(leaf, Parameter) for leaf in leaves if not is_plain(leaf))  # from weights alone
+        raise ValueError(_gap(ledger, str(gap), PLAIN if computed or "parametrizations" in ledger.path else gap.cure)) from None
+
+
+def _unmoved(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> object:
+    """The results of any operation on inputs and constants alone: no symmetry moves them."""
+    _refuse_random(ledger, node, args, kwargs)
+    results = tree_leaves(node.meta["val"])
+    if not all(isinstance(result, Tensor) for result in results if result is not None):
+        raise ValueError(_gap(ledger, "a number that depends on the data"))
+    return tree_map(lambda result: None if result is None else ledger.positions(result.shape), node.meta["val"])
 
 
 def _apply(name: str, ledger: Ledger, *args: object, **kwargs: object) -> object:
@@ -156,42 +187,28 @@ def _told_apart(ledger: Ledger, result: object) -> object:
 
 
 def _constant(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> object:
-    """Compute a value that depends on no weight and no input."""
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-        raise ValueError(_gap(ledger, "random numbers change the output from call to call"))
-    if operation(node)[1]:
-        args = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
+    """Compute a value that depends on no weight and no input. Views share memory and changes are made in place, as in the network."""
+    _refuse_random(ledger, node, args, kwargs)
     return node.target(*args, **kwargs)
 
 
-def _path(node: Node) -> str:
-    modules = list(node.meta.get("nn_module_stack", {}).values())
-    return modules[-1][0] if modules else ""
+def _refuse_random(ledger: Ledger, node: Node, args: tuple, kwargs: dict) -> None:
+    """Raise ValueError if an operation draws random numbers. Dropout in evaluation mode, or with probability 0, draws none."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return
+    schema = node.target._schema.arguments
+    usual = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    given = usual | dict(zip([argument.name for argument in schema], args, strict=False)) | kwargs
+    switches = (given.get(name) for name in ("train", "training", "p", "dropout_p", "dropout"))
+    if not any(isinstance(switch, bool | int | float) and not switch for switch in switches):
+        raise ValueError(_gap(ledger, "random numbers change the output from call to call"))
 
 
-def _gap(ledger: Ledger, reason: str) -> str:
+def _gap(ledger: Ledger, reason: str, cure: str = CURE) -> str:
     where = repr(ledger.path) if ledger.path else f"the top module (node {ledger.node.name!r})"
     what = f"No wiring rule for aten.{ledger.operation} at {where}"
-    return f"{what}{': ' + reason if reason else ''}. Register one with @rule, or pass a spec."
+    return f"{what}{': ' + reason if reason else ''}. {cure}"
 
 
 # Operations that keep equal elements along an axis equal. The rules of sums and quotients reduce such an axis to one element themselves.
-ALIKE = VIEWS | {"add", "sub", "rsub", "div", "repeat", "tile"} | {name for names in PINS for name in names}
-
-
-def _overwrite(node: Node, found: dict[Node, object]) -> None:
-    """Let an in-place operation's result replace its operand. Refuse it if its memory is read later under another name."""
-    changed = node.args[0]
-    family = [changed]
-    for member in family:
-        up = [member.args[0]] if member.op == "call_function" and _views(member) else []
-        down = [user for user in member.users if user < node and _views(user)]
-        family += [other for other in up + down if other not in family]
-    shared = any(user > node for member in family if member is not changed for user in member.users)
-    if shared or changed.op == "placeholder" or isinstance(found[changed], Parameter):
-        raise ValueError(f"{node.name!r} at {_path(node)!r} changes {changed.name!r}, which others read. Use its out-of-place form.")
-    found[changed] = found[node]
-
-
-def _views(node: Node) -> bool:
-    return node.op == "call_function" and operation(node)[0] in VIEWS
+ALIKE = VIEWS | {"add", "sub", "rsub", "subtract", "div", "divide", "repeat", "tile", "square"} | {name for names in PINS for name in names}

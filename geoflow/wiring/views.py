@@ -15,7 +15,7 @@ VIEWS = frozenset(
     [
         *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "numpy_T", "mT", "expand"),
         *("slice", "narrow", "select", "chunk", "split", "split_with_sizes", "unbind", "getitem", "expand_as", "view_as", "type_as"),
-        *("swapaxes", "adjoint", "tensor_split", "reshape_as", "broadcast_to"),
+        *("swapaxes", "swapdims", "movedim", "moveaxis", "adjoint", "tensor_split", "reshape_as", "broadcast_to"),
         *("alias", "detach", "contiguous", "to", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     ]
 )
@@ -93,6 +93,9 @@ def reshaped(ledger: Ledger, labels: list[Label], sizes: list[int]) -> list[Labe
 def _merged(ledger: Ledger, factors: list[Label], sizes: list[int]) -> list[Label]:
     merged = []
     for size in sizes:
+        if size == 1:
+            merged.append(factors.pop(0) if factors and length(factors[0]) == 1 else ledger.position(1))
+            continue
         along = [factors.pop(0)]
         while prod(map(length, along)) < size or (factors and length(factors[0]) == 1 and len(merged) == len(sizes) - 1):
             along.append(factors.pop(0))
@@ -129,11 +132,56 @@ def _split(ledger: Ledger, label: Label, sizes: list[int]) -> list[Label]:
 def pixel_shuffle(ledger: Ledger, x: Operand, factor: int) -> Value:
     """Blocks of factor^2 channels become one channel each."""
     labels = activation(ledger, x).labels
-    channels, _ = _split(ledger, labels[-3], [ledger.shape[-3], factor**2])
-    if ledger.is_position(channels):
-        ledger.pin(labels[-3])
+    channels = _first(ledger, labels[-3], factor**2)
     ledger.pin(*labels[-2:])
     return Value((*labels[:-3], channels, *map(ledger.position, ledger.shape[-2:])))
+
+
+def _first(ledger: Ledger, label: Label, copies: int) -> Label:
+    """The channels of which `copies` lie beside each other."""
+    channels, places = _split(ledger, label, [length(label) // copies, copies])
+    ledger.pin(places)  # these may be the units
+    return channels
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(ledger: Ledger, x: Operand, factor: int) -> Value:
+    """One channel becomes factor^2 channels."""
+    return _per_channel(ledger, activation(ledger, x), 3, factor**2)
+
+
+@rule("im2col")
+def unfold(ledger: Ledger, x: Operand, kernel: Sequence[int], *_: object) -> Value:
+    """Windows of an image: every channel becomes one channel for each place in the window."""
+    return _per_channel(ledger, activation(ledger, x), 3, prod(kernel))
+
+
+def _per_channel(ledger: Ledger, x: Value, axes: int, copies: int) -> Value:
+    """Every channel becomes `copies` channels beside each other. The channels are the first of the last `axes` axes."""
+    *before, channels = x.labels[: len(x.labels) - axes + 1]
+    ledger.pin(*x.labels[len(before) + 1 :])
+    after = ledger.shape[len(before) + 1 :]
+    wide = tuple(Segment(s.site, s.size, s.repeat * copies) for s in channels)
+    wide = ledger.position(length(wide)) if ledger.is_position(channels) else wide
+    return Value((*before, wide, *map(ledger.position, after)))
+
+
+@rule("col2im")
+def fold(ledger: Ledger, x: Operand, size: Sequence[int], kernel: Sequence[int], *_: object) -> Value:
+    """Windows are added into an image: the reverse of im2col."""
+    *before, channels, places = activation(ledger, x).labels
+    ledger.pin(places)
+    channels = _first(ledger, channels, prod(kernel))
+    return Value((*before, channels, *map(ledger.position, ledger.shape[len(before) + 1 :])))
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(ledger: Ledger, x: Operand, groups: int) -> Value:
+    """Channel j of group i becomes channel i of group j."""
+    x = activation(ledger, x)
+    size = x.shape[1] // groups
+    outer, inner = reshaped(ledger, [x.labels[1]], [groups, size])
+    return Value((x.labels[0], *reshaped(ledger, [inner, outer], [x.shape[1]]), *x.labels[2:]))
 
 
 def seen(x: Parameter, shape: Sequence[int], axes: Sequence[int | None]) -> Parameter:

@@ -20,7 +20,7 @@ from geoflow.vector import packed, say_lost, unpack
 
 Source = str | Path | Iterable[str | Path]
 
-PICKLES = (".pt", ".pth", ".bin")
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)
 DIGITS = 4  # of the numbers in the names of files, or more if there are more networks
 HARMLESS = [  # plain data beside state dicts, which torch's own list lacks
@@ -92,7 +92,7 @@ def network_files(source: Source) -> list[Path]:
     if not isinstance(source, str | Path):
         paths = [Path(path) for path in source]
     elif Path(source).is_dir():
-        paths = _ordered(path for path in Path(source).iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
+        paths = _ordered(one for one in Path(source).iterdir() if one.suffix in SUFFIXES and one.name[0] != "." and one.is_file())
     elif has_magic(str(source)) and not Path(source).exists():
         paths = _ordered(path for path in map(Path, glob(str(source), recursive=True)) if path.is_file())
     else:
@@ -153,7 +153,9 @@ def _read(path: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    """Return the line of a message that says most: what torch does not load, or else the first."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "Unsupported" in line), lines[0])[:200]
 
 
 def _ordered(paths: Iterable[Path]) -> list[Path]:

@@ -21,7 +21,7 @@ from geoflow.zoo.tasks import Task
 from geoflow.zoo.train import common_start, train_zoo
 
 FORMAT = 3  # increased whenever the same configuration would give another zoo
-ADDED = {"origin": "independent", "common": None, "examples": None}  # later settings, left out at these values
+ADDED = {"origin": "independent", "common": None, "examples": None, "init": "torch"}  # later settings, left out at these values
 GROUP = 16  # the file is written after at least so many runs
 ALL = 256  # runs that are trained at once by default
 
@@ -73,6 +73,7 @@ def load_zoo(
     device="cpu",
     progress=True,
     together: int | None = None,
+    source: str = "",
 ) -> Zoo:
     """Return a zoo from `folder`. If it is not there yet, train it and store it there.
 
@@ -82,7 +83,8 @@ def load_zoo(
 
     The name of the file is a digest of everything that determines the runs: network, training data, seed, FORMAT and settings except the
     number of runs. The file grows by groups of runs, and a group under training is kept beside it. So an interrupted training continues,
-    and a larger zoo begins with the runs of a smaller one. `together` runs (by default 256) are trained at once, which changes each run by
+    and a larger zoo begins with the runs of a smaller one. `source` tells the code behind `build` from other code whose network prints the
+    same. `together` runs (by default 256) are trained at once, which changes each run by
     rounding only. If several processes ask for one zoo, one of them trains it and the others wait.
 
     Raises ValueError for a file that is corrupt or belongs to another configuration. Such a file is never replaced silently.
@@ -107,7 +109,7 @@ def load_zoo(
         "network": repr(build()),
         "settings": recipe,
         "seed": seed,
-    }
+    } | ({"source": source} if source else {})
     path = Path(folder) / f"zoo-{task.name}-{digest(configuration)[:16]}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -116,7 +118,8 @@ def load_zoo(
             raise ValueError(f"{path} holds the zoo of another configuration: {zoo.configuration}. Delete it; it will be trained again.")
         if _layout(zoo.spec) != _layout(spec):
             raise ValueError(f"{path} was packed by another table than the one traced now. Delete it; it will be trained again.")
-        own = {name: value for name, value in recipe.items() if name not in ADDED} | {"seed": seed, "device": device, "progress": progress}
+        own = {name: value for name, value in recipe.items() if name not in ADDED} | {"init": recipe.get("init", ADDED["init"])}
+        own |= {"seed": seed, "device": device, "progress": progress}
         if "origin" in recipe and zoo.start is None:
             start = common_start(build, task, **own | {"epochs": recipe["common"]})
             save_zoo(path, zoo := replace(zoo, start=pack(spec, start)))

@@ -77,6 +77,10 @@ class Task:
         """The number of output units that a network for the task needs."""
         return outputs_of(self.outputs).units(len(self.class_names) or len(self.targets))
 
+    def accepts(self, units: int) -> bool:
+        """Whether a network with so many output units serves the task. Two classes may have one logit."""
+        return units == self.units or (units == 1 and self.classes == 2)
+
     @property
     def numbers(self) -> Tensor | None:
         """The training inputs if they are numbers, and None if they are tokens.

@@ -18,6 +18,7 @@ from geoflow.outputs import Outputs, outputs_of
 from geoflow.population import WideProducts
 from geoflow.randomness import randomness, seed_global
 from geoflow.zoo.halfway import PART, Halfway, State, digest_of
+from geoflow.zoo.initial import INITS
 from geoflow.zoo.tasks import Task
 
 COMMON = -1  # the number of the run that trains a common start
@@ -48,6 +49,7 @@ def train_zoo(
     snapshots: int = 1,
     every: int = 1,
     schedule: str = "constant",
+    init: str = "torch",
     start: State | None = None,
     examples: int | None = None,
     together: int | None = None,
@@ -59,8 +61,9 @@ def train_zoo(
 
     The last snapshot is the state at the end. The others come every `every` epochs before it, `snapshots` in all. Each run shuffles the
     data anew in each epoch. Examples that do not fill a batch are left out. `schedule` names a row of `SCHEDULES`, which gives the learning
-    rate. With `examples`, each run trains on that many examples, which it draws from the data with replacement. With the state dict
-    `start`, all runs begin there. Each run has its own buffers, such as the statistics of batch norm.
+    rate, and `init` one of `INITS`, which draws the initial weights. With `examples`, each run trains on that many examples, which it draws
+    from the data with replacement. With the state dict `start`, all runs begin there. Each run has its own buffers, such as the statistics
+    of batch norm.
 
     Runs are numbered from `first`. Initial weights, data and shuffles of a run depend on `seed` and its number only. So a run is the same,
     up to rounding, whichever runs are trained beside it. Dropout's masks are an exception: they are drawn for all runs that are trained at
@@ -79,10 +82,10 @@ def train_zoo(
     torch.Size([6, 2, 5, 4])
     """
     together, count = runs if together is None else together, len(task.x_train) if examples is None else examples
-    _check(runs, epochs, batch, snapshots, every, schedule, together, count)
+    _check(runs, epochs, batch, snapshots, every, schedule, init, together, count)
     device, last = torch.device(device), first + runs
     settings = {"epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "schedule": schedule}
-    settings |= {"examples": examples}
+    settings |= {"examples": examples, "init": init}
     plain = settings | {"seed": seed, "snapshots": snapshots, "every": every}
     settings |= {"kept": range(epochs - (snapshots - 1) * every, epochs + 1, every), "start": start}
     kind, batches = outputs_of(task.outputs), Batches(task.x_train.to(device), task.y_train.to(device))
@@ -117,6 +120,7 @@ def _train_crowd(
     weight_decay: float,
     schedule: str,
     kept: range,
+    init: str,
     start: State | None,
     examples: int | None,
 ) -> State:
@@ -125,7 +129,7 @@ def _train_crowd(
     Seeds torch's global generators.
     """
     generators = [randomness(seed, f"run {number}") for number in numbers]
-    network, state = initial_states(build, generators, device, start)
+    network, state = initial_states(build, generators, device, start, init)
     data = None if examples is None else drawn_data(generators, len(batches.x), examples).to(device)
     seed_global(_seed(randomness(seed, f"masks of runs from {numbers.start}")), device)
     network.train()
@@ -159,16 +163,21 @@ def common_start(build: Callable[[], nn.Module], task: Task, *, epochs: int, see
 
 
 def initial_states(
-    build: Callable[[], nn.Module], generators: Sequence[torch.Generator], device: torch.device, start: State | None = None
+    build: Callable[[], nn.Module],
+    generators: Sequence[torch.Generator],
+    device: torch.device,
+    start: State | None = None,
+    init: str = "torch",
 ) -> tuple[nn.Module, State]:
     """Return a network for the forward pass, and the stacked states [runs, ...] of newly built networks.
 
-    With `start`, every state is a copy of it. Seeds torch's global generators.
+    `init` names a row of INITS, which draws their weights. With `start`, every state is a copy of it. Seeds torch's global generators.
     """
     networks = []
     for generator in generators:
         seed_global(_seed(generator), device)
         networks.append(build())
+        INITS[init](networks[-1])
         if start is not None:
             networks[-1].load_state_dict(start)
     parameters, buffers = stack_module_state(networks)
@@ -239,8 +248,9 @@ def _seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator))
 
 
-def _check(runs: int, epochs: int, batch: int, snapshots: int, every: int, schedule: str, together: int, examples: int) -> None:
+def _check(runs: int, epochs: int, batch: int, snapshots: int, every: int, schedule: str, init: str, together: int, examples: int) -> None:
     choose("schedule", schedule, SCHEDULES)
+    choose("init", init, INITS)
     counts = {"runs": runs, "epochs": epochs, "batch": batch, "snapshots": snapshots, "every": every, "together": together}
     for name, value in counts.items():
         if value < 1:
@@ -254,7 +264,7 @@ def _check(runs: int, epochs: int, batch: int, snapshots: int, every: int, sched
 @torch.no_grad()
 def _check_outputs(network: nn.Module, task: Task) -> None:
     outputs_of(task.outputs).check(task.x_train, task.y_train)
-    if (units := network.eval()(task.x_train[:1]).shape[-1]) != task.units:
+    if not task.accepts(units := network.eval()(task.x_train[:1]).shape[-1]):
         raise ValueError(
             f"The network gives {units} outputs, and the task {task.name} needs {task.units}. Build it with task.units outputs."
         )

@@ -1,0 +1,190 @@
+"""Read and write a matrix of networks in blocks of columns, in memory or in a safetensors file."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from geoflow.files import whole
+
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+BLOCK = 2**26  # bytes of a block that is read at once; the pieces of its rows are then long enough for a disk
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix [nets, size] of a safetensors file, of which only blocks of columns are ever in memory. `stored` opens one.
+
+    `name` is that of the tensor, and `start` is the byte at which its numbers begin.
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    start: int
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def digest(self) -> str:
+        """Return the sha256 of the whole file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+Matrix = Float[Tensor, "nets size"] | Stored
+
+
+def stored(path: str | Path, name: str | None = None) -> Stored:
+    """Open a matrix [nets, size] of a safetensors file without reading it. `name` is needed where the file holds several.
+
+    A tensor with more axes, such as [runs, snapshots, weights] of a zoo, counts as a matrix with all its leading axes as one.
+
+    Raises FileNotFoundError if there is no file. Raises ValueError if it is cut short or no safetensors file, and if it holds no such
+    matrix of floating numbers.
+
+    >>> import tempfile, torch
+    >>> from geoflow.files import write_tensors
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_tensors(f"{folder}/zoo.safetensors", {"thetas": torch.zeros(3, 2, 5, dtype=torch.half)}, {})
+    ...     stored(f"{folder}/zoo.safetensors").shape
+    (6, 5)
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, "pt"):  # checks the header, and the length of the file
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short or no safetensors file ({error}). Copy or write it again.") from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    fits = {one: about for one, about in header.items() if about["dtype"] in DTYPES and len(about["shape"]) > 1}
+    if name is None and len(fits) == 1:
+        (name,) = fits
+    if name not in fits:
+        held = ", ".join(f"{one} {about['shape']} of {about['dtype']}" for one, about in header.items()) or "nothing"
+        wanted = "one matrix of networks" if name is None else f"a matrix {name!r}"
+        raise ValueError(f"{path} should hold {wanted} of float16, bfloat16, float32 or float64. It holds {held}. Name another file.")
+    *rows, size = fits[name]["shape"]
+    return Stored(path, name, (prod(rows), size), DTYPES[fits[name]["dtype"]], 8 + length + fits[name]["data_offsets"][0])
+
+
+def blocks(matrix: Matrix, columns: int | None = None) -> Iterator[Float[Tensor, "nets _columns"]]:
+    """Yield a matrix in blocks of `columns` columns, in the precision that it is stored in. The last block may be narrower.
+
+    By default a block of a file has BLOCK bytes, and a matrix in memory is one block. The next block of a file is read while the caller
+    works on this one, which is valid until then.
+
+    >>> [block.shape[1] for block in blocks(torch.zeros(3, 5), columns=2)]
+    [2, 2, 1]
+    """
+    nets, size = matrix.shape
+    columns = columns or (size if isinstance(matrix, Tensor) else max(1, BLOCK // (nets * matrix.dtype.itemsize)))
+    starts = range(0, size, columns)
+    if isinstance(matrix, Tensor):
+        yield from matrix.detach().split(columns, 1)
+        return
+    buffers = [torch.empty(nets * min(columns, size), dtype=matrix.dtype) for _ in range(2)]
+    with matrix.path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
+
+        def read(number: int) -> Tensor:
+            first = starts[number]
+            width = min(columns, size - first)
+            block = buffers[number % 2][: nets * width].view(nets, width)
+            for row, piece in enumerate(block.view(torch.uint8).numpy()):
+                _fill(file.fileno(), piece, matrix.start + (row * size + first) * matrix.dtype.itemsize, matrix.path)
+            return block
+
+        coming = reader.submit(read, 0)
+        for number in range(len(starts)):
+            block = coming.result()
+            if number + 1 < len(starts):
+                coming = reader.submit(read, number + 1)
+            yield block
+
+
+def _fill(file: int, piece, start: int, path: Path) -> None:
+    """Read bytes from `start` on into a whole array."""
+    done = 0
+    while done < len(piece):
+        read = os.preadv(file, [piece[done:]], start + done)
+        if not read:
+            raise ValueError(f"{path} ends at byte {start + done}: it was cut while it was read.")
+        done += read
+
+
+@contextmanager
+def writing(path: str | Path, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Iterator["Writer"]:
+    """Give a `Writer` of a safetensors file with one matrix, which is filled in blocks of columns. After an error no file is left.
+
+    Raises OSError if the disk has too little room, before anything is written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with writing(f"{folder}/new.safetensors", "thetas", (2, 3), torch.half) as writer:
+    ...         for block in torch.ones(2, 3).split(2, 1):
+    ...             writer.write(block)
+    ...     stored(f"{folder}/new.safetensors").shape
+    (2, 3)
+    """
+    if dtype not in NAMES:
+        raise ValueError(f"dtype={dtype} cannot be written. Choose one of {', '.join(map(str, NAMES))}.")
+    length = prod(shape) * dtype.itemsize
+    about = {name: {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [0, length]}}
+    header = json.dumps(about).encode()
+    header += b" " * (-len(header) % 8)
+    with whole(path) as partial:
+        room = os.statvfs(partial.parent)
+        if (free := room.f_bavail * room.f_frsize) < length:
+            raise OSError(f"{path} needs {length / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free. Choose another folder.")
+        with partial.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hand:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + length)
+            writer = Writer(file.fileno(), 8 + len(header), shape, dtype, hand)
+            yield writer
+            writer.finish()
+
+
+class Writer:
+    """Write blocks of columns from left to right. A block is written while the caller makes the next one."""
+
+    def __init__(self, file: int, start: int, shape: tuple[int, int], dtype: torch.dtype, hand: ThreadPoolExecutor):
+        self.file, self.start, self.shape, self.dtype, self.hand = file, start, shape, dtype, hand
+        self.done, self.under_way = 0, None
+
+    def write(self, block: Float[Tensor, "nets _columns"]) -> None:
+        """Write the next columns. Raises ValueError for numbers that the precision of the file cannot hold."""
+        kept = block.to(self.dtype).contiguous()
+        if not torch.stack(kept.aminmax()).isfinite().all():  # 25 times as fast as looking at each weight
+            raise ValueError(f"A weight is NaN, or too large for {self.dtype}. Write the networks in float32.")
+        self._wait()
+        self.under_way = self.hand.submit(self._put, kept, self.done)
+        self.done += block.shape[1]
+
+    def finish(self) -> None:
+        self._wait()
+        assert self.done == self.shape[1], "not all columns were written"
+
+    def _wait(self) -> None:
+        if self.under_way is not None:
+            self.under_way.result()
+
+    def _put(self, block: Tensor, first: int) -> None:
+        for row, piece in enumerate(block.view(torch.uint8).numpy()):
+            begin, done = self.start + (row * self.shape[1] + first) * self.dtype.itemsize, 0
+            while done < len(piece):
+                done += os.pwrite(self.file, piece[done:], begin + done)
