@@ -39,7 +39,7 @@ class Stretch:
 
 @lru_cache(maxsize=64)
 def stretches(spec: NetworkSpec) -> tuple[Stretch, ...]:
-    """Return every stretch that linear maps multiply. A map of the written site multiplies rows, and one of the read site divides columns."""
+    """Return every stretch that linear maps multiply. A map of the written site multiplies, and one of the read site divides."""
     found = []
     for number, tensor in enumerate(spec.tensors):
         for along, axis in enumerate(tensor.axes):

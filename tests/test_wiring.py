@@ -98,6 +98,11 @@ GROUPS = {
     "bag of embeddings": ([6], [6], []),
     "einsum with an ellipsis": ([], [], []),
     "projected lstm": ([4, 4, 3, 3], [3, 3], [4, 4, 3, 3]),  # cells, and what is made of them
+    "normed queries": ([2], [], []),
+    "slopes of heads": ([], [], []),
+    "expanded keys": ([2], [], []),
+    "low rank pair": ([6], [6], []),
+    "chunked projections": ([2], [], []),
 }
 # name: the (heads, width) of the groups of linear maps, derived by hand; all other networks have none
 LINEAR = {
@@ -112,6 +117,11 @@ LINEAR = {
     "relative bias": [(2, 4), (2, 4)],
     "mask of inputs": [(2, 4), (2, 4)],
     "product of batches": [(1, 4), (1, 3)],
+    "normed queries": [(2, 4)],  # of the values; the norm tells the units of queries and keys apart
+    "slopes of heads": [(2, 4), (2, 4)],
+    "expanded keys": [(2, 3), (2, 3)],
+    "low rank pair": [(1, 2)],
+    "chunked projections": [(2, 3), (2, 3)],
     "rotary": [(1, 3)],  # of the values; positions rotate the pairs of queries and keys
     "einsum with an ellipsis": [(1, 4), (1, 3)],
 }
