@@ -46,10 +46,18 @@ def stretches(spec: NetworkSpec) -> tuple[Stretch, ...]:
             start = 0
             for piece in axis:
                 for index, against in ((piece.writes, False), (piece.reads, True)):
-                    if index is not None and (site := spec.sites[index]).linear is not None:
+                    if index is not None and acts(site := spec.sites[index], piece.repeat):
                         found.append(Stretch(number, along, start, *_shape(site, piece.repeat), site.linear, site.dual ^ against))
                 start += piece.size * piece.repeat
     return tuple(found)
+
+
+def acts(site: Site, repeat: int) -> bool:
+    """Return whether linear maps multiply a stretch of the units of a site, with `repeat` entries each.
+
+    They do not if the entries are no vectors, as in a weight that reads one number of each head.
+    """
+    return site.linear is not None and (not site.inner or repeat % site.inner == 0)
 
 
 def _shape(site: Site, repeat: int) -> tuple[int, int, int, int]:

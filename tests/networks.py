@@ -464,6 +464,26 @@ def normed_queries(s, x):
     return s.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+def talking_heads(s, x):
+    """Every head weighs tokens by a mixture of the scores of all heads."""
+    q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    scores = s.t((q @ k.mT / 2).softmax(-1).movedim(1, -1)).movedim(-1, 1)
+    return s.o((scores @ v).transpose(1, 2).flatten(2))
+
+
+def every_other_copy(s, x):
+    """Queries, keys and values lie along an axis that is cut by steps of two, and each of the two copies that are left is read."""
+    both = s.a(x).unflatten(-1, (3, 2, 3))[:, :, ::2]
+    q, v = (both[:, :, i].transpose(1, 2) for i in range(2))
+    return s.o(F.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2))
+
+
+def gain_of_copies(s, x):
+    """Queries, keys and values are multiplied by one gain for each unit of a head before they are told apart."""
+    q, k, v = (s.a(x).unflatten(-1, (3, 2, 3)) * s.g).permute(2, 0, 3, 1, 4)
+    return s.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 def slopes(s, x):
     """Every head has a given bias of its own, so that no two of them can be exchanged."""
     place = torch.arange(x.shape[1], dtype=x.dtype)
@@ -746,5 +766,8 @@ NETWORKS: dict[str, Case] = {
         ),
         row(20, 5),
     ),
+    "talking heads": (lambda: Written(talking_heads, t=nn.Linear(2, 2), **projections()), row(2, 5, 8)),
+    "every other copy": (lambda: Written(every_other_copy, a=nn.Linear(5, 18), o=nn.Linear(6, 2)), row(2, 4, 5)),
+    "gain of copies": (lambda: Written(gain_of_copies, a=nn.Linear(5, 18), g=learned(3), o=nn.Linear(6, 2)), row(2, 4, 5)),
     "chunked projections": (lambda: Written(chunked, a=nn.Linear(5, 18), o=nn.Linear(6, 2)), row(2, 4, 5)),
 }

@@ -100,6 +100,9 @@ GROUPS = {
     "projected lstm": ([4, 4, 3, 3], [3, 3], [4, 4, 3, 3]),  # cells, and what is made of them
     "normed queries": ([2], [], []),
     "slopes of heads": ([], [], []),
+    "talking heads": ([2, 2], [], []),  # the mixtures have an order of their own, which the values follow
+    "every other copy": ([2], [], []),
+    "gain of copies": ([2], [], []),
     "expanded keys": ([2], [], []),
     "low rank pair": ([6], [6], []),
     "chunked projections": ([2], [], []),
@@ -119,6 +122,7 @@ LINEAR = {
     "product of batches": [(1, 4), (1, 3)],
     "normed queries": [(2, 4)],  # of the values; the norm tells the units of queries and keys apart
     "slopes of heads": [(2, 4), (2, 4)],
+    "talking heads": [(2, 4), (2, 4)],
     "expanded keys": [(2, 3), (2, 3)],
     "low rank pair": [(1, 2)],
     "chunked projections": [(2, 3), (2, 3)],

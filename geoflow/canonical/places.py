@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from geoflow.linear import acts
 from geoflow.spec import NetworkSpec, Piece
 
 
@@ -79,7 +80,8 @@ def places_of(spec: NetworkSpec) -> list[Place]:
             for piece in axis:
                 owner = spec.group_of(piece.owner, "permutation")
                 signs = _signs(spec, piece, tensor.degree)
-                maps = (spec.sites[piece.owner].linear, spec.sites[piece.owner].inner) if piece.owner is not None else ()
+                site = None if piece.owner is None else spec.sites[piece.owner]
+                maps = () if site is None or not acts(site, piece.repeat) else (site.linear, site.inner)
                 found.append(Place(number, along, len(tensor.axes), start, piece.size, piece.repeat, owner, signs, tensor.learned, *maps))
                 start += piece.size * piece.repeat
     return found

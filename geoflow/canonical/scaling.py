@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from geoflow.linear import acts
 from geoflow.spec import NetworkSpec, Piece
 from geoflow.symmetry import Groups, rescale
 
@@ -187,7 +188,7 @@ def _cells(spec: NetworkSpec) -> Iterator[_Cell]:
             edge = any(piece.reads is not None for piece in pieces)
             met = {spec.group_of(piece.reads, "scaling") for piece in pieces} | (set(writes[along + 1 :]) if edge else set())
             spans = tuple(span for _, span in stretches)
-            mapped = any(piece.owner is not None and spec.sites[piece.owner].linear is not None for piece in pieces)
+            mapped = any(piece.owner is not None and acts(spec.sites[piece.owner], piece.repeat) for piece in pieces)
             yield _Cell(number, spans, along, pieces[along].size, writes[along], frozenset(met - {None}), edge, mapped)
 
 

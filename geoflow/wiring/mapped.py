@@ -66,6 +66,9 @@ def _unlike(ledger: Ledger) -> None:
             vector = mapped_by(ledger, site)
             if vector is None:
                 continue
+            if ledger.maps.of(part, site) is None:  # heads as units, which must not look like their vectors
+                ledger.maps.pin(*([vector] if part.repeat % width_inside(ledger, site) == 0 else []))
+                continue
             width, root = width_inside(ledger, site), ledger.maps.classes.root(vector)[0]
             heads = (
                 (ledger.places[site].size, width, ledger.classes["permutation"].root(site)) if width else (1, ledger.places[site].size, -1)
@@ -111,8 +114,8 @@ def _one_sided(ledger: Ledger) -> None:
     sides: dict[int, set[bool]] = {}
     for entry in ledger.entries.values():
         for _, part, site in _parts(entry):
-            vector = mapped_by(ledger, site)
-            if vector is not None:
+            vector = ledger.maps.of(part, site)
+            if vector is not None and ledger.maps.classes.free(vector):
                 root, dual = ledger.maps.classes.root(vector)
                 sides.setdefault(root, set()).add(dual ^ (part.writes is None))
     for root, found in sides.items():

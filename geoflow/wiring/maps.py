@@ -61,6 +61,7 @@ class Maps:
         self.repeats: dict[int, int] = {}  # the elements of each unit of a site of heads
         self.stacks: dict[int, tuple[int, ...]] = {}
         self.kept: set[int] = set()
+        self.taken: set[int] = set()  # stacks of which the current operation took single copies
 
     def enter(self, site: int, inner: int, repeat: int) -> None:
         """Let `inner` stand for the vectors inside the units of a site, which have `repeat` elements."""
@@ -118,6 +119,7 @@ class Maps:
         if sites is None:
             return list(labels)
         self.kept |= self._all_of(sites)
+        self.taken.add(label[0].site)
         if stop - start > 1:
             self.pin(*(self._all_of(sites) if (start, stop) != (0, len(sites)) else ()))
             return list(labels)
@@ -146,17 +148,20 @@ class Maps:
             self.pin(*(self.inside[site] for value in results for site in _strays(self, value, together)))
         else:
             self.pin(*before, *behind, *new)
-        self.kept.clear()
         for value in operands:
             for position in {s.site for label in value.labels for s in label} & set(self.stacks):
-                if not self._passes(name, position, value, operands, results):
-                    self.pin(*self._all_of(self.stacks[position]))
+                copies = self.stacks[position]
+                first = self.classes.free(self.inside[copies[0]])  # what befalls the first copy befalls them all
+                if not (first and self._passes(name, position, value, operands, results)):
+                    self.pin(*self._all_of(copies))
+        self.kept.clear()
+        self.taken.clear()
 
     def _passes(self, name: str, position: int, value: Value, operands: Sequence[Value], results: Sequence[Value]) -> bool:
         """Whether an axis of copies is moved as a whole, cut into its copies, or multiplied by numbers."""
         there = all(any(position == s.site for label in result.labels for s in label) for result in results)
         scaled = name in SCALES and len(operands) == 1 and all(result.labels == value.labels for result in results)
-        return name in CUTS or (name in VIEWS and there) or scaled
+        return (name in CUTS and (there or position in self.taken)) or (name in VIEWS and there) or scaled
 
 
 def offset(maps: Maps, label: Label, beside: Sequence[Label], together: Together) -> list[int]:

@@ -146,6 +146,7 @@ def _call(ledger: Ledger, node: Node, found: dict[Node, object]) -> object:
         return result
     except NoRule as gap:
         if all(isinstance(leaf, Value) and all(map(ledger.is_position, leaf.labels)) for leaf in leaves if not is_plain(leaf)):
+            ledger.maps.after("", [leaf for leaf in leaves if isinstance(leaf, Value)], [], [], ledger.together)
             return _unmoved(ledger, node, args, kwargs)
         computed = all(isinstance(leaf, Parameter) for leaf in leaves if not is_plain(leaf))  # from weights alone
         raise ValueError(_gap(ledger, str(gap), PLAIN if computed or "parametrizations" in ledger.path else gap.cure)) from None
