@@ -1,6 +1,7 @@
 """Say whether a table from an earlier tracing still describes a network."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from geoflow.spec import SYMMETRIES, NetworkSpec, Piece, TensorSpec
 
@@ -43,6 +44,7 @@ def _layout(spec: NetworkSpec) -> tuple:
 def _pairs(earlier: NetworkSpec, old: TensorSpec, spec: NetworkSpec, new: TensorSpec, symmetry: str) -> Iterator[tuple[object, object]]:
     """The groups of both tables that act on the same elements of a tensor."""
     for one, other in zip(old.axes, new.axes, strict=True):
+        one, other = _opened(earlier, one), _opened(spec, other)
         if [(p.size, p.repeat) for p in one] == [(p.size, p.repeat) for p in other]:
             for a, b in zip(one, other, strict=True):
                 before, after = _acting(earlier, a, symmetry), _containing(spec, b, symmetry)
@@ -51,6 +53,18 @@ def _pairs(earlier: NetworkSpec, old: TensorSpec, spec: NetworkSpec, new: Tensor
         else:  # cut in another way
             yield from ((group, None) for piece in one for group in _acting(earlier, piece, symmetry))
             yield from ((None, group) for piece in other for group in _containing(spec, piece, symmetry))
+
+
+def _opened(spec: NetworkSpec, axis: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """The stretches of an axis, with heads that cannot be exchanged one beside the other. Earlier tables have the units of each head."""
+    found: list[Piece] = []
+    for piece in axis:
+        site = None if piece.owner is None else spec.sites[piece.owner]
+        if site is not None and site.inner and site.permutation is None and piece.repeat % site.inner == 0:
+            found += [replace(piece, size=site.inner, repeat=1)] * (piece.size * piece.repeat // site.inner)
+        else:
+            found.append(piece)
+    return tuple(found)
 
 
 def _acting(spec: NetworkSpec, piece: Piece, symmetry: str) -> tuple[int | None, ...]:
@@ -65,7 +79,8 @@ def _containing(spec: NetworkSpec, piece: Piece, symmetry: str) -> tuple[object,
     found = []
     for index, group in zip(sites, _acting(spec, piece, symmetry), strict=True):
         site = None if index is None else spec.sites[index]
-        mapped = site is not None and site.linear is not None and symmetry != "linear" and not (symmetry == "permutation" and site.inner)
+        mapped = site is not None and site.linear is not None and symmetry != "linear"
+        mapped &= group is None or not (symmetry == "permutation" and site.inner)  # heads are permuted as a whole
         found.append(("linear", site.linear) if mapped else group)
     return tuple(found)
 

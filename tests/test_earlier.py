@@ -92,6 +92,20 @@ def test_a_table_from_before_there_were_linear_maps_describes_its_networks(name)
     assert still_describes(without_maps, spec) and not still_describes(spec, without_maps)
 
 
+def test_an_earlier_table_of_heads_that_cannot_be_exchanged_describes_them_still():
+    """It has one order of units for all heads, and the later one has matrices of each head."""
+    spec = spec_of_row("slopes of heads")
+    units = [replace(site, size=4, linear=None, inner=0, permutation=site.linear) if site.inner else site for site in spec.sites]
+
+    def opened(axis):
+        return tuple(p for piece in axis for p in ([replace(piece, size=4, repeat=1)] * 2 if piece.repeat == 4 else [piece]))
+
+    tensors = [replace(tensor, axes=tuple(map(opened, tensor.axes))) for tensor in spec.tensors]
+    earlier = replace(spec, sites=tuple(replace(site, dual=False) for site in units), tensors=tuple(tensors))
+    assert earlier.groups("permutation") == {0: 4, 1: 4}
+    assert still_describes(earlier, spec) and not still_describes(spec, earlier)
+
+
 def declaring(spec, symmetry, names):
     """A table in which units of some sites, in this order, have a group of their own of another symmetry than linear maps."""
     other = {"permutation": None, "scaling": None, "sign": None, symmetry: 9}

@@ -80,13 +80,17 @@ def _unlike(ledger: Ledger) -> None:
 
 
 def _met(ledger: Ledger) -> None:
-    """Pin maps that meet others in one tensor: first those of whole sites, and then all that still meet."""
-    for whole_sites in (True, False):
+    """Pin maps that meet in one tensor: first those that meet themselves, then those of whole sites that meet heads, and then all."""
+    root, home = ledger.maps.classes.root, ledger.maps.home
+    for chosen in (
+        lambda met: {one for one in met if [root(other)[0] for other in met].count(root(one)[0]) > 1},
+        lambda met: {one for one in met if one not in home} if home.keys() & met else set(),
+        set,
+    ):
         for entry in ledger.entries.values():
             axes = _mapped(ledger, entry)
-            met = set().union(*axes.values()) if len(axes) > 1 else set()
-            heads = met & ledger.maps.home.keys()
-            ledger.maps.pin(*(met - heads if whole_sites and heads else () if whole_sites else met))
+            met = [vector for found in axes.values() for vector in found] if len(axes) > 1 else []
+            ledger.maps.pin(*chosen(met))
 
 
 def _scale_told(ledger: Ledger) -> None:
