@@ -44,8 +44,9 @@ def _layout(spec: NetworkSpec) -> tuple:
 def _pairs(earlier: NetworkSpec, old: TensorSpec, spec: NetworkSpec, new: TensorSpec, symmetry: str) -> Iterator[tuple[object, object]]:
     """The groups of both tables that act on the same elements of a tensor."""
     for one, other in zip(old.axes, new.axes, strict=True):
-        one, other = _opened(earlier, one), _opened(spec, other)
-        if [(p.size, p.repeat) for p in one] == [(p.size, p.repeat) for p in other]:
+        if not _alike(one, other):
+            one, other = _opened(earlier, one), _opened(spec, other)
+        if _alike(one, other):
             for a, b in zip(one, other, strict=True):
                 before, after = _acting(earlier, a, symmetry), _containing(spec, b, symmetry)
                 against = [x ^ y for x, y in zip(_against(earlier, a, symmetry), _against(spec, b, symmetry), strict=True)]
@@ -53,6 +54,10 @@ def _pairs(earlier: NetworkSpec, old: TensorSpec, spec: NetworkSpec, new: Tensor
         else:  # cut in another way
             yield from ((group, None) for piece in one for group in _acting(earlier, piece, symmetry))
             yield from ((None, group) for piece in other for group in _containing(spec, piece, symmetry))
+
+
+def _alike(one: tuple[Piece, ...], other: tuple[Piece, ...]) -> bool:
+    return [(p.size, p.repeat) for p in one] == [(p.size, p.repeat) for p in other]
 
 
 def _opened(spec: NetworkSpec, axis: tuple[Piece, ...]) -> tuple[Piece, ...]:
