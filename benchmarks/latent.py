@@ -25,7 +25,7 @@ import torch
 from bench import RESULTS, commit, described, table
 from workloads import Row, faster
 
-from geoflow.latent.blocks import Stored, stored, writing
+from geoflow.stored import Stored, stored, writing
 from geoflow.latent.pca import PART, fit_pca
 
 PIECE = 2**24  # bytes that a plain reader or writer takes at once

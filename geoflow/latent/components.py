@@ -16,7 +16,7 @@ from geoflow.chart import Chart
 from geoflow.coordinates import Coordinates, Recipe
 from geoflow.frame import Frame
 from geoflow.graph import Graph
-from geoflow.latent.blocks import Matrix, stored, writing
+from geoflow.stored import Matrix, stored, writing
 from geoflow.latent.pca import PCA, fit_pca
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.choices import choose
-from geoflow.latent.blocks import Matrix, Stored, blocks, stored, writing
+from geoflow.stored import Matrix, Stored, blocks, stored, writing
 
 PART = 2**13  # columns that are centred and multiplied at once, so that they stay in the cache
 MORE = 10  # directions that a random search takes beyond those asked for
