@@ -4,8 +4,9 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,13 @@ import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
+from tqdm import tqdm
 
-from geoflow.stored import DTYPES, NAMES, header_of
+from geoflow.files import whole
+from geoflow.spec import NetworkSpec
+from geoflow.stored import DTYPES, NAMES, Stored, header_of, stored
 
+THETAS = "thetas"  # the matrix of a zoo
 ROWS = "rows"  # the entry of the words that says what each row is
 ROOM = 2**16  # bytes that the header may grow by, and ABOUT more for every row that is expected
 ABOUT = 400
@@ -43,7 +48,7 @@ class Appender:
         Raises ValueError for numbers that the precision of the file cannot hold. Raises OSError if the disk is full. The networks that were
         added before are kept.
         """
-        about = [None] * len(rows) if about is None else list(about)
+        about = [{}] * len(rows) if about is None else list(about)
         kept = rows.detach().cpu().to(self.dtype).contiguous()
         if kept.numel() and not torch.stack(kept.aminmax()).isfinite().all():
             raise ValueError(f"A weight is NaN, or too large for {self.dtype}. Write the networks in float32.")
@@ -58,8 +63,8 @@ class Appender:
                 raise OSError(
                     error.errno,
                     f"{self.path}: the disk is full after {len(self)} networks, which are kept. The next one needs "
-                    f"{self.size * self.dtype.itemsize / 1e9:.2g} GB, and {shutil.disk_usage(self.path.parent).free / 1e9:.2g} GB are free. "
-                    "Make room, and do the same again: it goes on from there",
+                    f"{self.size * self.dtype.itemsize / 1e9:.2g} GB, and {shutil.disk_usage(self.path.parent).free / 1e9:.2g} GB are "
+                    "free. Make room, and do the same again: it goes on from there",
                 ) from error
             self.about.append(one)
             self.write_header()
@@ -116,8 +121,8 @@ def appending(
     wanted = {"shape": [len(about or ()), size], "dtype": NAMES[dtype]}
     if about is None or {key: found[key] for key in wanted} != wanted:
         raise ValueError(
-            f"{path} holds {found['shape']} of {found['dtype']} as {name!r}, and rows of {size} numbers of {NAMES[dtype]} were to be added. "
-            "Name another file."
+            f"{path} holds {found['shape']} of {found['dtype']} as {name!r}, and rows of {size} numbers of {NAMES[dtype]} were to be "
+            "added. Name another file."
         )
     if differ := [key for key in {**said, **words} if said.get(key) != words.get(key)]:
         raise ValueError(f"{path} says another {differ[0]!r} of itself than the networks that were to be added. Name another file.")
@@ -136,6 +141,30 @@ def put(file: int, content: bytes | np.ndarray, start: int) -> None:
     piece, done = memoryview(content), 0
     while done < len(piece):
         done += os.pwrite(file, piece[done:], start + done)
+
+
+def appending_networks(
+    path: str | Path,
+    spec: NetworkSpec,
+    dtype: torch.dtype,
+    words: Mapping[str, str] | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+    expected: int = 0,
+) -> AbstractContextManager[Appender]:
+    """Return what `appending` does, for a zoo of weight vectors: the file also holds the table that they are packed by."""
+    rest = {f"rest.{name}": value for name, value in spec.rest.items()}
+    return appending(path, THETAS, spec.weights, dtype, {"spec": spec.to_json(), **(words or {})}, rest | dict(beside or {}), expected)
+
+
+def write_networks_of(
+    spec: NetworkSpec, path: Path, points: Tensor, dtype: torch.dtype, theta: Callable[[int], Tensor], progress: bool = False
+) -> Stored:
+    """Write one network for each of the points, made by `theta` from its number. Those that the file has of these points are kept."""
+    words = {"points": sha256(points.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()}
+    with appending_networks(path, spec, dtype, words, expected=len(points)) as file:
+        for number in tqdm(range(len(file), len(points)), desc="write networks", unit="network", disable=not progress):
+            file.add(theta(number)[None])
+    return stored(path, THETAS)
 
 
 def tidy(path: str | Path) -> None:
@@ -161,8 +190,9 @@ def small_tensors(path: str | Path, prefix: str) -> dict[str, Tensor]:
 
 def _begin(path: Path, name: str, size: int, dtype: torch.dtype, words: Mapping, beside: Mapping[str, Tensor], expected: int) -> None:
     """Write a file without rows. The small tensors come first, so that rows can follow each other up to the end."""
-    fill = -sum(value.nbytes for value in beside.values()) % 8
-    tensors = dict(sorted(beside.items(), key=lambda item: -item[1].itemsize)) | ({"fill": torch.zeros(fill, dtype=torch.uint8)} if fill else {})
+    tensors = dict(sorted(beside.items(), key=lambda item: -item[1].itemsize))
+    if fill := -sum(value.nbytes for value in tensors.values()) % 8:  # readers that map the file want rows at multiples of their size
+        tensors["fill"] = torch.zeros(fill, dtype=torch.uint8)
     parts, first = {}, 0
     for key, value in tensors.items():
         parts[key] = {"dtype": SMALL[value.dtype], "shape": list(value.shape), "data_offsets": [first, first + value.nbytes]}
@@ -170,10 +200,9 @@ def _begin(path: Path, name: str, size: int, dtype: torch.dtype, words: Mapping,
     parts[name] = {"dtype": NAMES[dtype], "shape": [0, size], "data_offsets": [first, first]}
     length = len(json.dumps(parts)) + 2 * len(json.dumps(dict(words))) + ROOM + ABOUT * expected
     length += -length % 8
-    with path.open("xb") as file:
-        file.write(_header(parts, words, [], length, path))
-        for value in tensors.values():
-            file.write(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    with whole(path) as partial:
+        content = [value.reshape(-1).view(torch.uint8).numpy().tobytes() for value in tensors.values()]
+        partial.write_bytes(b"".join([_header(parts, words, [], length, path), *content]))
 
 
 def _header(parts: Mapping, words: Mapping, about: list, length: int, path: Path) -> bytes:

@@ -56,7 +56,7 @@ class Frame:
         """Return the mean and standard deviation of every coordinate. Where they are unknown they are 0 and 1, as those of the noise."""
         moments = torch.stack([torch.zeros(graph.size), torch.ones(graph.size)])
         for name, block in _blocks(graph, self.axes):
-            if (weights := _weights(name, block.key)) in self.moments:
+            if (weights := named(name, block.key)) in self.moments:
                 known = self.moments[weights].to(moments)
                 moments[:, block.index] = known[:, None].expand(-1, len(block.index), -1, -1)
         return moments
@@ -82,9 +82,9 @@ def metric_frame(graph: Graph, inputs: Examples | Mapping[str, Examples]) -> Fra
     them (steps), or be flattened. If they could belong to several inputs, pass a dict by the inputs' names. Inputs without examples stay as
     they are.
 
-    Whole numbers of 32 or 64 bits are tokens, of any shape. A token is a unit of the input that is 1 where the token stands, and 0 elsewhere. Two tokens
-    never stand at one place, so E (w . x)^2 needs only the frequency of each token, and the frame stretches every token by itself. Of an
-    input with more than WIDE real units, only the mean square of each unit counts.
+    Whole numbers of 32 or 64 bits are tokens, of any shape. A token is a unit of the input that is 1 where the token stands, and 0
+    elsewhere. Two tokens never stand at one place. So E (w . x)^2 needs only the frequency of each token, and the frame stretches every
+    token by itself. Of an input with more than WIDE real units, only the mean square of each unit counts.
 
     Raises ValueError if no input has as many units, if it is unclear which axis or input is meant, and if examples are missing, all 0 or
     not finite. Tokens that the input does not have are refused too.
@@ -154,19 +154,24 @@ def fit_moments(graphs: Sequence[Graph], points: Sequence[Float[Tensor, "_nets _
     moments = {}
     for name, by_role in (_rows_by_input(graphs, points) | _rows(graphs, points, range(WIDE + 1, sys.maxsize))).items():
         for key, rows in by_role.items():
-            variance, count = rows.var(0, unbiased=False), len(rows)
-            spread = ((count * variance + variance.mean()) / (count + 1)).sqrt()
-            moments[_weights(name, key)] = torch.stack([rows.mean(0), spread]).cpu()
+            moments[named(name, key)] = moments_of(rows.mean(0), rows.var(0, unbiased=False), len(rows)).cpu()
     return moments
+
+
+def moments_of(
+    mean: Float[Tensor, "units features"], variance: Float[Tensor, "units features"], count: int
+) -> Float[Tensor, "2 units features"]:
+    """Return the mean of rows, and their standard deviation if one more row had their mean variance."""
+    return torch.stack([mean, ((count * variance + variance.mean()) / (count + 1)).sqrt()])
 
 
 def of_every_input(graph: Graph, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert moments of flows that were saved by role alone. These moments counted for every input."""
     parts = [(name, block.key) for name, blocks in plain_inputs(graph).items() for block in blocks if block.key in moments]
-    return {_weights(name, key): moments[key] for name, key in parts}
+    return {named(name, key): moments[key] for name, key in parts}
 
 
-def _weights(name: str, key: str) -> str:
+def named(name: str, key: str) -> str:
     """Return the name of the weights of one role on one input. Several inputs may share a role."""
     return f"{name} {key}"
 
@@ -187,11 +192,23 @@ def _rows(graphs: Sequence[Graph], points: Sequence[Tensor], sizes: range) -> di
 
 
 def _principal_axes(rows: Float[Tensor, "rows units"]) -> Float[Tensor, "units units"]:
-    """Return the eigenvectors of the rows' mean products, the largest eigenvalue first.
+    """Return the eigenvectors of the rows' mean products, the largest eigenvalue first."""
+    return _eigenvectors(rows.T.double() @ rows.double())
+
+
+def centred_axes(
+    products: Float[Tensor, "units units"], means: Sequence[tuple[int, Float[Tensor, "units _features"]]]
+) -> Float[Tensor, "units units"]:
+    """Return the principal axes of rows from the sum of their products, and from the number and the mean of the rows of each role."""
+    return _eigenvectors(products - sum(count * mean @ mean.T for count, mean in means))
+
+
+def _eigenvectors(products: Float[Tensor, "units units"]) -> Float[Tensor, "units units"]:
+    """Return the eigenvectors of a symmetric matrix, the largest eigenvalue first.
 
     The largest entry of each is positive, so they are the same on every machine.
     """
-    axes = torch.linalg.eigh(rows.T.double() @ rows.double())[1].flip(1)
+    axes = torch.linalg.eigh(products)[1].flip(1)
     return axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
 
 
@@ -201,7 +218,7 @@ def _by_units(examples: Tensor, units: int) -> list[Float[Tensor, "rows units"]]
     Tokens are one way, as they are.
     """
     if examples.dtype in (torch.int32, torch.int64) and examples.numel():
-        return [examples.flatten()] if 0 <= examples.min() and examples.max() < units else []
+        return [examples.flatten()] if examples.min() >= 0 and examples.max() < units else []
     if not (examples.numel() and examples.isfinite().all() and examples.any()):
         raise ValueError(f"These {len(examples)} examples of inputs measure nothing: there are none, all are 0, or some are NaN or Inf.")
     axes = [axis for axis in sorted({1, examples.ndim - 1}) if examples.ndim > 1 and examples.shape[axis] == units]

@@ -1,5 +1,6 @@
 """Read a matrix of networks from a file, by rows or in blocks of columns, and write one in blocks of columns."""
 
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -20,14 +21,15 @@ from geoflow.files import file_digest, whole
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST = 10**8  # bytes of a header, by the format
+SAMPLES = 2**8  # pieces of a file that are looked at to know it again
 BLOCK = 2**26  # bytes of a block that is read at once; the pieces of its rows are then long enough for a disk
 
 
 class Rows(ABC):
     """Networks [nets, size] of which only those that are asked for are in memory.
 
-    What takes networks one after the other may take these in the place of a tensor: `rows[3]` is a vector, and `rows[3:5]` or `rows[[0, 7]]`
-    are tensors [nets, size].
+    What takes networks one after the other may take these in the place of a tensor. `rows[3]` is a vector, and `rows[3:5]` or
+    `rows[[0, 7]]` are tensors [nets, size].
 
     >>> doubled = mapped(torch.eye(3), lambda x: 2 * x)
     >>> doubled[1], doubled[1:].shape, [len(part) for part in doubled.split(2)]
@@ -91,6 +93,16 @@ class Stored(Rows):
             for row, net in zip(rows.view(torch.uint8).numpy(), nets, strict=True):
                 _fill(file.fileno(), row, self.start + net * length, self.path)
         return rows
+
+    def mark(self) -> str:
+        """Return a digest of the header, the length, and SAMPLES pieces of the file. It tells files apart without reading them whole."""
+        header, length = header_of(self.path)
+        end, found = self.path.stat().st_size, hashlib.sha256(json.dumps([header, length]).encode())
+        with self.path.open("rb") as file:
+            for number in range(SAMPLES):
+                file.seek(self.start + (end - self.start) * number // SAMPLES)
+                found.update(file.read(2**12))
+        return f"{found.hexdigest()[:32]}-{end}"
 
     def digest(self) -> str:
         """Return the sha256 of the whole file."""
@@ -235,15 +247,20 @@ def writing(path: str | Path, name: str, shape: tuple[int, int], dtype: torch.dt
     header = json.dumps(about).encode()
     header += b" " * (-len(header) % 8)
     with whole(path) as partial:
-        room = os.statvfs(partial.parent)
-        if (free := room.f_bavail * room.f_frsize) < length:
-            raise OSError(f"{path} needs {length / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free. Choose another folder.")
+        check_room(partial, length, path)
         with partial.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hand:
             file.write(len(header).to_bytes(8, "little") + header)
             file.truncate(8 + len(header) + length)
             writer = Writer(file.fileno(), 8 + len(header), shape, dtype, hand)
             yield writer
             writer.finish()
+
+
+def check_room(path: Path, length: int, name: str | Path | None = None) -> None:
+    """Raise OSError if the disk of a file has no room for so many bytes."""
+    room = os.statvfs(path.parent)
+    if (free := room.f_bavail * room.f_frsize) < length:
+        raise OSError(f"{name or path} needs {length / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free. Choose another folder.")
 
 
 class Writer:

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from geoflow import evaluate, pack, read_networks, spec_of, write_networks
+from geoflow import read_networks, spec_of, write_networks
 from geoflow.appending import appending
 from geoflow.stored import mapped, stored
 from geoflow.zoo.files import network_files
@@ -115,7 +115,9 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, spec, folder, monkeypatch)
         return write(file, content[:done], start)
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OSError, match=r"zoo\.safetensors: the disk is full after 3 networks, which are kept\. The next one needs .* goes on"):
+    with pytest.raises(
+        OSError, match=r"zoo\.safetensors: the disk is full after 3 networks, which are kept\. The next one needs .* goes on"
+    ):
         quietly(path, folder, spec)
     monkeypatch.undo()
     assert open_zoo(path, spec).thetas[:].equal(read_networks(folder, spec)[:3])
@@ -181,6 +183,6 @@ def test_small_tensors_of_every_kind_lie_beside(tmp_path):
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert all(file.get_tensor(name).equal(value) for name, value in beside.items())
         assert file.get_tensor("thetas")[:, 0].tolist() == [0, 0, 2, 2]
-    with pytest.raises(ValueError, match="holds another 'b'"):
-        with appending(tmp_path / "a.safetensors", "thetas", 5, torch.float64, {"x": "y"}, beside | {"b": torch.arange(1, 4)}):
-            pass
+    other = beside | {"b": torch.arange(1, 4)}
+    with pytest.raises(ValueError, match="holds another 'b'"), appending(tmp_path / "a.safetensors", "thetas", 5, torch.float64, {"x": "y"}, other):  # fmt: skip
+        pass

@@ -13,6 +13,7 @@ from geoflow.canonical.scaling import balance, dead_units, sphere_rows
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Networks
 
 __all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "check_zoo", "dead_units", "order_kept", "sphere_rows", "unaligned"]
 
@@ -24,8 +25,8 @@ class Canonical:
     `reference` is one vector [weights] for all networks, or one vector for each of them.
     """
 
-    theta: Float[Tensor, "nets weights"]
-    reference: Float[Tensor, "*#nets weights"]
+    theta: Networks
+    reference: Float[Tensor, "..."]
 
 
 def canonicalize(

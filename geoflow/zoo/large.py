@@ -1,6 +1,6 @@
 """Keep a zoo that is larger than memory in one file, and add networks to it one by one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from geoflow.appending import Appender, appending, small_tensors, tidy, words_of
+from geoflow.appending import THETAS, Appender, appending, small_tensors, tidy, words_of
 from geoflow.files import file_digest, under
 from geoflow.spec import NetworkSpec
 from geoflow.states import say
 from geoflow.stored import Stored, stored
 from geoflow.vector import say_lost
 from geoflow.zoo.files import Source, network_files, read_network
-
-THETAS = "thetas"
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ def add_networks(
     """Add files of trained networks to the zoo in a file, and make it if there is none. Return the zoo, opened.
 
     Only one network is in memory at a time, and the file is a whole zoo after each. Files that the zoo has already are passed over, so
-    after an interruption the same call goes on. `source` and `entry` are those of `read_networks`. `dtype` is the precision of a zoo that is
-    made. By default it is that of the first network.
+    after an interruption the same call goes on. `source` and `entry` are those of `read_networks`. `dtype` is the precision of a zoo that
+    is made. By default it is that of the first network.
 
     Raises what `read_networks` and `open_zoo` raise, and ValueError for a network of a wider precision than the zoo, or a file that changed
     since it was added. Raises OSError if the disk is full. Networks that were added before an error are kept.
@@ -108,7 +106,7 @@ def add_networks(
 
 def _new(zoo: Appender, files: Sequence[Path]) -> list[Path]:
     """Return the files that a zoo does not have yet. Raises ValueError if one changed since it was added."""
-    known = {one["path"]: one for one in zoo.about if one and "path" in one}
+    known = {one["path"]: one for one in zoo.about if "path" in one}
     for file in files:
         now = _mark(file)
         if (then := known.get(now["path"], now)) != then | now:
