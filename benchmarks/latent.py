@@ -36,8 +36,8 @@ def make_zoo(path: Path, nets: int, weights: int, dtype: torch.dtype) -> Stored:
     """Write networks that have a part in common, and otherwise nothing."""
     generator = torch.Generator().manual_seed(0)
     with writing(path, "thetas", (nets, weights), dtype) as writer:
-        for first in range(0, weights, 32 * PART):
-            width = min(32 * PART, weights - first)
+        for first in range(0, weights, 128 * PART):
+            width = min(128 * PART, weights - first)
             writer.write(torch.randn(1, width, generator=generator) + 0.1 * torch.randn(nets, width, generator=generator))
     return stored(path)
 

@@ -184,5 +184,6 @@ def test_small_tensors_of_every_kind_lie_beside(tmp_path):
         assert all(file.get_tensor(name).equal(value) for name, value in beside.items())
         assert file.get_tensor("thetas")[:, 0].tolist() == [0, 0, 2, 2]
     other = beside | {"b": torch.arange(1, 4)}
-    with pytest.raises(ValueError, match="holds another 'b'"), appending(tmp_path / "a.safetensors", "thetas", 5, torch.float64, {"x": "y"}, other):  # fmt: skip
+    named = pytest.raises(ValueError, match="holds another 'b'")
+    with named, appending(tmp_path / "a.safetensors", "thetas", 5, torch.float64, {"x": "y"}, other):
         pass

@@ -9,7 +9,7 @@ from torch import Tensor
 from geoflow.canonical import align
 from geoflow.evaluation.ruler import layers_of
 from geoflow.spec import NetworkSpec
-from geoflow.stored import Matrix, Networks, Rows, blocks
+from geoflow.stored import Networks, Rows, Stored, blocks
 
 CHUNK = 128  # queries at once
 RUNS = 16  # number of nearest training runs that a network is compared with
@@ -55,8 +55,8 @@ def novelty(neighbours: Neighbours) -> dict[str, float | None]:
 
 def by_layer(
     spec: NetworkSpec,
-    generated: Networks,
-    train: Networks,
+    generated: Float[Tensor, "generated weights"] | Rows,
+    train: Float[Tensor, "train weights"] | Rows,
     run_of_train: Int[Tensor, " train"],
 ) -> dict[str, float]:
     """Return the novelty ratio of each layer by itself.
@@ -80,7 +80,12 @@ def by_layer(
     return found
 
 
-def by_layer_in_files(spec: NetworkSpec, generated: Matrix, train: Matrix, run_of_train: Int[Tensor, " train"]) -> dict[str, float]:
+def by_layer_in_files(
+    spec: NetworkSpec,
+    generated: Float[Tensor, "generated weights"] | Stored,
+    train: Float[Tensor, "train weights"] | Stored,
+    run_of_train: Int[Tensor, " train"],
+) -> dict[str, float]:
     """Return what `by_layer` does, in one pass over both files."""
     number = torch.full((spec.weights,), -1, dtype=torch.int16)  # of the layer of each weight
     names = list(layers_of(spec))
@@ -105,9 +110,9 @@ def by_layer_in_files(spec: NetworkSpec, generated: Matrix, train: Matrix, run_o
 
 
 def neighbours_of(
-    generated: Networks,
-    train: Networks,
-    heldout: Networks | None,
+    generated: Float[Tensor, "generated weights"] | Rows,
+    train: Float[Tensor, "train weights"] | Rows,
+    heldout: Float[Tensor, "heldout weights"] | Rows | None,
     run_of_train: Int[Tensor, " train"],
     spec: NetworkSpec | None = None,
 ) -> Neighbours:
@@ -134,8 +139,8 @@ def neighbours_of(
 
 
 def nearest_runs(
-    queries: Networks,
-    others: Networks,
+    queries: Float[Tensor, "queries weights"] | Rows,
+    others: Float[Tensor, "others weights"] | Rows,
     run_of_others: Int[Tensor, " others"],
     run_of_queries: Int[Tensor, " queries"] | None = None,
     spec: NetworkSpec | None = None,
@@ -183,7 +188,9 @@ def nearest_of_runs(
     return distances.unsqueeze(1).masked_fill(~nearest, float("inf")).argmin(2)
 
 
-def distances_in_files(queries: Matrix, others: Matrix) -> Float[Tensor, "queries others"]:
+def distances_in_files(
+    queries: Float[Tensor, "queries size"] | Stored, others: Float[Tensor, "others size"] | Stored
+) -> Float[Tensor, "queries others"]:
     """Return all distances between two sets of networks, read in blocks of columns. Sums are in float64."""
     columns, total = max(1, WORK // (len(queries) + len(others))), 0.0
     for one, other in zip(blocks(queries, columns), blocks(others, columns), strict=True):
