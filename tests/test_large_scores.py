@@ -116,7 +116,8 @@ def test_baselines_in_files_are_those_of_memory(name, flow, spec, thetas, tmp_pa
         assert found[:].allclose(wanted, atol=1e-4)
     else:  # other noise of the same distribution
         one, other = (log_variances(some, variances_of(spec)) for some in (found[:], wanted))
-        assert (one.mean(0) - other.mean(0)).abs().max() < 0.4 and (one.std(0) / other.std(0) - 1).abs().max() < 0.4
+        usual = other.std(0) + 1e-3  # some weights never vary
+        assert ((one.mean(0) - other.mean(0)) / usual).abs().max() < 0.4 and ((one.std(0) - other.std(0)) / usual).abs().max() < 0.4
         assert not found[:].allclose(wanted, atol=0.1) and made(tmp_path / "again.safetensors")[:].equal(found[:])
     assert made(tmp_path / "made.safetensors")[:].equal(found[:])  # it was finished before
     assert open_zoo(tmp_path / "made.safetensors", spec).thetas[:].equal(found[:])
