@@ -122,10 +122,12 @@ def table(rows: list[dict]) -> str:
 
 
 def write(rows: list[dict]) -> None:
+    """Write all rows as JSON, and the table of families as a page beside it."""
     where = described("cpu")
     path = RESULTS / "coverage" / (re.sub(r"\W+", "-", f"{where['cpu']}-{where['threads']}-threads").strip("-").lower() + ".json")
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(f"# Public models that geoflow traces, on one thread of {where['cpu']}\n\n{table(rows)}\n")
     print(table(rows), f"Written to {path}", sep="\n")
 
 
