@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
+from geoflow.examples import precision
 from geoflow.population import check_population, itself
 from geoflow.spec import NetworkSpec
 from geoflow.vector import unpack
@@ -100,11 +101,11 @@ def recalibrate(
     index = statistics_of(spec)
     if not len(index):
         return thetas.clone()
-    precision = torch.promote_types(thetas.dtype, torch.float32)  # networks are kept in half precision, and run in single
-    _check_inputs(itself(network, unpack(spec, thetas[0].to(precision))), x)
+    dtype = precision(x, thetas)
+    _check_inputs(itself(network, unpack(spec, thetas[0].to(dtype))), x)
     parts, found = x.tensor_split(ceil(len(x) / batch)), thetas.clone()
     for theta in tqdm(found, desc="recalibrating", unit="network", disable=not progress):
-        measured = _measured(itself(network, unpack(spec, theta.to(precision))), spec, parts).to(theta)
+        measured = _measured(itself(network, unpack(spec, theta.to(dtype))), spec, parts).to(theta)
         if measured.isfinite().all():
             theta[index.to(theta.device)] = measured
     return found

@@ -158,11 +158,7 @@ def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: 
     tensor([2.0000, 1.0000, 2.0000, 1.0000, 0.5000, 1.0000, 1.0000])
     """
     check_factors(spec, factors)
-    if not factors:
-        return theta
-    scaled = _copy_for(theta, factors)
-    _multiply(spec, scaled, factors, "scaling")
-    return scaled
+    return _multiplied(spec, theta, factors, "scaling")
 
 
 def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Groups) -> Float[Tensor, "*batch weights"]:
@@ -179,11 +175,7 @@ def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Group
     tensor([-1.,  1., -1.,  1., -1.,  1.,  1.])
     """
     check_signs(spec, signs)
-    if not signs:
-        return theta
-    flipped = _copy_for(theta, signs)
-    _multiply(spec, flipped, signs, "sign")
-    return flipped
+    return _multiplied(spec, theta, signs, "sign")
 
 
 def check_factors(spec: NetworkSpec, factors: Groups) -> None:
@@ -230,6 +222,16 @@ def _axis_index(spec: NetworkSpec, axis: tuple[Piece, ...], permutations: Groups
         start += piece.size * piece.repeat
     batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
+
+
+def _multiplied(
+    spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], groups: Groups, symmetry: str
+) -> Float[Tensor, "*batch weights"]:
+    if not groups:
+        return theta
+    moved = _copy_for(theta, groups)
+    _multiply(spec, moved, groups, symmetry)
+    return moved
 
 
 def _multiply(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], groups: Groups, symmetry: str) -> None:

@@ -197,7 +197,7 @@ def train(
     config, device = flow.config, next(flow.field.parameters()).device
     points = [one.to(device) for one in listed(points)]
     told = [] if conditions is None else [flow.conditions.encode(one, len(one)).to(points[0]) for one in listed(conditions)]
-    run = Progress(flow, fingerprint_of_zoos(points))
+    run = Progress(flow, "" if checkpoint is None else fingerprint_of_zoos(points))
     iterations, pools = config["iterations"], pools_of(flow, device)
     if checkpoint is not None:
         run.resume(checkpoint)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from geoflow.choices import choose
-from geoflow.examples import arguments
+from geoflow.examples import arguments, in_precision
 from geoflow.spec import WIRES, NetworkSpec
 from geoflow.symmetry import Symmetry, apply_symmetry, random_symmetry
 from geoflow.vector import pack, seen
@@ -49,7 +49,7 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Example, generato
         before, precision = _outputs(twin, spec, theta, inputs)
         rounded.dtype = max(rounded.dtype, precision, key=lambda one: torch.finfo(one).eps)
         theta = apply_symmetry(spec, theta, moving_symmetry(spec, generator))
-        after = outputs_of(twin, spec, theta.to(precision), tree_map(lambda x: _cast(x, precision), inputs)).double()
+        after = outputs_of(twin, spec, theta.to(precision), in_precision(inputs, precision)).double()
     finite = before.isfinite()
     if not finite.any():
         raise ValueError(f"{type(network).__name__} gives no finite output for normal inputs, so its spec cannot be checked.")
@@ -72,15 +72,11 @@ def _outputs(network: nn.Module, spec: NetworkSpec, theta: Tensor, inputs: objec
         return outputs_of(network, spec, theta, inputs), torch.float64
     except RuntimeError:  # such as a product of both precisions
         try:
-            single = outputs_of(network, spec, theta.float(), tree_map(lambda x: _cast(x, torch.float32), inputs))
+            single = outputs_of(network, spec, theta.float(), in_precision(inputs, torch.float32))
         except RuntimeError as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ValueError(f"{type(network).__name__} does not run in float64 or float32: {reason}.") from error
         return single.double(), torch.float32
-
-
-def _cast(x: object, dtype: torch.dtype) -> object:
-    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def check_wires(spec: NetworkSpec) -> None:
