@@ -53,7 +53,7 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
         shown[f"guide{number or ''}"] = plot_rows(rows, name, TASKS[found["task"]].outputs)
     for number, (label, seed, found) in enumerate(beside(study, "finetune-*")):
         starts = {name: {int(step): one for step, one in start["scores"].items()} for name, start in found["starts"].items()}
-        name = f"{title}: {label}, seed {seed}, trained further on {found['task']}"
+        name = f"{title}: {label}, seed {seed}, trained further on {found['task']} with {found['examples']:,} labels"
         shown[f"finetune{number or ''}"] = plot_learning(starts, name, found["level"], TASKS[found["task"]].outputs)
     for number, (label, seed, found) in enumerate(beside(study, "posterior")):
         made = figures_of(found, f"{title}: {label}, seed {seed}")
