@@ -9,6 +9,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from geoflow.evaluation.metrics import Scores, scores
+from geoflow.linear import stretches, vectors
+from geoflow.spec import NetworkSpec
+from geoflow.symmetry import Symmetry, apply_symmetry
 from geoflow.zoo.tasks import Task
 
 
@@ -64,3 +67,28 @@ def _align(network: list[np.ndarray], reference: list[np.ndarray], random: np.ra
         if not changed:
             break
     return network
+
+
+def heads_by_spectra(
+    spec: NetworkSpec, theta: Float[Tensor, " weights"], reference: Float[Tensor, " weights"]
+) -> Float[Tensor, " weights"]:
+    """Match heads by the distance of the singular values of their queries, keys and values, and then the units inside matched heads.
+
+    One order serves all units of a head: those of its queries, keys and values. Everything else stays as it is.
+    Source: Rinaldi et al., Update your transformer to the latest release (TransFusion), 2025.
+    """
+    homes = {site.linear: site.permutation for site in spec.sites if site.linear is not None}
+    permutations, maps = {}, {}
+    for home in dict.fromkeys(homes.values()):
+        groups = [group for group, own in homes.items() if own == home]
+        mine, goal = ([vectors(spec, one[None], s)[0] for s in stretches(spec) if s.group in groups] for one in (theta, reference))
+        makes = [len(spec.tensors[s.tensor].shape) == 2 and s.axis == 0 for s in stretches(spec) if s.group in groups]
+        spectra = [torch.cat([torch.linalg.svdvals(x) for x, made in zip(xs, makes, strict=True) if made], -1) for xs in (goal, mine)]
+        order = torch.from_numpy(linear_sum_assignment(torch.cdist(*spectra).numpy())[1])
+        gains = sum(y @ x[order].mT for x, y in zip(mine, goal, strict=True))  # [heads, new unit, old unit]
+        matrices = torch.zeros_like(gains)
+        for head, gain in enumerate(gains):
+            matrices[order[head], torch.arange(len(gain)), torch.from_numpy(linear_sum_assignment(gain.numpy(), maximize=True)[1])] = 1
+        permutations[home] = order
+        maps |= dict.fromkeys(groups, matrices)
+    return apply_symmetry(spec, theta, Symmetry(permutations, linear=maps))

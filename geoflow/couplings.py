@@ -52,8 +52,8 @@ def equivariant_ot(
 
     For every pair the units are matched by their inner products, in the first sweep of `align`. This finds the best order for one hidden
     layer, and a good one for more. Then the samples of the batch are assigned by geodesic distance. The noise has the order of its aligned
-    data afterwards, so the field must be permutation-equivariant: it cannot see this order. Signs are not matched, because no field is
-    equivariant to them. Coordinates behind the weights, such as log-norms, move with their network and are not reordered.
+    data afterwards, so the field must be permutation-equivariant: it cannot see this order. Signs and rotations are not matched, because no
+    field is equivariant to them. Coordinates behind the weights, such as log-norms, move with their network and are not reordered.
 
     Source: Klein, Kraemer and Noe, Equivariant flow matching, 2023.
 
@@ -79,7 +79,7 @@ def _in_order_of(spec: NetworkSpec, noise: Float[Tensor, "n size"], data: Float[
 
 @lru_cache(maxsize=16)
 def _without_signs(spec: NetworkSpec) -> NetworkSpec:
-    return replace(spec, sites=tuple(replace(site, sign=None) for site in spec.sites))
+    return replace(spec, sites=tuple(replace(site, sign=None, linear=None, inner=0) for site in spec.sites))
 
 
 def _assign(costs: Float[Tensor, "data noise"]) -> Tensor:

@@ -43,7 +43,7 @@ def unmoved(spec: NetworkSpec) -> dict[str, str]:
 
 
 def _head(spec: NetworkSpec) -> str:
-    counts = {symmetry: len(spec.groups(symmetry)) for symmetry in SYMMETRIES}
+    counts = {symmetry: len(spec.groups(symmetry)) for symmetry in SYMMETRIES} | {"linear": len(spec.linear)}
     listed = ", ".join(f"{symmetry} ({count} group{'s' * (count > 1)})" for symmetry, count in counts.items() if count) or "none"
     return f"{spec.weights:,} weights in {len(spec.tensors)} tensors. Symmetries: {listed}."
 
@@ -54,10 +54,17 @@ def _groups(spec: NetworkSpec) -> Iterator[str]:
     for symmetry in SYMMETRIES:
         for number, units in spec.groups(symmetry).items():
             names = [site.name for site in spec.sites if getattr(site, symmetry) == number]
-            line = f"{symmetry} {number} of {units} units: {', '.join(dict.fromkeys(names))}"
-            lines.append(fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+            lines.append(_wrapped(f"{symmetry} {number} of {units} units: {', '.join(dict.fromkeys(names))}"))
+    for number, (heads, width) in spec.linear.items():
+        names = [site.name for site in spec.sites if site.linear == number]
+        vectors = f"{heads} heads of width {width}, each with a matrix" if heads > 1 else f"one vector of width {width}, with a matrix"
+        lines.append(_wrapped(f"linear {number} of {vectors}: {', '.join(dict.fromkeys(names))}"))
     if lines:
         yield "\n".join(["Groups, and the layers whose units each moves together:", *lines])
+
+
+def _wrapped(line: str) -> str:
+    return fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def _sites(spec: NetworkSpec) -> str:
@@ -67,7 +74,7 @@ def _sites(spec: NetworkSpec) -> str:
 
 def _tensors(spec: NetworkSpec) -> str:
     rows = ([_named(tensor), " x ".join(map(str, tensor.shape)) or "1", tensor.kind, _axes(spec, tensor)] for tensor in spec.tensors)
-    titles = ["tensor", "shape", "kind", "what moves each axis (p permutation, c scaling, s sign)"]
+    titles = ["tensor", "shape", "kind", "what moves each axis (p permutation, c scaling, s sign, l linear)"]
     return "\n".join(["Tensors:", *_aligned(rows, titles)])
 
 
@@ -87,6 +94,8 @@ def _outside(spec: NetworkSpec) -> Iterator[str]:
 
 def _moves(spec: NetworkSpec, tensor: TensorSpec, piece: Piece) -> bool:
     """Whether a symmetry moves the stretch. A factor that is written may cancel with the same one that is read."""
+    if any(spec.group_of(site, "linear") is not None for site in (piece.writes, piece.reads)):
+        return True
     for symmetry in SYMMETRIES:
         written, read = (spec.group_of(site, symmetry) for site in (piece.writes, piece.reads))
         if symmetry == "permutation" and (written, read) != (None, None):
@@ -100,7 +109,7 @@ def _moves(spec: NetworkSpec, tensor: TensorSpec, piece: Piece) -> bool:
 
 def _moved_by(spec: NetworkSpec, index: int) -> str:
     site = spec.sites[index]
-    groups = [f"{symmetry} {group}" for symmetry in SYMMETRIES if (group := getattr(site, symmetry)) is not None]
+    groups = [f"{symmetry} {group}" for symmetry in (*SYMMETRIES, "linear") if (group := getattr(site, symmetry)) is not None]
     return ", ".join(groups) or f"nothing: {_why_pinned(spec, index)}"
 
 
@@ -112,9 +121,9 @@ def _axes(spec: NetworkSpec, tensor: TensorSpec) -> str:
 def _called(spec: NetworkSpec, piece: Piece) -> str:
     if piece.owner is None:
         return "position"
-    letters = dict(zip(SYMMETRIES, "pcs", strict=True))
+    letters = dict(zip((*SYMMETRIES, "linear"), "pcsl", strict=True))
     site = spec.sites[piece.owner]
-    groups = [f"{letters[symmetry]}{group}" for symmetry in SYMMETRIES if (group := getattr(site, symmetry)) is not None]
+    groups = [f"{letter}{group}" for symmetry, letter in letters.items() if (group := getattr(site, symmetry)) is not None]
     return " ".join(groups) or FIXED[site.role]
 
 

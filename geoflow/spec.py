@@ -12,7 +12,7 @@ from torch import Tensor
 
 ROLES = ("input", "hidden", "output")
 SYMMETRIES = ("permutation", "scaling", "sign")
-TRACING = 2  # increased when the tracing finds more symmetries in the same networks
+TRACING = 3  # increased when the tracing finds more symmetries in the same networks
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Site:
     same order, multiplied by the same positive factors, or flipped by the same signs. None means that the table declares no such
     symmetry for this site.
 
+    `linear` is the number of a group of linear maps. Any invertible matrix A may then multiply a vector of these activations. If `inner`
+    is 0, the vector is that of all units. Else every unit stands for a head, which has vectors of `inner` elements and an A of its own.
+    A site that is `dual` gets the inverse transpose of A, as keys do if queries get A. Orders of heads come after these maps. Orders,
+    factors and signs inside a vector are such maps too, so a site with linear maps does not declare them.
+
     >>> from geoflow.spec import Site
     >>> Site("0", 16, "hidden", permutation=0, scaling=0).pinned
     False
@@ -36,11 +41,24 @@ class Site:
     permutation: int | None = None
     scaling: int | None = None
     sign: int | None = None
+    linear: int | None = None
+    dual: bool = False
+    inner: int = 0
+
+    @property
+    def heads(self) -> int:
+        """The number of vectors on which linear maps act by themselves."""
+        return self.size if self.inner else 1
+
+    @property
+    def width(self) -> int:
+        """The number of elements of each of these vectors."""
+        return self.inner or self.size
 
     @property
     def pinned(self) -> bool:
         """True if no symmetry moves the units of this site."""
-        return self.permutation is self.scaling is self.sign is None
+        return self.permutation is self.scaling is self.sign is self.linear is None
 
 
 @dataclass(frozen=True)
@@ -191,6 +209,11 @@ class NetworkSpec:
     def groups(self, symmetry: str) -> dict[int, int]:
         """The groups of one of SYMMETRIES, as {group: number of units}."""
         return {getattr(site, symmetry): site.size for site in self.sites if getattr(site, symmetry) is not None}
+
+    @cached_property
+    def linear(self) -> dict[int, tuple[int, int]]:
+        """The groups of linear maps, as {group: (heads, width of a head)}."""
+        return {site.linear: (site.heads, site.width) for site in self.sites if site.linear is not None}
 
     def group_of(self, index: int | None, symmetry: str) -> int | None:
         """The group of the site `index` under a symmetry, or None if it has none."""

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geoflow.linear import check_maps, multiply_, random_maps
 from geoflow.spec import NetworkSpec, Piece, TensorSpec
 
 Groups = dict[int, Tensor]  # group -> [*batch units]
@@ -15,12 +16,13 @@ CHUNK = 2**20  # elements reordered at once; so few fit in the processor's cache
 
 @dataclass(frozen=True)
 class Symmetry:
-    """One symmetry of a network: a factor, a sign and a new place for every unit.
+    """One symmetry of a network: a factor, a sign and a new place for every unit, and matrices for the vectors of heads.
 
     Each field maps the number of a group in the spec to a tensor [`*batch`, units]. A group that is missing is left as it is.
 
     - `permutations[g][i]` is the old index of the unit that moves to place i of the group g.
     - `factors[g][i]` is the positive factor of unit i, and `signs[g][i]` is its sign, +1 or -1. They act before the permutation.
+    - `linear[g][h]` is an invertible matrix [width, width]. It multiplies the vectors of head h, also before the permutation.
 
     >>> import torch
     >>> from geoflow.symmetry import Symmetry
@@ -32,13 +34,14 @@ class Symmetry:
     permutations: Groups = field(default_factory=dict)
     factors: Groups = field(default_factory=dict)
     signs: Groups = field(default_factory=dict)
+    linear: Groups = field(default_factory=dict)
 
 
 def random_symmetry(spec: NetworkSpec, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Symmetry:
     """Sample a random symmetry that acts on every group of the spec.
 
     Permutations and signs are uniform. Factors are exp(z / 2) with a standard normal z. The tensors of the result are [units] and lie on
-    the CPU. Factors and signs have the given `dtype`.
+    the CPU. Factors, signs and matrices have the given `dtype`. See `random_maps` for the matrices.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).double()
@@ -55,6 +58,7 @@ def random_symmetry(spec: NetworkSpec, generator: torch.Generator, dtype: torch.
         {g: torch.randperm(n, generator=generator) for g, n in spec.groups("permutation").items()},
         {g: torch.randn(n, **draw).mul(0.5).exp() for g, n in spec.groups("scaling").items()},
         {g: torch.randint(0, 2, (n,), generator=generator).to(dtype) * 2 - 1 for g, n in spec.groups("sign").items()},
+        random_maps(spec, generator, dtype),
     )
 
 
@@ -63,7 +67,7 @@ def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], sy
 
     The result has the shape of `theta`. Leading axes of the symmetry's tensors broadcast with those of `theta`.
 
-    Raises ValueError in the cases in which `rescale`, `flip` and `permute` do.
+    Raises ValueError in the cases in which `rescale`, `flip`, `transform` and `permute` do.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
@@ -76,9 +80,12 @@ def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], sy
     check_factors(spec, symmetry.factors)
     check_signs(spec, symmetry.signs)
     check_orders(spec, symmetry.permutations)
-    moved = _copy_for(theta, symmetry.factors, symmetry.signs, symmetry.permutations)  # one copy, since a zoo may fill the memory
+    check_maps(spec, symmetry.linear)
+    batches = {g: matrix.flatten(-3) for g, matrix in symmetry.linear.items()}
+    moved = _copy_for(theta, symmetry.factors, symmetry.signs, symmetry.permutations, batches)  # one copy, since a zoo may fill the memory
     _multiply(spec, moved, symmetry.factors, "scaling")
     _multiply(spec, moved, symmetry.signs, "sign")
+    multiply_(spec, moved, symmetry.linear)
     _reorder(spec, moved, symmetry.permutations)
     return moved
 
@@ -176,6 +183,22 @@ def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Group
     """
     check_signs(spec, signs)
     return _multiplied(spec, theta, signs, "sign")
+
+
+def transform(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], maps: Groups) -> Float[Tensor, "*batch weights"]:
+    """Multiply the vectors of some groups of linear maps by invertible matrices. What reads the vectors is multiplied by the inverses.
+
+    Matrices are [`*batch`, heads, width, width]. Their leading axes broadcast with those of `theta`.
+
+    Raises ValueError for a group that the spec does not declare, a matrix of another shape, and a matrix without an inverse.
+
+    >>> import torch, geoflow
+    >>> network = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> spec = geoflow.spec_of(network, torch.zeros(1, 1))
+    >>> geoflow.symmetry.transform(spec, torch.ones(4), {0: torch.tensor([[[2.0, 1.0], [0.0, 1.0]]])})
+    tensor([3.0000, 1.0000, 0.5000, 0.5000])
+    """
+    return apply_symmetry(spec, theta, Symmetry(linear=maps))
 
 
 def check_factors(spec: NetworkSpec, factors: Groups) -> None:

@@ -457,6 +457,53 @@ def rotated(s, x):
     return s.o(F.scaled_dot_product_attention(*turned, s.v(x)))
 
 
+def normed_queries(s, x):
+    """Queries and keys are normalised in every head, with one gain for all heads."""
+    q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    q, k = F.rms_norm(q, (4,), s.g), F.rms_norm(k, (4,), s.h)
+    return s.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def talking_heads(s, x):
+    """Every head weighs tokens by a mixture of the scores of all heads."""
+    q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    scores = s.t((q @ k.mT / 2).softmax(-1).movedim(1, -1)).movedim(-1, 1)
+    return s.o((scores @ v).transpose(1, 2).flatten(2))
+
+
+def every_other_copy(s, x):
+    """Queries, keys and values lie along an axis that is cut by steps of two, and each of the two copies that are left is read."""
+    both = s.a(x).unflatten(-1, (3, 2, 3))[:, :, ::2]
+    q, v = (both[:, :, i].transpose(1, 2) for i in range(2))
+    return s.o(F.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2))
+
+
+def gain_of_copies(s, x):
+    """Queries, keys and values are multiplied by one gain for each unit of a head before they are told apart."""
+    q, k, v = (s.a(x).unflatten(-1, (3, 2, 3)) * s.g).permute(2, 0, 3, 1, 4)
+    return s.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def slopes(s, x):
+    """Every head has a given bias of its own, so that no two of them can be exchanged."""
+    place = torch.arange(x.shape[1], dtype=x.dtype)
+    return two_heads(s, x, (place - place[:, None])[None, None] * torch.tensor([0.5, 0.25], dtype=x.dtype)[:, None, None])
+
+
+def expanded_keys(s, x):
+    """Four heads of queries share two of keys and values, which are repeated by views, in plain operations."""
+    q, k, v = (part(x).unflatten(-1, (-1, 3)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    k, v = (one[:, :, None].expand(-1, -1, 2, -1, -1).reshape(q.shape) for one in (k, v))
+    return s.o(((q @ k.mT / 3**0.5).softmax(-1) @ v).transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
+def chunked(s, x):
+    """Queries, keys and values are chunks of one layer."""
+    q, k, v = (one.unflatten(-1, (2, 3)) for one in s.a(x).chunk(3, -1))
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 3**0.5
+    return s.o(torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).flatten(2))
+
+
 def row(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.zeros(shape)
 
@@ -703,4 +750,24 @@ NETWORKS: dict[str, Case] = {
         row(2, 4, 5),
     ),
     "mobile": (mobile, row(2, 1, 9, 9)),
+    "normed queries": (lambda: Written(normed_queries, g=learned(4), h=learned(4), **projections()), row(2, 5, 8)),
+    "slopes of heads": (lambda: Written(slopes, **projections()), row(2, 5, 8)),
+    "expanded keys": (
+        lambda: Written(expanded_keys, q=nn.Linear(5, 12), k=nn.Linear(5, 6), v=nn.Linear(5, 6), o=nn.Linear(12, 2)),
+        row(2, 4, 5),
+    ),
+    "low rank pair": (
+        lambda: Written(
+            lambda s, x: s.o((s.w(x) + 0.5 * s.b(s.a(x))).relu()),
+            w=nn.Linear(5, 6),
+            a=nn.Linear(5, 2, bias=False),
+            b=nn.Linear(2, 6, bias=False),
+            o=nn.Linear(6, 2),
+        ),
+        row(20, 5),
+    ),
+    "talking heads": (lambda: Written(talking_heads, t=nn.Linear(2, 2), **projections()), row(2, 5, 8)),
+    "every other copy": (lambda: Written(every_other_copy, a=nn.Linear(5, 18), o=nn.Linear(6, 2)), row(2, 4, 5)),
+    "gain of copies": (lambda: Written(gain_of_copies, a=nn.Linear(5, 18), g=learned(3), o=nn.Linear(6, 2)), row(2, 4, 5)),
+    "chunked projections": (lambda: Written(chunked, a=nn.Linear(5, 18), o=nn.Linear(6, 2)), row(2, 4, 5)),
 }

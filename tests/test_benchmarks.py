@@ -149,3 +149,23 @@ def test_principal_components_on_disk_are_measured_and_nothing_is_left(tmp_path)
     read, written, memory = measure(tmp_path, nets=5, weights=20_000, written=3, dtype=torch.half, rounds=1)
     assert min(read.ours, read.other, written.ours, written.other) > 0 and memory.must == "<= 1"
     assert [path.name for path in tmp_path.iterdir()] == ["zoo.safetensors"]
+
+
+def test_matching_by_spectra_finds_heads_and_units_in_another_order():
+    """One order of heads, and one of the units of each head, for queries, keys and values alike."""
+    from others import heads_by_spectra
+
+    from geoflow import apply_symmetry
+    from geoflow.symmetry import Symmetry
+    from geoflow.wiring import spec_of
+    from tests.networks import NETWORKS
+
+    build, example = NETWORKS["mask for all heads"]
+    spec = spec_of(build(), example())
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(spec.weights, generator=generator, dtype=torch.float64)
+    orders = torch.stack([torch.eye(4).double()[torch.randperm(4, generator=generator)] for _ in range(2)])
+    (home,) = spec.groups("permutation")
+    moved = apply_symmetry(spec, theta, Symmetry({home: torch.tensor([1, 0])}, linear=dict.fromkeys(spec.linear, orders)))
+    assert not torch.allclose(moved, theta)
+    assert torch.allclose(heads_by_spectra(spec, moved, theta), theta)

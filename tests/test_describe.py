@@ -59,6 +59,7 @@ def test_entries_that_nothing_moves_stay_as_they_are_and_all_others_move(name, g
     said = describe(spec)
     assert f"{spec.weights:,} weights in {len(spec.tensors)} tensors" in said
     assert all(f"{symmetry} {group} of {units} units" in said for symmetry in SYMMETRIES for group, units in spec.groups(symmetry).items())
+    assert all(f"linear {group} of " in said and f"width {width}, " in said for group, (_, width) in spec.linear.items())
 
 
 def test_a_table_is_printed(folder, capsys):

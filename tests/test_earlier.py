@@ -99,3 +99,44 @@ def test_a_flow_draws_in_its_own_table(generator):
     drawn = [sample(flow, 3, spec=one, steps=2, generator=torch.Generator().manual_seed(0)) for one in (None, less, spec)]
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
     assert not fit(spec, torch.rand(20, spec.weights, generator=generator) + 0.1, iterations=1, batch=8, progress=False).knows(less)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention one head", "shared keys", "mask of inputs", "einsum with an ellipsis"])
+def test_a_table_from_before_there_were_linear_maps_describes_its_networks(name):
+    spec = spec_of_row(name)
+    without_maps = replace(spec, sites=tuple(replace(site, linear=None, dual=False, inner=0) for site in spec.sites))
+    assert spec.linear and still_describes(spec, spec)
+    assert still_describes(earlier_tracing(without_maps), spec) and not still_describes(earlier_tracing(spec), without_maps)
+
+
+def test_an_earlier_table_of_heads_that_cannot_be_exchanged_describes_them_still():
+    """It has one order of units for all heads, and the later one has matrices of each head."""
+    spec = spec_of_row("slopes of heads")
+    units = [replace(site, size=4, linear=None, inner=0, permutation=site.linear) if site.inner else site for site in spec.sites]
+
+    def opened(axis):
+        return tuple(p for piece in axis for p in ([replace(piece, size=4, repeat=1)] * 2 if piece.repeat == 4 else [piece]))
+
+    tensors = [replace(tensor, axes=tuple(map(opened, tensor.axes))) for tensor in spec.tensors]
+    earlier = replace(spec, sites=tuple(replace(site, dual=False) for site in units), tensors=tuple(tensors))
+    assert earlier.groups("permutation") == {0: 4, 1: 4}
+    assert still_describes(earlier_tracing(earlier), spec) and not still_describes(earlier_tracing(spec), earlier)
+
+
+def declaring(spec, symmetry, names):
+    """A table in which units of some sites, in this order, have a group of their own of another symmetry than linear maps."""
+    other = {"permutation": None, "scaling": None, "sign": None, symmetry: 9}
+    sites = [replace(s, linear=None, dual=False, **(other if s.name in names else {})) for s in spec.sites]
+    return earlier_tracing(replace(spec, sites=tuple(sites)))
+
+
+def test_linear_maps_contain_what_an_earlier_table_declared_of_a_single_head():
+    """Orders and signs of queries move with those of keys, and a factor of values is divided by the last layer."""
+    spec = spec_of_row("attention one head")
+    assert still_describes(declaring(spec, "permutation", ("q", "k")), spec)
+    assert still_describes(declaring(spec, "sign", ("q", "k")), spec)
+    assert still_describes(declaring(spec, "scaling", ("v",)), spec)
+    assert not still_describes(declaring(spec, "scaling", ("q",)), spec)
+    assert not still_describes(declaring(spec, "scaling", ("q", "k")), spec)  # it would multiply the products by its square
+    assert not still_describes(declaring(spec, "permutation", ("q",)), spec)
+    assert not still_describes(declaring(spec, "permutation", ("q", "k", "v")), spec)

@@ -129,7 +129,7 @@ def test_inputs_by_keyword_give_the_same_table():
 @pytest.mark.parametrize(
     ("mask", "groups"),
     [
-        (torch.tensor([0.0, 1.0]).view(1, 2, 1, 1) * torch.ones(4, 4).tril(), [4, 4]),  # the units within them
+        (torch.tensor([0.0, 1.0]).view(1, 2, 1, 1) * torch.ones(4, 4).tril(), []),  # the units within them have linear maps
         (torch.ones(1, 1, 4, 4).tril(), [2]),
         (torch.ones(1, 2, 4, 4).tril(), [2]),
         (torch.ones(4, 4).tril().bool(), [2]),
@@ -138,6 +138,7 @@ def test_inputs_by_keyword_give_the_same_table():
 def test_a_mask_pins_the_heads_that_it_tells_apart_only(mask, groups):
     network = Written(lambda s, x: two_heads(s, x, s.mask), mask=mask, **projections())
     assert permuted(network, torch.zeros(2, 4, 8)) == groups
+    assert list(spec_of(network, torch.zeros(2, 4, 8)).linear.values()) == [(2, 4), (2, 4)]
     assert check_spec(network, spec_of(network, torch.zeros(2, 4, 8)), torch.zeros(2, 4, 8), generator()) < 1e-12
 
 

@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import geoflow
+from geoflow.linear import stretches
 from geoflow.spec import KINDS, SYMMETRIES, WIRES, NetworkSpec, Wire
-from geoflow.symmetry import Symmetry, apply_symmetry, check_orders, flip, permute, random_symmetry, rescale
+from geoflow.symmetry import Symmetry, apply_symmetry, check_orders, flip, permute, random_symmetry, rescale, transform
 from geoflow.vector import check_state, pack, unpack
 from geoflow.wiring import check_spec, spec_of
 from geoflow.wiring.check import draw_like, jitter, moving_symmetry, outputs_of
@@ -55,7 +56,7 @@ GROUPS = {
     "tied": ([6, 8], [8, 6], [6]),  # the embedding is written and read: its scale is pinned
     "mixer": ([6, 7, 8], [6], [6]),
     "attention": ([6, 3], [6], [6]),  # three heads, moved in q, k and v together
-    "attention one head": ([4, 6], [6], [4, 6]),
+    "attention one head": ([], [], []),  # linear maps contain all orders, factors and signs of its units
     "attention multi head": ([6, 3], [6], [6]),
     "rnn": ([4, 4], [], [4, 4]),
     "rnn relu": ([4], [4], []),
@@ -64,14 +65,14 @@ GROUPS = {
     "unrolled": ([4], [], [4]),
     "gru cell": ([4], [], [4]),
     "tied autoencoder": ([4], [], []),
-    "shared keys": ([2], [2], [2]),  # v alone keeps a factor and a sign for each head
+    "shared keys": ([2], [], []),
     "densenet": ([3, 2, 2], [3, 3, 2, 2], [3, 2, 2]),  # only the last layer meets no batch norm; signs pass a norm
     "pixel shuffle": ([2], [2], []),
     "mobile": ([4, 8, 3], [4], [4, 4, 8, 8]),  # before the three norms, and behind the last
-    "split with a one": ([2], [2], [2]),
-    "mask for all heads": ([2], [2], [2]),
-    "relative bias": ([2], [2], [2]),  # the heads of the learned table move with those of the queries
-    "mask of inputs": ([8, 2], [8, 2], [8, 2]),
+    "split with a one": ([2], [], []),
+    "mask for all heads": ([2], [], []),
+    "relative bias": ([2], [], []),  # the heads of the learned table move with those of the queries
+    "mask of inputs": ([8, 2], [8], [8]),
     "gather of inputs": ([6], [6], []),
     "gather of units": ([6], [6], []),
     "last token": ([6], [6], []),
@@ -80,13 +81,13 @@ GROUPS = {
     "in place in parts": ([2, 3, 2, 2], [1, 2, 1, 2, 2, 3, 1], []),  # the bias cuts the sum, and the product cuts what it reads
     "joined bias": ([2, 2, 2], [2, 2, 2], []),
     "kernel seen through views": ([4], [4, 4], [4]),
-    "product of batches": ([4, 3], [3], [4, 3]),
+    "product of batches": ([], [], []),
     "sum with a product": ([4], [4, 4], [4]),
     "keywords": ([4], [4], []),
     "cache among outputs": ([4], [4], []),
     "kept bias": ([4], [4], []),
     "root mean square": ([6, 8], [6, 8, 6], [6, 6, 6]),  # the stream, and behind each gain
-    "rotary": ([3], [3], [2, 3]),  # one sign for each pair of rotated units
+    "rotary": ([], [], [2]),  # one sign for each pair of rotated units
     "windows": ([4], [4], []),
     "windows added": ([3], [3], []),
     "pixel unshuffle": ([4], [4], []),
@@ -95,8 +96,38 @@ GROUPS = {
     "transposed depthwise": ([4], [4, 4], []),
     "bilinear": ([3, 6], [3, 6], []),
     "bag of embeddings": ([6], [6], []),
-    "einsum with an ellipsis": ([4, 3], [3], [4, 3]),
+    "einsum with an ellipsis": ([], [], []),
     "projected lstm": ([4, 4, 3, 3], [3, 3], [4, 4, 3, 3]),  # cells, and what is made of them
+    "normed queries": ([2], [], []),
+    "slopes of heads": ([], [], []),
+    "talking heads": ([2, 2], [], []),  # the mixtures have an order of their own, which the values follow
+    "every other copy": ([2], [], []),
+    "gain of copies": ([2], [], []),
+    "expanded keys": ([2], [], []),
+    "low rank pair": ([6], [6], []),
+    "chunked projections": ([2], [], []),
+}
+# name: the (heads, width) of the groups of linear maps, derived by hand; all other networks have none
+LINEAR = {
+    "attention": [(3, 2), (3, 2)],  # queries against keys, values against the output layer
+    "attention one head": [(1, 4), (1, 6)],
+    "attention multi head": [(3, 2), (3, 2)],
+    "transformer": [(2, 3), (2, 3)],
+    "masked encoder": [(2, 3)] * 4,
+    "shared keys": [(2, 3), (2, 3)],  # the heads of queries that share a head of keys share its matrix
+    "split with a one": [(2, 2)],
+    "mask for all heads": [(2, 4), (2, 4)],
+    "relative bias": [(2, 4), (2, 4)],
+    "mask of inputs": [(2, 4), (2, 4)],
+    "product of batches": [(1, 4), (1, 3)],
+    "normed queries": [(2, 4)],  # of the values; the norm tells the units of queries and keys apart
+    "slopes of heads": [(2, 4), (2, 4)],
+    "talking heads": [(2, 4), (2, 4)],
+    "expanded keys": [(2, 3), (2, 3)],
+    "low rank pair": [(1, 2)],
+    "chunked projections": [(2, 3), (2, 3)],
+    "rotary": [(1, 3)],  # of the values; positions rotate the pairs of queries and keys
+    "einsum with an ellipsis": [(1, 4), (1, 3)],
 }
 ACTIONS = {
     "permutation": lambda spec, theta, g: permute(spec, theta, g.permutations),
@@ -228,6 +259,72 @@ def part(spec: NetworkSpec, theta: torch.Tensor, index: int) -> torch.Tensor:
 def test_groups_are_those_derived_by_hand(name):
     _, spec, _ = traced(name)
     assert tuple(sorted(spec.groups(symmetry).values()) for symmetry in SYMMETRIES) == tuple(map(sorted, GROUPS[name]))
+
+
+@every_network
+def test_linear_groups_are_those_derived_by_hand(name):
+    assert sorted(traced(name)[1].linear.values()) == sorted(LINEAR.get(name, []))
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_maps_keep_the_function_and_move_the_weights(name):
+    """Each group alone, and not if a map multiplies what it should divide."""
+    _, spec, _ = traced(name)
+    theta = weights_of(name)
+    for group, matrix in random_symmetry(spec, generator()).linear.items():
+        moved = transform(spec, theta, {group: matrix})
+        assert change(name, moved) < ROUNDING
+        assert not torch.allclose(moved, theta)
+        alike = replace(spec, sites=tuple(replace(site, dual=False) for site in spec.sites))
+        if any(site.dual for site in spec.sites if site.linear == group):
+            assert change(name, transform(alike, theta, {group: matrix})) > 1e-6
+        for index in {stretch.tensor for stretch in stretches(spec) if stretch.group == group}:
+            alone = theta.clone()
+            part(spec, alone, index).copy_(part(spec, moved, index))
+            assert change(name, alone) > 1e-6 or spec.tensors[index].kind == "bias"  # a softmax does not see a bias of keys
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_maps_contain_orders_factors_and_signs_inside_vectors(name):
+    """So the table does not declare these by themselves, and the sites of a group have one shape."""
+    _, spec, _ = traced(name)
+    for site in spec.sites:
+        if site.linear is not None:
+            assert (site.scaling, site.sign) == (None, None) and (site.permutation is None or site.inner)
+            assert spec.linear[site.linear] == (site.heads, site.width)
+    assert list(spec.linear) == list(range(len(spec.linear)))
+    tensors = [(stretch.tensor, stretch.axis) for stretch in stretches(spec)]
+    assert len({tensor for tensor, _ in tensors}) == len(set(tensors))
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        ({0: torch.eye(4)[None]}, None),
+        ({2: torch.eye(4)[None]}, "no linear group 2"),
+        ({0: torch.eye(6)[None]}, r"no linear group 0 with matrices \[1, 6, 6\]"),
+        ({0: torch.zeros(1, 4, 4)}, "head 0 of group 0"),
+        ({1: torch.full((3, 1, 6, 6), float("nan"))}, "head 0 of group 1"),
+    ],
+)
+def test_a_linear_map_needs_an_inverse(maps, message):
+    _, spec, _ = traced("attention one head")
+    for act in (transform, lambda spec, theta, maps: apply_symmetry(spec, theta, Symmetry(linear=maps))):
+        if message is None:
+            assert torch.equal(act(spec, weights_of("attention one head"), maps), weights_of("attention one head"))
+        else:
+            with pytest.raises(ValueError, match=message):
+                act(spec, weights_of("attention one head"), maps)
+
+
+def test_every_network_of_a_zoo_may_have_its_own_maps():
+    _, spec, _ = traced("shared keys")
+    theta = torch.stack([weights_of("shared keys") + i for i in range(3)])
+    own = [random_symmetry(spec, generator(seed)) for seed in range(3)]
+    together = transform(spec, theta, {g: torch.stack([one.linear[g] for one in own]) for g in spec.linear})
+    alone = torch.stack([transform(spec, one, move.linear) for one, move in zip(theta, own, strict=True)])
+    assert torch.allclose(together, alone, rtol=1e-14, atol=1e-14)
+    assert transform(spec, theta[0], {0: torch.stack([one.linear[0] for one in own])}).shape == theta.shape
 
 
 @every_network

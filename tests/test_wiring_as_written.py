@@ -166,21 +166,21 @@ CASES = {
     "LSTM written out": (lambda: Written(from_zeros(lstm), i=Linear(3, 16), h=Linear(4, 16), o=Linear(4, 2)), row(2, 3, 3), ([4], [], [4])),
     "learned prompt, causal": (
         lambda: Written(prompted, e=Linear(5, 6), p=learned(1, 3, 6), q=three(), k=three(), v=three(), o=Linear(6, 2)),
-        row(2, 4, 5), ([6, 6, 6], [6], [6, 6, 6]),  # the stream, queries of two layers; values belong to the stream
+        row(2, 4, 5), ([6], [6], [6]),  # the stream, to which values belong; queries of two layers have linear maps
     ),
     "mask of the state": (
         lambda: Written(
             lambda s, x: s.o(scaled_dot_product_attention(s.q(x), s.k(x), s.v(x), attn_mask=s.mask)),
             q=Linear(5, 4), k=Linear(5, 4), v=Linear(5, 3), mask=torch.zeros(4, 4), o=Linear(3, 2),
         ),
-        row(2, 4, 5), ([3, 4], [3], [3, 4]),
+        row(2, 4, 5), ([], [], []),  # all is in linear maps: see LINEAR
     ),
     "infinite mask": (
         lambda: Written(
             lambda s, x: s.o((s.q(x) @ s.k(x).mT + s.mask).softmax(-1) @ s.v(x)),
             q=Linear(5, 4), k=Linear(5, 4), v=Linear(5, 3), mask=torch.full((4, 4), -torch.inf).triu(1), o=Linear(3, 2),
         ),
-        row(2, 4, 5), ([3, 4], [3], [3, 4]),
+        row(2, 4, 5), ([], [], []),  # all is in linear maps: see LINEAR
     ),
     "grouped queries": (
         lambda: Written(lambda s, x: heads(s, x, enable_gqa=True), q=Linear(5, 12), k=Linear(5, 6), v=Linear(5, 6), o=Linear(12, 2)),
@@ -232,7 +232,7 @@ CASES = {
     ),
     "mask in the state": (
         lambda: Written(causal, q=Linear(5, 4), k=Linear(5, 4), v=Linear(5, 3), mask=torch.ones(4, 4).tril(), o=Linear(3, 2)),
-        row(2, 4, 5), ([3, 4], [3], [3, 4]),
+        row(2, 4, 5), ([], [], []),  # all is in linear maps: see LINEAR
     ),
     "fixed table of positions": (
         lambda: Written(lambda s, x: s.o((s.a(x) + s.pe[:, :4]).relu()), a=Linear(5, 6), pe=torch.randn(1, 9, 6), o=Linear(6, 2)),
@@ -268,7 +268,7 @@ CASES = {
     "one vector with slopes per position": (alike(lambda s, h: s.n(h), lambda: nn.PReLU(4)), row(2, 5), ([6], [6], [])),
     "one query, masked": (
         lambda: Written(asked_by_one, q=learned(1, 1, 6), k=Linear(5, 6), v=Linear(5, 6), p=learned(4, 6), o=Linear(6, 2)),
-        row(2, 4, 5), ([6, 6], [6], [6]),
+        row(2, 4, 5), ([6], [6], []),  # the query and keys have linear maps
     ),
     "context beside every position": (context(lambda h, c: torch.cat([h, c], -1), 12), row(2, 4, 5), ([3, 6], [3, 6], [])),
     "context stacked on every position": (context(lambda h, c: torch.stack([h, c], -1).sum(-1), 6), row(2, 4, 5), ([3, 6], [3, 6], [])),
@@ -281,6 +281,15 @@ CASES = {
     ),
     "frozen part": (lambda: Written(frozen, a=Linear(5, 6), o=Linear(6, 2)), row(3, 5), ([6], [6], [])),
 }  # fmt: skip
+# name: the (heads, width) of the groups of linear maps; networks without queries and keys have none
+LINEAR = {
+    "learned prompt, causal": [(1, 6), (1, 6)],
+    "mask of the state": [(1, 3), (1, 4)],
+    "infinite mask": [(1, 3), (1, 4)],
+    "grouped queries": [(2, 3), (2, 3)],
+    "mask in the state": [(1, 3), (1, 4)],
+    "one query, masked": [(1, 6)],
+}
 
 
 def traced(name):
@@ -299,6 +308,7 @@ def test_what_is_declared_is_true_and_nothing_plain_is_missed(name):
     expected = CASES[name][2]
     if expected is not None:
         assert tuple(sorted(spec.groups(symmetry).values()) for symmetry in ("permutation", "scaling", "sign")) == expected
+    assert sorted(spec.linear.values()) == LINEAR.get(name, [])
     geoflow.graph_of(spec)
     theta = geoflow.pack(spec, network.state_dict())
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in geoflow.unpack(spec, theta).items())

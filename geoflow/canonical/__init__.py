@@ -1,20 +1,33 @@
-"""Bring networks to canonical form: one choice of the scale, order and sign of every unit."""
+"""Bring networks to canonical form: one choice of the scale, order and sign of every unit, and of the matrix of every head."""
 
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
-from geoflow.canonical import scaling
+from geoflow.canonical import products
 from geoflow.canonical.gathering import centre, gathered
 from geoflow.canonical.matching import align, apply_by_parts, check_zoo, match_units
 from geoflow.canonical.origin import order_kept
-from geoflow.canonical.scaling import balance, dead_units, sphere_rows
+from geoflow.canonical.products import balance, balance_products
+from geoflow.canonical.scaling import dead_units, sphere_rows
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
 
-__all__ = ["Canonical", "align", "balance", "canonicalize", "centre", "check_zoo", "dead_units", "order_kept", "sphere_rows", "unaligned"]
+__all__ = [
+    "Canonical",
+    "align",
+    "balance",
+    "balance_products",
+    "canonicalize",
+    "centre",
+    "check_zoo",
+    "dead_units",
+    "order_kept",
+    "sphere_rows",
+    "unaligned",
+]
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,8 @@ def canonicalize(
 ) -> Canonical:
     """Balance every network, then align it to a reference. Every network computes the same function as before.
 
-    Balancing rescales units until their incoming weights have norm 1 (see `balance`). Aligning reorders and flips units (see `align`).
+    Balancing rescales units until their incoming weights have norm 1 (see `balance`), and gives both factors of the products of a head one
+    size (see `balance_products`). Aligning reorders and flips units, and turns heads (see `align`).
 
     Without a `reference`, the networks are aligned to their common centre (see `centre`). To bring further networks to the same form, such
     as held-out ones, pass the reference of the first ones. A reference is used as it is. `balance=False` leaves the scale as it is.
@@ -75,7 +89,7 @@ def unaligned(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], balance: 
 
 def _scaled(spec: NetworkSpec, theta: Tensor, balance: bool, frame: Frame) -> Tensor:
     turned = _turn(spec, theta, frame)
-    return scaling.balance(spec, turned) if balance else turned
+    return products.balance(spec, turned) if balance else turned
 
 
 def _turn(spec: NetworkSpec, theta: Tensor, frame: Frame) -> Tensor:

@@ -12,23 +12,35 @@ from geoflow.symmetry import Groups
 
 Axis = tuple[Tensor, Tensor]  # the old element at each new place of an axis, and its sign, both [nets, entries]
 View = tuple[Place, Window]
-Gains = dict[int | None, Tensor]  # [nets, old, new], by the sign group that may flip them; None: no group, or two groups
+Turn = tuple[str, int]  # ("linear", group)
+# [nets, old, new], by the sign group that may flip them; None: no group, or two groups.
+# By groups of linear maps: the sum of (vector in the reference) (vector)^T over all vectors of a head, [nets, old, new, width, width].
+Gains = dict[int | Turn | None, Tensor]
 
 
 @dataclass
 class State:
-    """The symmetry of each network so far: the old unit at each new place, and the sign of each old unit. All are [nets, units]."""
+    """The symmetry of each network so far: the old unit at each new place, and the sign of each old unit. All are [nets, units].
+
+    `linear` holds the rotation of each old head, [nets, heads, width, width].
+    """
 
     permutations: Groups
     signs: Groups
+    linear: Groups = field(default_factory=dict)
 
     def take(self, nets: Tensor) -> "State":
-        return State(*({group: value[nets] for group, value in table.items()} for table in (self.permutations, self.signs)))
+        return State(*({group: value[nets] for group, value in table.items()} for table in (self.permutations, self.signs, self.linear)))
 
     def put(self, nets: Tensor, other: "State") -> None:
         for mine, its in ((self.permutations, other.permutations), (self.signs, other.signs)):
             for group, value in its.items():
                 mine[group][nets] = value
+
+    def turn(self, nets: Tensor, rotations: Groups) -> None:
+        """Turn heads of the networks `nets` further."""
+        for group, rotation in rotations.items():
+            self.linear[group][nets] = rotation @ self.linear[group][nets]
 
 
 @dataclass
@@ -45,12 +57,19 @@ class Overlaps:
     The products at a place depend on the order along the other axes of its tensor. They are kept where they need no more memory than the
     tensors themselves. If the units along another axis moved since, only the elements that changed are multiplied again.
 
+    Rotations of heads are done in a copy of the tensors (see `turn`), so that only orders and signs are left to the state.
+
     Products are computed in `precision`, that of the networks but at least single, and added in `dtype`.
     """
 
     def __init__(self, spec: NetworkSpec, theta: Tensor, reference: Tensor, places: Iterable[Place], touched: set[int], dtype: torch.dtype):
         self.spec, self.nets, self.dtype, self.precision = spec, len(theta), dtype, torch.promote_types(theta.dtype, torch.float32)
         self.parts, self.goal = (_cut(spec, x.to(self.precision), touched) for x in (theta, reference))
+        self.mapped: dict[int, list[Place]] = {}
+        for place in places:
+            if place.linear is not None and place.tensor in self.parts:
+                self.mapped.setdefault(place.tensor, []).append(place)
+        self.parts |= {tensor: self.parts[tensor].clone() for tensor in self.mapped}
         self.stretches: dict[tuple[int, int], list[Place]] = {}
         for place in places:
             self.stretches.setdefault((place.tensor, place.axis), []).append(place)
@@ -64,10 +83,16 @@ class Overlaps:
         kept, fresh = self._kept.setdefault((node.permutation, node.signs), _Kept()), {}
         keeps = node.units**2 <= sum(self.spec.tensors[tensor].numel for tensor in node.touched)
         for place, window in views:
+            if place.linear is not None:
+                key = ("linear", place.linear)
+                moved = {axis: _at(moved, window.get(axis)) for axis, moved in self._other_axes(state, place).items()}
+                product = self._outer(self._seen(place, moved, nets, window), place, nets, window)
+                fresh[key] = fresh[key] + product if key in fresh else product
+                continue
             free = place.signs & node.signs
             key = next(iter(free)) if len(free) == 1 else None
             fixed, axes = place.signs - {key}, self._other_axes(state, place)
-            if keeps and not window and not fixed:
+            if keeps and not window and not fixed and place.tensor not in self.mapped:
                 self._update(kept, key, place, axes, nets)
                 continue
             old = self._seen(place, {axis: _at(axes[axis], window.get(axis)) for axis in axes}, nets, window)
@@ -91,6 +116,24 @@ class Overlaps:
             terms = (part * self._goal(tensor, nets)).to(self.dtype).flatten(1)
             total, size = total + terms.sum(1), size + terms.abs().sum(1)
         return total, size
+
+    def turn(self, nets: Tensor, rotations: Groups) -> None:
+        """Turn the vectors of the old heads of the networks `nets`."""
+        for tensor, places in self.mapped.items() if len(nets) else ():
+            for place in (place for place in places if place.linear in rotations):
+                rotation = rotations[place.linear].to(self.precision)
+                along = self.parts[tensor].movedim(1 + place.axis, 1).narrow(1, place.start, place.units * place.repeat)
+                part = along[nets]
+                turned = rotation @ _columns(part.reshape(*part.shape[:2], -1), place)
+                along[nets] = _entries(turned, place).reshape(part.shape)
+
+    def _outer(self, old: Tensor, place: Place, nets: Tensor, window: Window) -> Tensor:
+        """The products of the vectors of each old head with those of each head of the reference, [nets, old, new, width, width]."""
+        both = (old, rows(self._goal(place.tensor, nets), place, window))
+        mine, goal = (_columns(x.reshape(-1, place.units * place.repeat, x.shape[-1] // place.repeat), place) for x in both)
+        heads, width = mine.shape[1:3]
+        products = mine.flatten(1, 2) @ goal.flatten(1, 2).mT
+        return products.unflatten(2, (heads, width)).unflatten(1, (heads, width)).permute(0, 1, 3, 4, 2).to(self.dtype)
 
     def _update(self, kept: _Kept, key: int | None, place: Place, axes: dict[int, Axis], nets: Tensor) -> None:
         """Bring the kept gains of a place up to date."""
@@ -157,6 +200,18 @@ class Overlaps:
     def _goal(self, tensor: int, nets: Tensor) -> Tensor:
         goal = self.goal[tensor]
         return goal if goal.ndim == len(self.spec.tensors[tensor].shape) else self._of(goal, nets)
+
+
+def _columns(part: Tensor, place: Place) -> Tensor:
+    """The vectors of each head as columns: [nets, entries, rest] -> [nets, heads, width, copies * rest]."""
+    if not place.inner:
+        return part.reshape(len(part), 1, place.units, -1)
+    return part.unflatten(1, (place.units, place.repeat // place.inner, place.inner)).transpose(2, 3).flatten(3)
+
+
+def _entries(columns: Tensor, place: Place) -> Tensor:
+    """The entries of a stretch in their order, from the vectors of each head."""
+    return columns.unflatten(3, (place.repeat // place.inner, -1)).transpose(2, 3) if place.inner else columns
 
 
 def _cut(spec: NetworkSpec, theta: Tensor, chosen: set[int]) -> dict[int, Tensor]:

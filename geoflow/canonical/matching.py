@@ -1,4 +1,4 @@
-"""Choose the order and the sign of every unit so that a network is nearest to a reference."""
+"""Choose the order and sign of every unit, and the rotation of every head, so that a network is nearest to a reference."""
 
 import numpy as np
 import torch
@@ -6,10 +6,11 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from geoflow.canonical.gains import Gains, Overlaps, State, View
+from geoflow.canonical.gains import Gains, Overlaps, State, Turn, View
 from geoflow.canonical.places import Node, nodes_of, outwards, places_of
+from geoflow.canonical.products import rotation_to
 from geoflow.spec import NetworkSpec
-from geoflow.symmetry import Symmetry, apply_symmetry
+from geoflow.symmetry import Groups, Symmetry, apply_symmetry
 
 CHUNK = 2**24  # weights of the networks that are aligned at once
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}  # a smaller relative gain may be the rounding of products
@@ -18,15 +19,18 @@ ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}  # a smaller relative gai
 def align(
     spec: NetworkSpec, theta: Float[Tensor, "nets weights"], reference: Float[Tensor, "*nets weights"], sweeps: int = 50
 ) -> tuple[Float[Tensor, "nets weights"], Symmetry]:
-    """Reorder the units of every network to be nearest to a reference. Units whose sign is free are flipped too.
+    """Reorder the units of every network to be nearest to a reference. Units whose sign is free are flipped, and heads are turned too.
 
-    The best permutations and signs g have the greatest <reference, g theta>. Only learned weights count. Returns the aligned networks
-    [nets, weights] and the symmetry g. `reference` is one vector [weights], or one vector for each network.
+    The best permutations, signs and rotations g have the greatest <reference, g theta>. Only learned weights count. Returns the aligned
+    networks [nets, weights] and the symmetry g. `reference` is one vector [weights], or one vector for each network.
 
     The method is coordinate descent, with at most `sweeps` sweeps. If all other groups are fixed, the best order of one group is a linear
     assignment. Its gains are C[i, j] for unit j at place i. If a tensor has one group on two axes, the objective is quadratic in that
     order. Then the gain is computed along each axis, with the other axis fixed. A step is taken only if it raises the objective. A network
     is done when a sweep does not change it.
+
+    Heads that may be turned are matched by what is left after the best rotation of each pair of heads. The gain of a pair is then the sum
+    of the singular values of its products, and the rotation is that of Procrustes.
 
     The first sweep begins at the pinned sites and goes outwards. It uses only tensors whose other axes are pinned or matched already. So
     the result does not depend on the order in which the units came: align(g theta) = align(theta) if the assignments are unique.
@@ -61,6 +65,7 @@ def match_units(
     return Symmetry(
         {g: torch.cat([state.permutations[g] for state in found]).to(theta.device) for g in spec.groups("permutation")},
         signs={g: torch.cat([state.signs[g] for state in found]).to(theta) for g in spec.groups("sign")},
+        linear={g: torch.cat([state.linear[g] for state in found]).to(theta.device) for g in spec.linear},
     )
 
 
@@ -75,7 +80,7 @@ def apply_by_parts(
 
 def part_of(symmetry: Symmetry, nets: slice) -> Symmetry:
     """The symmetry of some of the networks. A single one has no axis of networks, because reordering is then several times as fast."""
-    tables = ({g: x[nets] for g, x in table.items()} for table in (symmetry.permutations, symmetry.factors, symmetry.signs))
+    tables = ({g: x[nets] for g, x in t.items()} for t in (symmetry.permutations, symmetry.factors, symmetry.signs, symmetry.linear))
     return Symmetry(*({g: x[0] if len(x) == 1 else x for g, x in table.items()} for table in tables))
 
 
@@ -90,7 +95,7 @@ def match(
 ) -> Float[Tensor, "nets weights"]:
     """The result of the first sweep of `align`, in the precision and on the device of the input. The input is not checked."""
     state = _start(spec, theta, reference, torch.promote_types(theta.dtype, torch.float32))[0]
-    return apply_symmetry(spec, theta, Symmetry(state.permutations, signs=state.signs))
+    return apply_symmetry(spec, theta, Symmetry(state.permutations, signs=state.signs, linear=state.linear))
 
 
 def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str = "zoo") -> None:
@@ -134,13 +139,19 @@ def _start(spec: NetworkSpec, theta: Tensor, reference: Tensor, dtype: torch.dty
     steps = list(outwards(nodes, places))
     for node, views in steps:
         gains = overlaps.gains(state, node, views, everyone)
-        state.put(everyone, _best(state, gains, node))
+        found = _best(state, gains, node)
+        rotations = {group: rotation for group, rotation in found.linear.items() if group in node.linear}
+        state.put(everyone, found)
+        state.turn(everyone, rotations)
+        overlaps.turn(everyone, rotations)
     return state, overlaps, nodes, _settled(nodes, steps)
 
 
 def _unmoved(spec: NetworkSpec, theta: Tensor, dtype: torch.dtype) -> State:
     orders = {g: torch.arange(n, device=theta.device).repeat(len(theta), 1) for g, n in spec.groups("permutation").items()}
-    return State(orders, {g: theta.new_ones(len(theta), n, dtype=dtype) for g, n in spec.groups("sign").items()})
+    signs = {g: theta.new_ones(len(theta), n, dtype=dtype) for g, n in spec.groups("sign").items()}
+    eyes = {g: torch.eye(width, dtype=dtype, device=theta.device) for g, (_, width) in spec.linear.items()}
+    return State(orders, signs, {g: eye.repeat(len(theta), spec.linear[g][0], 1, 1) for g, eye in eyes.items()})
 
 
 def _settled(nodes: list[Node], steps: list[tuple[Node, list[View]]]) -> set[int]:
@@ -159,22 +170,31 @@ def _step(state: State, overlaps: Overlaps, node: Node, nets: Tensor) -> Tensor:
     found = _best(here, gains, node)
     trial = State(here.permutations | found.permutations, here.signs | found.signs)
     if node.quadratic:
-        (before, size), (after, _) = (overlaps.objective(some, node, nets) for some in (here, trial))
+        before, size = overlaps.objective(here, node, nets)
+        overlaps.turn(nets, found.linear)
+        after, _ = overlaps.objective(trial, node, nets)
+        overlaps.turn(nets, {g: rotation.mT for g, rotation in found.linear.items()})
         gain = after - before
     else:
-        before, after = (_values(gains, some, node) for some in (here, trial))
+        before, after = _values(gains, here, node), _values(gains, trial, node, found.linear)
         gain, size = (after - before).sum(1), before.abs().sum(1)
     better = gain > ROUNDING[overlaps.precision] * size
-    state.put(nets[better], found.take(better))
+    found = found.take(better)
+    state.put(nets[better], found)
+    state.turn(nets[better], found.linear)
+    overlaps.turn(nets[better], found.linear)
     return better
 
 
 def _best(state: State, gains: Gains, node: Node) -> State:
-    """The order and the signs of one node with the greatest gain, with the rest of the network fixed."""
+    """The order, the signs and the rotations of one node with the greatest gain, with the rest of the network fixed."""
     found = State({}, {})
     if node.permutation is not None and gains:
-        found.permutations[node.permutation] = _assign(sum(gain if key is None else gain.abs() for key, gain in gains.items()))
-    for key in (key for key in gains if key is not None):
+        found.permutations[node.permutation] = _assign(sum(_greatest(gain, key) for key, gain in gains.items()))
+    for key in (key for key in gains if isinstance(key, tuple)):
+        order = _order(State(state.permutations | found.permutations, {}), node, len(gains[key]), gains[key].device)
+        found.linear[key[1]] = _rotations(_at_places(gains[key], order), order)
+    for key in (key for key in gains if isinstance(key, int)):
         order = _order(State(state.permutations | found.permutations, {}), node, len(gains[key]), gains[key].device)
         chosen = gains[key].take_along_dim(order[:, None], 1).squeeze(1)
         signs = torch.where(chosen < 0, -1.0, 1.0).to(state.signs[key])
@@ -182,14 +202,46 @@ def _best(state: State, gains: Gains, node: Node) -> State:
     return found
 
 
-def _values(gains: Gains, state: State, node: Node) -> Tensor:
-    """What the units of a node add to the objective, [nets, places]."""
+def _greatest(gain: Tensor, key: int | Turn | None) -> Tensor:
+    """What each unit gains at each place with the best sign, or each head with the best rotation, [nets, old, new]."""
+    return gain if key is None else gain.abs() if isinstance(key, int) else torch.linalg.svdvals(gain).sum(-1)
+
+
+def _at_places(overlaps: Tensor, order: Tensor) -> Tensor:
+    """The products of the old head at each new place with that of the reference, [nets, places, width, width]."""
+    return overlaps.take_along_dim(order[:, None, :, None, None], 1).squeeze(1)
+
+
+def _rotations(chosen: Tensor, order: Tensor) -> Tensor:
+    """The best rotation of each old head. It is exactly the identity if no rotation gains more than rounding.
+
+    `chosen` holds the products at the new places.
+    """
+    traces, most = chosen.diagonal(dim1=-2, dim2=-1).sum(-1), torch.linalg.svdvals(chosen).sum(-1)
+    same = traces >= most * (1 - ROUNDING[torch.promote_types(chosen.dtype, torch.float32)])
+    turned = torch.where(same[..., None, None], torch.eye(chosen.shape[-1]).to(chosen), rotation_to(chosen))
+    return torch.empty_like(turned).scatter(1, order[..., None, None].expand_as(turned), turned)
+
+
+def _values(gains: Gains, state: State, node: Node, rotations: Groups = {}) -> Tensor:  # noqa: B006, never changed
+    """What the units of a node add to the objective, [nets, places]. Heads are turned by `rotations` before."""
     values = 0
     for key, gain in gains.items():
         order = _order(state, node, len(gain), gain.device)
+        if isinstance(key, tuple):
+            chosen = _at_places(gain, order)
+            turned = rotations.get(key[1])
+            turned = torch.eye(chosen.shape[-1]).to(chosen) if turned is None else _placed(turned, order)
+            values = values + (turned * chosen).sum((-1, -2))
+            continue
         chosen = gain.take_along_dim(order[:, None], 1).squeeze(1)
         values = values + (chosen if key is None else chosen * state.signs[key].gather(1, order))
     return values
+
+
+def _placed(rotations: Tensor, order: Tensor) -> Tensor:
+    """The rotations of old heads at their new places."""
+    return rotations.take_along_dim(order[..., None, None], 1)
 
 
 def _order(state: State, node: Node, nets: int, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.canonical.matching import align, check_zoo
-from geoflow.canonical.scaling import balance
+from geoflow.canonical.products import balance
 from geoflow.spec import NetworkSpec
 
 NETWORKS = 32  # the most networks that are compared

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from geoflow.linear import acts
 from geoflow.spec import NetworkSpec, Piece
 from geoflow.symmetry import Groups, rescale
 
@@ -119,6 +120,8 @@ def incoming(spec: NetworkSpec) -> dict[int, Int[Tensor, "_units _dim"]]:
 
     On a cycle of spectral radius >= 1 this has no positive solution, so a trained residual network may have no such scale. Without the
     closing tensors S is nilpotent. Then the scale exists, is unique, and is found in one sweep. Closing tensors follow their units.
+
+    A tensor that linear maps divide, such as the output layer of attention, follows too. It counts only where nothing else writes the unit.
     """
     indices = {}
     for group, cells in _incoming_cells(spec).items():
@@ -144,6 +147,7 @@ class _Cell:
     writer: int
     met: frozenset[int]
     edge: bool
+    mapped: bool
 
     def rows(self, spec: NetworkSpec, part: Tensor) -> Tensor:
         """Of the elements [nets, numel] of the tensor, those of the cell, [nets, units, dim]."""
@@ -165,8 +169,9 @@ def _incoming_cells(spec: NetworkSpec) -> dict[int, list[_Cell]]:
         mine = [cell for cell in cells if cell.writer == groups[number]]
         back = {groups[other] for other in closing[number].nonzero()[0]}
         fed, loose = [cell for cell in mine if cell.edge and not cell.met & back], [cell for cell in mine if not cell.edge]
-        if fed or loose:
-            found[groups[number]] = fed or loose
+        plain = [cell for cell in fed if not cell.mapped]
+        if counted := plain or loose or fed:
+            found[groups[number]] = counted
     return found
 
 
@@ -184,7 +189,8 @@ def _cells(spec: NetworkSpec) -> Iterator[_Cell]:
             edge = any(piece.reads is not None for piece in pieces)
             met = {spec.group_of(piece.reads, "scaling") for piece in pieces} | (set(writes[along + 1 :]) if edge else set())
             spans = tuple(span for _, span in stretches)
-            yield _Cell(number, spans, along, pieces[along].size, writes[along], frozenset(met - {None}), edge)
+            mapped = any(piece.owner is not None and acts(spec.sites[piece.owner], piece.repeat) for piece in pieces)
+            yield _Cell(number, spans, along, pieces[along].size, writes[along], frozenset(met - {None}), edge, mapped)
 
 
 def _stretches(axis: tuple[Piece, ...]) -> Iterator[tuple[Piece, tuple[int, int]]]:

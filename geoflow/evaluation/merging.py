@@ -8,14 +8,15 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from geoflow.canonical.gathering import gathered
-from geoflow.canonical.matching import align
-from geoflow.canonical.scaling import balance, balance_by
+from geoflow.canonical.matching import align, part_of
+from geoflow.canonical.products import balance, balance_products, maps_back
+from geoflow.canonical.scaling import balance_by
 from geoflow.evaluation.metrics import evaluate
 from geoflow.examples import Examples
 from geoflow.outputs import RegressionScores, Scores
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate
-from geoflow.symmetry import apply_symmetry, rescale
+from geoflow.symmetry import Symmetry, apply_symmetry
 from geoflow.vector import pack, unpack
 
 Network = Mapping | nn.Module  # a state dict, or the network
@@ -39,9 +40,9 @@ def align_to(spec: NetworkSpec, state: Network, reference: Network) -> dict[str,
     True
     """
     theta, goal = (_packed(spec, [one]) for one in (state, reference))
-    balanced, factors = balance_by(spec, goal.to(theta))
+    balanced, back = _balanced(spec, goal.to(theta))
     aligned = align(spec, balance(spec, theta), balanced)[0]
-    return unpack(spec, _unbalanced(spec, aligned, factors)[0])
+    return unpack(spec, apply_symmetry(spec, aligned, back)[0])
 
 
 def merge(spec: NetworkSpec, states: Sequence[Network], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
@@ -64,11 +65,11 @@ def merge(spec: NetworkSpec, states: Sequence[Network], weights: Sequence[float]
     share = torch.tensor([1.0] * len(thetas) if weights is None else [float(weight) for weight in weights], dtype=torch.float64)
     if len(share) != len(thetas) or not (share >= 0).all() or not share.sum() > 0:
         raise ValueError(f"weights must be {len(thetas)} numbers, one for each network, at least 0 and not all 0, not {weights}.")
-    balanced, factors = balance_by(spec, thetas)
+    balanced, back = _balanced(spec, thetas)
     aligned = apply_symmetry(spec, balanced, gathered(spec, balanced)[1]) if len(thetas) > 1 else balanced
     mean = (share / share.sum()).to(thetas) @ aligned
     ordered = align(spec, mean[None], balanced[0])[0]
-    return unpack(spec, _unbalanced(spec, ordered, {group: factor[:1] for group, factor in factors.items()})[0])
+    return unpack(spec, apply_symmetry(spec, ordered, part_of(back, slice(1)))[0])
 
 
 @dataclass(frozen=True)
@@ -131,5 +132,8 @@ def _packed(spec: NetworkSpec, states: Sequence[Network]) -> Float[Tensor, "nets
     return thetas.to(torch.promote_types(thetas.dtype, torch.float32))
 
 
-def _unbalanced(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"], factors: Mapping[int, Tensor]) -> Float[Tensor, "nets weights"]:
-    return rescale(spec, thetas, {group: 1 / factor for group, factor in factors.items()})
+def _balanced(spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> tuple[Float[Tensor, "nets weights"], Symmetry]:
+    """Return balanced networks, and the symmetry that gives them back the scale of their units and the matrices of their heads."""
+    scaled, factors = balance_by(spec, thetas)
+    balanced = balance_products(spec, scaled)
+    return balanced, Symmetry(factors={g: 1 / factor for g, factor in factors.items()}, linear=maps_back(spec, scaled, balanced))

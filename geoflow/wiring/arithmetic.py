@@ -112,6 +112,7 @@ def gain(ledger: Ledger, x: Value, weight: Parameter, kind: str = "gain") -> Val
             continue
         if ledger.is_position(pre):
             along[axis] = tuple(Part(s.length, writes=s.site) for s in pre)
+            ledger.maps.pin(*ledger.maps.within(pre))
             continue
         labels[pad + i] = post = ledger.like(pre, "gain")
         along[axis] = parts_scaling(post, pre)

@@ -20,7 +20,7 @@ def attention(
     q, k, v = (activation(ledger, x) for x in (query, key, value))
     if enable_gqa:
         k, v = (_for_every_query(ledger, x, length(q.labels[-3])) for x in (k, v))
-    contract(ledger, q.labels[-1], k.labels[-1])
+    contract(ledger, q.labels[-1], k.labels[-1], q.labels[:-2], k.labels[:-2])
     ledger.tie(k.labels[-2], v.labels[-2], "contraction", ("permutation",))
     ledger.pin(*q.labels[:-1], *k.labels[:-1], v.labels[-2], symmetries=MEASURES)
     if is_causal:
@@ -38,4 +38,5 @@ def _for_every_query(ledger: Ledger, x: Value, heads: int) -> Value:
     *before, groups, places, units = x.labels
     times = heads // length(groups)
     wide = ledger.position(heads) if ledger.is_position(groups) else tuple(replace(s, repeat=s.repeat * times) for s in groups)
+    ledger.maps.spread(wide)
     return Value((*before, wide, places, units))

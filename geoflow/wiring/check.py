@@ -167,7 +167,7 @@ def moving_symmetry(spec: NetworkSpec, generator: torch.Generator) -> Symmetry:
     drawn = random_symmetry(spec, generator)
     rounds = {g: torch.empty_like(order).scatter(0, order, order.roll(1)) for g, order in drawn.permutations.items()}
     flipped = {g: signs.index_fill(0, torch.randint(len(signs), (1,), generator=generator), -1) for g, signs in drawn.signs.items()}
-    return Symmetry(rounds, drawn.factors, flipped)
+    return Symmetry(rounds, drawn.factors, flipped, drawn.linear)
 
 
 def _drop_weights(network: nn.Module) -> None:

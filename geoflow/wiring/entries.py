@@ -71,6 +71,8 @@ def record(ledger: Ledger, parameter: Parameter, along: dict[int, tuple[Part, ..
     assert set(along) <= set(range(len(parameter.entry))), f"{parameter.name} has no axes {sorted(along)}"
     axes = tuple(along.get(axis, (Part(size),)) for axis, size in enumerate(parameter.entry))
     assert all(sum(p.size * p.repeat for p in axis) == size for axis, size in zip(axes, parameter.entry, strict=True))
+    for part in (part for axis in axes for part in axis):
+        ledger.maps.pin(*({part.writes, part.reads} & ledger.maps.home.keys()))  # one row for all heads
     if parameter.fixed is not None:
         for axis, parts in enumerate(axes):
             _pin_parts(ledger, parts, MEASURES if _alike(parameter.fixed, axis) else SYMMETRIES)
@@ -101,10 +103,12 @@ def _tie_parts(ledger: Ledger, left: Part, right: Part, same_degree: bool) -> No
     if pattern[0] == pattern[1] and same_degree:
         for a, b in both:
             ledger.tie_sites(a, b, "shared", SYMMETRIES)
+            ledger.maps.tie(ledger.maps.of(left, a), ledger.maps.of(right, b))
     elif left.owner is None or right.owner is None or not same_degree or (False, False) in pattern:
         _pin_parts(ledger, (left, right), SYMMETRIES)
     else:  # one use writes, the other reads, as in a tied embedding: 1 / sign is the sign, but 1 / factor is not the factor
         ledger.tie_sites(left.owner, right.owner, "shared", ("permutation", "sign"))
+        ledger.maps.pin(ledger.maps.of(left, left.owner), ledger.maps.of(right, right.owner))
         _pin_parts(ledger, (left, right), ("scaling",))
 
 
@@ -113,6 +117,7 @@ def _pin_parts(ledger: Ledger, parts: tuple[Part, ...], symmetries: tuple[str, .
         for site in (part.writes, part.reads):
             if site is not None:
                 ledger.pin_site(site, symmetries)
+                ledger.maps.pin(ledger.maps.of(part, site))
 
 
 def _owners(ledger: Ledger, parts: tuple[Part, ...]) -> Label:

@@ -1,7 +1,7 @@
 """Record what one walk over the graph finds: sites, and which of their units move together."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from torch.fx import Node
@@ -9,37 +9,12 @@ from torch.fx import Node
 from geoflow.spec import SYMMETRIES, WIRES
 from geoflow.wiring.classes import Classes
 from geoflow.wiring.labels import Entry, Label, Segment, Value, length
+from geoflow.wiring.layout import Layout, Place
+from geoflow.wiring.maps import Maps
 from geoflow.wiring.nodes import operation
 from geoflow.wiring.rules import require
 
 MEASURES = ("scaling", "sign")  # the symmetries that multiply
-Share = tuple[int, int, int]
-
-
-@dataclass
-class Layout:
-    """How sites are cut. A walk adds the cuts that it finds missing, and the next walk begins with them.
-
-    `cuts[key]` are the units at which the vector made at `key` is cut into several sites. `shares[key, start]` is set for a site whose
-    elements move in blocks only. It is (copies, units, repeat) of that site. `refused` are shares that left nothing to permute.
-    """
-
-    cuts: dict[str, set[int]] = field(default_factory=dict)
-    shares: dict[tuple[str, int], Share] = field(default_factory=dict)
-    refused: set[tuple[str, int, Share]] = field(default_factory=set)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a site comes from. `key` is None if the site cannot be cut by itself. Nothing writes a `position`."""
-
-    name: str
-    size: int
-    key: str | None = None
-    start: int = 0
-    position: bool = False
-    share: Share | None = None
-    uniform: bool = False  # positions whose elements are all equal
 
 
 class Ledger:
@@ -54,7 +29,8 @@ class Ledger:
     A site that has to be cut in another way is pinned for the rest of the walk. So one walk finds many cuts. `refined` are the places whose
     cuts it has changed in the layout. If there are any, what it found is of no use, and another walk follows.
 
-    >>> from geoflow.wiring.ledger import Layout, Ledger
+    >>> from geoflow.wiring.layout import Layout
+    >>> from geoflow.wiring.ledger import Ledger
     >>> ledger = Ledger(Layout())
     >>> label = ledger.position(4)
     >>> ledger.is_position(label), ledger.free(label, "permutation")
@@ -65,6 +41,7 @@ class Ledger:
         self.layout = layout
         self.places: list[Place] = []
         self.classes = {symmetry: Classes() for symmetry in SYMMETRIES}
+        self.maps = Maps()
         self.entries: dict[tuple[str, int], Entry] = {}
         self.wires: dict[tuple[int, int], str] = {}  # (source, target): one of WIRES
         self.read_off: set[int] = set()  # sites of entries that are used as activations
@@ -99,8 +76,12 @@ class Ledger:
         for start, stop in pairwise(bounds):
             share = self.layout.shares.get((key, start))
             copies, units, repeat = share or (1, stop - start, 1)
-            site = self._open(Place(self.path or self.node.name, units, key, start, share=share))
-            label += [Segment(site, units, repeat)] * copies
+            place = Place(self.path or self.node.name, units, key, start, share=share)
+            sites = [self._open(place) for _ in range(copies if repeat > 1 else 1)]
+            for site in sites if repeat > 1 else ():
+                self._open_inside(site, repeat)
+                self.tie_sites(sites[0], site, "concatenation", SYMMETRIES)
+            label += [Segment(site, units, repeat) for site in sites] * (copies // len(sites))
         return tuple(label)
 
     def like(self, label: Label, kind: str) -> Label:
@@ -109,6 +90,7 @@ class Ledger:
         for segment in label:
             if segment.site not in new:
                 new[segment.site] = self._open(Place(self.path or self.node.name, segment.size))
+                self.maps.pin(self.maps.of(segment), new[segment.site])
                 self.tie_sites(segment.site, new[segment.site], kind, ("permutation",))
         return tuple(Segment(new[segment.site], segment.size, segment.repeat) for segment in label)
 
@@ -117,6 +99,7 @@ class Ledger:
         name = self.node.name if self.node is not None else ""
         site = self._open(Place(name, size, position=True))
         self.pin_site(site, SYMMETRIES)
+        self.maps.pin(site)
         return (Segment(site, size),)
 
     def uniform(self, size: int) -> Label:
@@ -136,17 +119,27 @@ class Ledger:
 
     def _open(self, place: Place) -> int:
         self.places.append(place)
-        for classes in self.classes.values():
+        for classes in (*self.classes.values(), self.maps.classes):
             classes.add()
         return len(self.places) - 1
+
+    def _open_inside(self, site: int, repeat: int) -> None:
+        """A site for the vectors inside the units of another. Only linear maps move it."""
+        inner = self._open(Place(self.places[site].name, repeat, position=True))
+        self.pin_site(inner, SYMMETRIES)
+        self.maps.enter(site, inner, repeat)
 
     # tie and pin
 
     def pin(self, *labels: Label, symmetries: Iterable[str] = SYMMETRIES) -> None:
-        """Declare that these symmetries do not move the units of these axes. By default these are all symmetries."""
+        """Declare that these symmetries do not move the units of these axes. By default these are all symmetries.
+
+        What one of them does not move, linear maps do not move either.
+        """
         for label in labels:
             for segment in label:
                 self.pin_site(segment.site, symmetries)
+                self.maps.pin(*([self.maps.of(segment)] if symmetries else []))
 
     def pin_site(self, site: int, symmetries: Iterable[str]) -> None:
         for symmetry in symmetries:
@@ -165,6 +158,19 @@ class Ledger:
         """Let unit i of `a` and unit i of `b` move together, and join them by a wire from `a` to `b`."""
         for one, other in self.align(a, b):
             self.tie_sites(one.site, other.site, kind, symmetries)
+            ends = self.maps.of(one), self.maps.of(other)
+            self.maps.tie(*ends) if tuple(symmetries) == SYMMETRIES else self.maps.pin(*ends)
+
+    def tie_against(self, a: Label, b: Label, kind: str, symmetries: Iterable[str]) -> None:
+        """Tie two axes whose products are summed: what multiplies the vector of one, divides that of the other."""
+        for one, other in self.align(a, b):
+            self.tie_sites(one.site, other.site, kind, symmetries)
+            self.maps.tie(self.maps.of(one), self.maps.of(other), dual=True)
+
+    def together(self, a: int, b: int) -> bool:
+        """Whether the units of two sites are permuted together."""
+        root = self.classes["permutation"].root
+        return root(a) == root(b)
 
     def tie_sites(self, a: int, b: int, kind: str, symmetries: Iterable[str]) -> None:
         """Tie the units of two sites."""
@@ -186,6 +192,7 @@ class Ledger:
             return list(zip(a, b, strict=True))
         if self.is_position(a) or self.is_position(b):  # positions have no segments of their own
             whole, cut = (a, b) if self.is_position(a) else (b, a)
+            self.maps.pin(*self.maps.within(whole))
             beside = [Segment(self.position(s.size)[0].site, s.size, s.repeat) for s in cut]
             return list(zip(beside, cut, strict=True) if whole is a else zip(cut, beside, strict=True))
         self._cut_like(a, b)
@@ -275,7 +282,11 @@ class Ledger:
     def refuse(self) -> bool:
         """Drop the shares whose units are pinned in the end. Returns whether there are any, so that another walk has to follow."""
         free = self.classes["permutation"].free
-        idle = {(p.key, p.start, p.share) for site, p in enumerate(self.places) if p.share and not free(site)} - self.layout.refused
+        shares = [(site, place) for site, place in enumerate(self.places) if place.share and not free(site)]
+        mapped = {
+            (p.key, p.start, p.share) for site, p in shares if site in self.maps.inside and self.maps.classes.free(self.maps.inside[site])
+        }
+        idle = {(p.key, p.start, p.share) for _, p in shares} - mapped - self.layout.refused
         if idle:
             self.layout.refused |= idle
             self.layout.shares.clear()

@@ -10,6 +10,7 @@ from geoflow.wiring.arithmetic import add, product_labels
 from geoflow.wiring.entries import COMPUTED, activation, entry, record
 from geoflow.wiring.labels import Label, Operand, Parameter, Value, is_zero, length, parts_reading, parts_writing
 from geoflow.wiring.ledger import MEASURES, Ledger
+from geoflow.wiring.maps import offset
 from geoflow.wiring.rules import require, rule
 
 
@@ -51,7 +52,7 @@ def matmul(ledger: Ledger, x: Operand, y: Operand) -> Value | Tensor:
         return Value(x.labels[:-1])
     x, y = activation(ledger, x), activation(ledger, y)
     require(min(len(x.labels), len(y.labels)) >= 2, "a product with a vector")
-    contract(ledger, x.labels[-1], y.labels[-2])
+    contract(ledger, x.labels[-1], y.labels[-2], x.labels[:-2], y.labels[:-2])
     return Value((*product_labels(ledger, y.labels[:-2], x.labels[:-2]), x.labels[-2], y.labels[-1]))
 
 
@@ -89,9 +90,11 @@ def einsum(ledger: Ledger, equation: str, operands: Sequence[Operand], path: obj
     if isinstance(y, Parameter) and len(b) == 2 and len(summed) == len(own) == 1 and set(a) - set(summed) <= set(result) >= set(own):
         labels[own[0]] = mix(ledger, labels[summed[0]], y, read=b.index(summed[0]), write=b.index(own[0]))
         return Value(tuple(labels[letter] for letter in result))
-    for letter, label in zip(b, activation(ledger, y).labels, strict=True):
+    others = dict(zip(b, activation(ledger, y).labels, strict=True))
+    beside = [[of.get(letter, ()) if letter not in summed else () for letter in sorted({*a, *b})] for of in (dict(labels), others)]
+    for letter, label in others.items():
         if letter in summed:
-            contract(ledger, labels[letter], label)
+            contract(ledger, labels[letter], label, *beside)
         else:
             labels[letter] = product_labels(ledger, (label,), (labels[letter],))[0] if letter in labels else label
     alone = (set(a) | set(b)) - set(summed) - set(result)  # summed over one operand
@@ -140,6 +143,7 @@ def mix(ledger: Ledger, label: Label, weight: Parameter, read: int, write: int) 
     read, write = weight.axes[read], weight.axes[write]
     require(read is not None and write is not None, "its weight was broadcast")
     written = ledger.new(weight.entry[write])
+    ledger.maps.kept |= ledger.maps.within(label)
     record(ledger, weight, {read: parts_reading(label), write: parts_writing(written)}, "weight")
     return written
 
@@ -158,7 +162,14 @@ def add_bias(ledger: Ledger, labels: tuple[Label, ...], axis: int, bias: Operand
     record(ledger, bias, {0: parts_writing(labels[axis])}, "bias")
 
 
-def contract(ledger: Ledger, a: Label, b: Label) -> None:
-    """A sum over products of the units of two activations. Equal signs cancel in it. Factors would not, so scaling is pinned."""
-    ledger.tie(a, b, "contraction", ("permutation", "sign"))
-    ledger.pin(a, b, symmetries=("scaling",))
+def contract(ledger: Ledger, a: Label, b: Label, beside_a: Sequence[Label], beside_b: Sequence[Label]) -> None:
+    """A sum over products of the units of two activations. Equal signs cancel in it. Factors would not, so scaling is pinned.
+
+    `beside_a` and `beside_b` are the axes of the product that both have. Units of heads lie along them at the same place, or else every
+    head meets every other, and the heads have no maps of their own.
+    """
+    ledger.tie_against(a, b, "contraction", ("permutation", "sign"))
+    for segment in (*a, *b):
+        ledger.pin_site(segment.site, ("scaling",))
+    if offset(ledger.maps, a, beside_a, ledger.together) != offset(ledger.maps, b, beside_b, ledger.together):
+        ledger.maps.pin(*ledger.maps.within(a))

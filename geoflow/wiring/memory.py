@@ -39,6 +39,8 @@ def overwrite(ledger: Ledger, node: Node, found: dict[Node, object]) -> None:
     given = any(member.op == "placeholder" and (member is changed or isinstance(found[member], Parameter)) for member in family)
     if shared or given:
         raise ValueError(f"{node.name!r} at {path_of(node)!r} changes {changed.name!r}, which others read. Use its out-of-place form.")
+    for member in chain if len(chain) > 1 else ():
+        ledger.maps.pin(*(site for label in getattr(found[member], "labels", ()) for site in ledger.maps.within(label)))
     found[changed] = found[node]
     for part, whole in pairwise(chain):
         found[whole] = _scattered(ledger, found[whole], found[part], part) if _is_slice(part) else _viewed(ledger, found[part], whole)

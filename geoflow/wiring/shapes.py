@@ -72,6 +72,7 @@ def repeat_interleave(ledger: Ledger, x: Operand, times: Operand, axis: int | No
     require(isinstance(times, int) and axis is not None, "repeats that are not one number along one axis")
     labels = list(activation(ledger, x).labels)
     labels[axis] = tuple(Segment(s.site, s.size, s.repeat * times) for s in labels[axis])
+    ledger.maps.spread(labels[axis])
     if ledger.is_position(labels[axis]):
         labels[axis] = ledger.position(length(labels[axis]))
     return Value(tuple(labels))
@@ -129,7 +130,7 @@ def cut(ledger: Ledger, x: Operand, axis: int, start: int, stop: int) -> Operand
         shape[axis] = stop - start
         return Parameter(x.name, tuple(shape), x.axes, entry, x.learned, x.start + start)
     x = activation(ledger, x)
-    labels = list(x.labels)
+    labels = ledger.maps.chosen(x.labels, axis, start, stop)
     kept = ledger.part(labels[axis], start, stop)
     ledger.idle |= ({segment.site for segment in labels[axis]} - {segment.site for segment in kept}) & ledger.read_off
     labels[axis] = kept

@@ -10,6 +10,7 @@ from geoflow.spec import ONE_UNIT, SYMMETRIES, NetworkSpec, Piece, Site, TensorS
 from geoflow.vector import metadata_of
 from geoflow.wiring.labels import Entry, Part, Value
 from geoflow.wiring.ledger import Ledger
+from geoflow.wiring.mapped import mapped_by, width_inside
 
 
 def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor], aliases: tuple[tuple[str, str], ...]) -> NetworkSpec:
@@ -21,11 +22,11 @@ def table_of(ledger: Ledger, outputs: Iterable[Value], state: dict[str, Tensor],
     written = {s.site for value in outputs for label in value.labels for s in label if not ledger.places[s.site].position}
     number = {site: i for i, site in enumerate(sorted(_used(ledger) | written))}
     groups = {symmetry: _groups(ledger, number, symmetry) for symmetry in SYMMETRIES}
-    sites = []
+    sites, maps = [], _maps(ledger, number)
     for site in number:
         place = ledger.places[site]
         role = "output" if site in written else "input" if place.position else "hidden"
-        sites.append(Site(place.name, place.size, role, *(groups[symmetry][site] for symmetry in SYMMETRIES)))
+        sites.append(Site(place.name, place.size, role, *(groups[symmetry][site] for symmetry in SYMMETRIES), *maps[site]))
     moved = {index for index, site in enumerate(sites) if not site.pinned}
     used: dict[str, list[Entry]] = {name: [] for name in state}
     for (name, _), entry in ledger.entries.items():
@@ -80,6 +81,19 @@ def _groups(ledger: Ledger, number: dict[int, int], symmetry: str) -> dict[int, 
         declared = classes.free(site) and (symmetry != "permutation" or ledger.places[site].size > 1)
         groups[site] = dense.setdefault(classes.root(site), len(dense)) if declared else None
     return groups
+
+
+def _maps(ledger: Ledger, number: dict[int, int]) -> dict[int, tuple[int | None, bool, int]]:
+    """For each site the number of its linear maps, whether it is dual, and the width of its heads."""
+    dense, found = {}, {}
+    for site in number:
+        vector = None if ledger.places[site].position else mapped_by(ledger, site)
+        if vector is None:
+            found[site] = (None, False, 0)
+        else:
+            root, dual = ledger.maps.classes.root(vector)
+            found[site] = (dense.setdefault(root, len(dense)), dual, width_inside(ledger, site))
+    return found
 
 
 def _tensors(used: list[Entry], name: str, value: Tensor, number: dict[int, int], moved: set[int]) -> list[TensorSpec]:

@@ -16,7 +16,9 @@ from geoflow.wiring.calls import Example, tensors_in
 from geoflow.wiring.copies import copied
 from geoflow.wiring.entries import PLAIN, activation
 from geoflow.wiring.labels import Parameter, Value, is_plain, length
-from geoflow.wiring.ledger import Layout, Ledger
+from geoflow.wiring.layout import Layout
+from geoflow.wiring.ledger import Ledger
+from geoflow.wiring.mapped import settle_maps
 from geoflow.wiring.memory import overwrite
 from geoflow.wiring.nodes import operation, path_of
 from geoflow.wiring.placeholders import Entries, owners, placeholder, refuse_hidden, running_statistics
@@ -63,6 +65,7 @@ def spec_of(network: nn.Module, example: Example) -> NetworkSpec:
             continue
         ledger.pin(*(label for value in outputs for label in value.labels))
         ledger.settle()
+        settle_maps(ledger)
         if not ledger.refuse():
             spec = table_of(ledger, outputs, state, aliases)
             check_edges(spec)
@@ -132,13 +135,19 @@ def _call(ledger: Ledger, node: Node, found: dict[Node, object]) -> object:
     name = ledger.operation
     if name == "getitem":
         return args[0][args[1]]
+    first = len(ledger.places)
     try:
         if name not in RULES:
             raise NoRule("")
         result = _apply(name, ledger, *args, **{key: value for key, value in kwargs.items() if value is not None})
-        return tree_map(partial(_told_apart, ledger), _fitted(ledger, result))
+        result = tree_map(partial(_told_apart, ledger), _fitted(ledger, result))
+        results = tree_leaves(result, is_leaf=lambda leaf: isinstance(leaf, Value | Parameter))
+        operands, results = ([leaf for leaf in some if isinstance(leaf, Value)] for some in (leaves, results))
+        ledger.maps.after(name, operands, results, range(first, len(ledger.places)), ledger.together)
+        return result
     except NoRule as gap:
         if all(isinstance(leaf, Value) and all(map(ledger.is_position, leaf.labels)) for leaf in leaves if not is_plain(leaf)):
+            ledger.maps.after("", [leaf for leaf in leaves if isinstance(leaf, Value)], [], [], ledger.together)
             return _unmoved(ledger, node, args, kwargs)
         computed = all(isinstance(leaf, Parameter) for leaf in leaves if not is_plain(leaf))  # from weights alone
         raise ValueError(_gap(ledger, str(gap), PLAIN if computed or "parametrizations" in ledger.path else gap.cure)) from None

@@ -107,7 +107,10 @@ def _merged(ledger: Ledger, factors: list[Label], sizes: list[int]) -> list[Labe
             merged.append(ledger.broken(along, size))
         else:
             after = size // before // length(along[units[0]])
-            merged.append(tuple(Segment(s.site, s.size, s.repeat * after) for s in along[units[0]]) * before)
+            heads = _with_inside(ledger, along[units[0]], along[-1])
+            label = tuple(Segment(s.site, s.size, s.repeat * after) for s in heads)
+            ledger.maps.pin(*({ledger.maps.of(s) for s in label if s.site in ledger.maps.inside} - {along[-1][-1].site}))
+            merged.append(label * before)
     return merged
 
 
@@ -118,14 +121,36 @@ def _split(ledger: Ledger, label: Label, sizes: list[int]) -> list[Label]:
     for at in range(len(sizes)):
         before, after = prod(sizes[:at]), prod(sizes[at + 1 :])
         unit = label[: len(label) // before]
-        if unit * before == label and all(s.repeat % after == 0 for s in unit):
+        copied = unit * before != label and _copies(ledger, label, before)
+        if (unit * before == label or copied) and all(s.repeat % after == 0 for s in unit):
             units = tuple(Segment(s.site, s.size, s.repeat // after) for s in unit)
-            return [units if i == at else ledger.position(size) for i, size in enumerate(sizes)]
+            axes = [units if i == at else ledger.position(size) for i, size in enumerate(sizes)]
+            if copied and at == 1:
+                ledger.maps.stack(axes[0][0].site, [segment.site for segment in label])
+            if after > 1 and len(unit) == 1 and (at == 1 or not copied):  # the first copy stands for all while their axis is there
+                axes[-1] = ledger.maps.axis(unit[0], sizes[-1]) or axes[-1]
+            return axes
     if len(label) == 1:  # blocks of units move together, such as heads of attention
         for at in range(len(sizes)):
             ledger.share(label[0], prod(sizes[:at]), sizes[at], prod(sizes[at + 1 :]))
     ledger.pin(label)
     return [ledger.position(size) for size in sizes]
+
+
+def _copies(ledger: Ledger, label: Label, copies: int) -> bool:
+    """Whether a label is that of copies with sites of their own, such as the heads of queries, keys and values."""
+    places = {(ledger.places[s.site].key, ledger.places[s.site].start, s.size, s.repeat) for s in label}
+    return len(label) == copies and len(places) == 1 and all(s.site in ledger.maps.inside for s in label)
+
+
+def _with_inside(ledger: Ledger, heads: Label, last: Label) -> Label:
+    """The units of heads that are merged with an axis inside them: they are those of the site that the axis belongs to."""
+    homes = ledger.maps.homes(last)
+    if len(heads) != 1 or not homes:
+        return heads
+    (home,) = homes
+    fits = ledger.together(heads[0].site, home) and ledger.places[home].size == heads[0].size
+    return (Segment(home, heads[0].size, heads[0].repeat),) if fits else heads
 
 
 @rule("pixel_shuffle")
