@@ -25,8 +25,8 @@ import torch
 from bench import RESULTS, commit, described, table
 from workloads import Row, faster
 
-from geoflow.latent.blocks import Stored, stored, writing
 from geoflow.latent.pca import PART, fit_pca
+from geoflow.stored import Stored, stored, writing
 
 PIECE = 2**24  # bytes that a plain reader or writer takes at once
 MEMORY = 4e9  # bytes that all of it may take
@@ -36,8 +36,8 @@ def make_zoo(path: Path, nets: int, weights: int, dtype: torch.dtype) -> Stored:
     """Write networks that have a part in common, and otherwise nothing."""
     generator = torch.Generator().manual_seed(0)
     with writing(path, "thetas", (nets, weights), dtype) as writer:
-        for first in range(0, weights, 32 * PART):
-            width = min(32 * PART, weights - first)
+        for first in range(0, weights, 128 * PART):
+            width = min(128 * PART, weights - first)
             writer.write(torch.randn(1, width, generator=generator) + 0.1 * torch.randn(nets, width, generator=generator))
     return stored(path)
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from geoflow.appending import write_networks_of
 from geoflow.canonical.scaling import dead_units, incoming, sphere_rows
 from geoflow.coordinates import Coordinates, Recipe
 from geoflow.frame import UNTURNED, Frame
@@ -18,6 +19,7 @@ from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import exp_variances, log_variances, variances_of
+from geoflow.stored import Stored
 
 Statistics = dict[str, tuple[float, float]]  # role -> (mean, standard deviation)
 DEAD = 1e-5  # shorter rows belong to dead units; a flat flow does not miss norm 1 by so much
@@ -187,6 +189,9 @@ class Chart(Coordinates):
             mean, deviation = self.statistics[role]
             found[index] = deviation <= ROUNDING * abs(mean)
         return found
+
+    def write(self, path: Path, x: Float[Tensor, "nets size"], progress: bool = False) -> Stored:
+        return write_networks_of(self.spec, path, x, x.dtype, lambda number: self.theta(x[number]), progress)
 
     def record(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the tensors and words that a saved flow keeps of this chart."""

@@ -12,6 +12,7 @@ from geoflow.frame import Frame
 from geoflow.graph import Graph
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ class Coordinates(ABC):
     @abstractmethod
     def log_volume(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch"]:
         """Return how many units of volume of points belong to one of weights, as a logarithm."""
+
+    @abstractmethod
+    def write(self, path: Path, x: Float[Tensor, "nets size"], progress: bool = False) -> Stored:
+        """Write the weight vectors of points to a file, network by network, and return them, opened. The same call goes on with it."""
 
     @abstractmethod
     def record(self, path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:

@@ -9,6 +9,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from geoflow.stored import Rows
+
 Examples = Any  # a tensor [examples, ...], a tuple of such inputs, or a mapping of names to them; all else is the same for all examples
 
 
@@ -72,7 +74,7 @@ def in_precision(x: Examples, dtype: torch.dtype) -> Examples:
     return _mapped(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
 
 
-def precision(x: Examples, thetas: Tensor) -> torch.dtype:
+def precision(x: Examples, thetas: Tensor | Rows) -> torch.dtype:
     """Return the precision in which networks run on x: that of their weights, but half precision only if x has it too.
 
     >>> precision(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float16))

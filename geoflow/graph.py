@@ -101,7 +101,7 @@ class Graph:
     @cached_property
     def size(self) -> int:
         """The length of the vectors that this graph describes."""
-        return len(self.entries)
+        return sum(part.index.numel() for part in self.parts) + len(self.scalars) + len(self.unseen)
 
     @cached_property
     def unit_of(self) -> Int[Tensor, " size"]:

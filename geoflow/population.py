@@ -17,6 +17,7 @@ from geoflow.canonical.matching import check_zoo
 from geoflow.examples import Examples, arguments, leading
 from geoflow.outputs.reading import Read
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Rows
 from geoflow.vector import check_state, metadata_of, with_metadata
 
 MOST = 0.9  # if a larger share of the inputs varies, selecting them costs more than it saves
@@ -94,7 +95,7 @@ def copy_of(network: nn.Module) -> nn.Module:
         ) from error
 
 
-def check_population(network: nn.Module, spec: NetworkSpec, thetas: Float[Tensor, "..."]) -> None:
+def check_population(network: nn.Module, spec: NetworkSpec, thetas: Float[Tensor, "..."] | Rows) -> None:
     """Raise ValueError if there is no network, and if weights are not finite or not of this network."""
     if thetas.ndim != 2:
         raise ValueError(f"thetas must be [nets, weights], not {tuple(thetas.shape)}. Pass one network as theta[None].")

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from math import asin, pi, sqrt
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from geoflow.guidance import Diverged, Field, Guidance, Step, no_guidance
 from geoflow.manifolds import Product
 from geoflow.sources import head_start, noise
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Networks
 
 CHUNK = {"cpu": 2**17, "cuda": 2**21}  # coordinates of the networks integrated at once; on a CPU more do not fit the cache
 
@@ -117,7 +119,8 @@ def sample(
     batch: int | None = None,
     watch: Callable[[Tensor], object] = lambda x: None,
     progress: bool = False,
-) -> Float[Tensor, "nets weights"]:
+    into: str | Path | None = None,
+) -> Networks:
     """Sample `count` new networks as weight vectors [count, weights]. `unpack` turns them into state dicts.
 
     - `spec` is another architecture for the same task. The flow then transfers to it without training.
@@ -129,6 +132,9 @@ def sample(
       [] or [count]. Without it the flow draws from all of them. `condition_strength` w goes from no condition (0) through the condition
       that was learned (1) and beyond (see `Flow.velocity`). A number outside the range of the zoo gives a warning.
     - `guidance` is made by `guide` or `task_guidance`. `generator`, on the CPU, samples the noise.
+    - `into` is a file for the networks, if they are too many or too large for memory. They are written one by one, and returned as
+      `open_zoo(into).thetas`. With `latent="pca"` all of them are made in one pass over the zoo. After an interruption the same call goes
+      on, if `generator` is in the same state.
     - `batch` networks are integrated at once. By default, these have CHUNK coordinates together. `watch` is called with their points at
       every time.
 
@@ -156,7 +162,10 @@ def sample(
     begin = noise(chart, count, generator).to(next(flow.field.parameters()))
     begin = head_start(chart, flow.of(chart.spec).reference, begin, start) if start else begin
     told = None if condition is None else encoded(flow, condition, count).to(begin)
-    return finish(flow, chart, begin, start, step, steps, sharpness, guidance, batch, watch, progress, told, condition_strength)
+    how = (start, step, steps, sharpness, guidance, batch, watch, progress, told, condition_strength)
+    if into is None:
+        return finish(flow, chart, begin, *how)
+    return chart.write(Path(into), finish(flow, chart, begin, *how, end=lambda x: x).cpu(), progress)
 
 
 def finish(
@@ -173,12 +182,14 @@ def finish(
     progress: bool = False,
     condition: Float[Tensor, "nets features"] | None = None,
     condition_strength: float = 1.0,
-) -> Float[Tensor, "nets weights"]:
-    """Integrate from the points `begin` at the time `start` to the end, and return the networks there.
+    end: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "nets _size"]:
+    """Integrate from the points `begin` at the time `start` to the end, and return the networks there, or what `end` makes of the points.
 
     The other arguments are those of `sample`, where `condition` is encoded. Raises Diverged as `sample` does.
     """
     flow.field.eval()
+    end = chart.theta if end is None else end
     times = time_grid(chart, start, steps).to(begin)
     batch = batch or max(1, CHUNK.get(begin.device.type, CHUNK["cuda"]) // chart.graph.size)
     parts = begin.split(batch)
@@ -194,9 +205,9 @@ def finish(
 
             field = flow.velocity(chart, sharpness, one, condition_strength)
             try:
-                thetas.append(chart.theta(integrate(field, part, times, chart.manifold, counted, watch)))
+                thetas.append(end(integrate(field, part, times, chart.manifold, counted, watch)))
             except Diverged as error:
-                raise Diverged(str(error), torch.cat([begin.new_zeros(0, chart.spec.weights), *thetas])) from None
+                raise Diverged(str(error), torch.cat([*thetas] or [begin.new_zeros(0, chart.spec.weights)])) from None
     thetas = torch.cat(thetas)
     finite = thetas.isfinite().all(1)
     if not finite.all():

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.graph import graph_of, pinned_sites
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Networks, Rows, Stored
 from geoflow.wiring.check import check_wires
 
 
@@ -19,11 +19,11 @@ class OneZoo:
     """Trained networks of one architecture, in at least single precision: in half precision rows leave their spheres."""
 
     spec: NetworkSpec
-    thetas: Float[Tensor, "nets weights"]
+    thetas: Networks
 
 
-def zoos_of(spec: NetworkSpec | Sequence[NetworkSpec], thetas: Tensor | Sequence[Tensor], batch: int) -> list[OneZoo]:
-    """Return the zoos that `fit` was given: a table with its weight vectors, or as many tables as zoos.
+def zoos_of(spec: NetworkSpec | Sequence[NetworkSpec], thetas: Tensor | Stored | Sequence[Tensor], batch: int) -> list[OneZoo]:
+    """Return the zoos that `fit` was given: a table with its weight vectors, or as many tables as zoos. One zoo may lie in a file.
 
     Raises ValueError for what is no zoo, for fewer than 2 networks or fewer than `batch`, and for a table without the wires of a group.
     Several zoos must be of different architectures that read and answer alike. Else it raises ValueError too.
@@ -44,26 +44,32 @@ def zoos_of(spec: NetworkSpec | Sequence[NetworkSpec], thetas: Tensor | Sequence
     return zoos
 
 
-def _checked(thetas: Tensor, batch: int, which: str) -> Tensor:
+def _checked(thetas: Networks, batch: int, which: str) -> Networks:
+    if isinstance(thetas, Rows):
+        return _many(thetas, batch, which)
     if not isinstance(thetas, Tensor) or thetas.ndim != 2 or not thetas.is_floating_point():
         found = f"{tuple(thetas.shape)} of {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
         raise ValueError(f"A zoo is a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it, not {found}.")
+    thetas = _many(thetas.detach(), batch, which)
+    return thetas.to(torch.promote_types(thetas.dtype, torch.float32))
+
+
+def _many(thetas: Networks, batch: int, which: str) -> Networks:
     if len(thetas) < 2:
         raise ValueError(f"A flow needs at least 2 networks to learn a distribution, and {which} has {len(thetas)}. Train more.")
     if len(thetas) < batch:
         raise ValueError(f"batch={batch} is more than the {len(thetas)} networks of {which}. Choose a smaller batch or a larger zoo.")
-    thetas = thetas.detach()
-    return thetas.to(torch.promote_types(thetas.dtype, torch.float32))
+    return thetas
 
 
-def check_copies(thetas: Float[Tensor, "nets weights"]) -> None:
+def check_copies(thetas: Networks) -> None:
     """Warn if networks are copies of others, to the last bit. Raises ValueError if all networks are one.
 
     >>> check_copies(torch.ones(3, 2))
     Traceback (most recent call last):
     ValueError: All 3 networks are identical. A flow needs at least 2 that differ. Were they read from one file?
     """
-    different = len({sha256(theta.detach().cpu().contiguous().numpy().tobytes()).digest() for theta in thetas})
+    different = len({sha256(theta.detach().cpu().contiguous().view(torch.uint8).numpy()).digest() for theta in thetas})
     if different == 1:
         raise ValueError(f"All {len(thetas)} networks are identical. A flow needs at least 2 that differ. Were they read from one file?")
     if copies := len(thetas) - different:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -19,14 +18,18 @@ from geoflow.choosing import AUTO, IN_COMPONENTS, SEVERAL, check_serves, velocit
 from geoflow.conditions import DROPOUT, fit_conditions, to_record
 from geoflow.coordinates import FLOWS
 from geoflow.couplings import COUPLINGS
+from geoflow.fingerprints import fingerprint, fingerprint_of_zoos
 from geoflow.flow import PLAIN, Flow, Member, build_flow
 from geoflow.frame import UNTURNED, Examples, metric_frame
 from geoflow.graph import graph_of
 from geoflow.latent import LATENTS, NONE
+from geoflow.latent.large import coordinates_in_file
+from geoflow.latent.pca import check_components
 from geoflow.settings import check_config
 from geoflow.several import OneZoo, check_copies, listed, zoos_of
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Rows, Stored
 from geoflow.velocity import VELOCITIES, complete_sizes
 
 WARMUP = 100  # iterations in which the learning rate rises
@@ -34,7 +37,7 @@ WARMUP = 100  # iterations in which the learning rate rises
 
 def fit(
     spec: NetworkSpec | Sequence[NetworkSpec],
-    thetas: Float[Tensor, "_nets _weights"] | Sequence[Float[Tensor, "_nets _weights"]],
+    thetas: Float[Tensor, "_nets _weights"] | Stored | Sequence[Float[Tensor, "_nets _weights"]],
     inputs: Examples | Mapping[str, Examples] | None = None,
     *,
     flow: str = "geometric",
@@ -88,7 +91,9 @@ def fit(
       the field.
     - `latent="pca"` lets the flow work in the principal components of the zoo (see `Components`), and only `velocity="mlp"` serves there.
       `components` is their number, at most one fewer than there are networks. A share below 1, such as .99, takes as many as have this
-      share of the variance. By default all are taken.
+      share of the variance. By default all are taken. With `latent="pca"` a zoo may lie in a file, as `open_zoo(path).thetas`. Only a few
+      networks are then in memory at once. Two files are written beside that of the zoo, each as large as it, and the second of them
+      belongs to the flow. After an interruption the same call goes on.
     - `spread` is the standard deviation of the noise in flat coordinates, where those of a zoo have 1.
     - `pool` is a number of noise samples that are drawn once and used in all steps. By default every step draws new ones.
     - `jitter` is the standard deviation of a random vector, in the same units, by which each path of a step is moved aside.
@@ -122,7 +127,7 @@ def fit(
     config |= {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
     config |= {} if conditions is None else {"condition_dropout": condition_dropout}
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
-        untrained, points = prepare(spec, thetas, config, inputs, conditions)
+        untrained, points = prepare(spec, thetas, config, inputs, conditions, progress)
         if velocity == AUTO and progress:
             tqdm.write(untrained.config["reason"])
         return train(untrained.to(device), points, checkpoint, every, progress, conditions)
@@ -130,10 +135,11 @@ def fit(
 
 def prepare(
     spec: NetworkSpec | Sequence[NetworkSpec],
-    thetas: Tensor | Sequence[Tensor],
+    thetas: Tensor | Stored | Sequence[Tensor],
     config: Mapping,
     inputs: Examples | Mapping[str, Examples] | None = None,
     conditions: Tensor | Sequence[Tensor] | None = None,
+    progress: bool = False,
 ) -> tuple[Flow, Tensor | list[Tensor]]:
     """Return the untrained flow of a configuration, and the zoo as points [nets, size] of the flow's manifold.
 
@@ -142,6 +148,7 @@ def prepare(
     config = PLAIN | dict(config)
     check_config(config)
     zoos = zoos_of(spec, thetas, config["batch"])
+    check_sizes(config, zoos)
     for zoo in zoos:
         check_copies(zoo.thetas)
     several = inputs if isinstance(inputs, Mapping) else {"": inputs}
@@ -160,6 +167,10 @@ def prepare(
         described = fit_conditions(parts, [len(zoo.thetas) for zoo in zoos])
         config |= {"conditions": to_record(described), "told": [fingerprint(part) for part in parts]}
     base = UNTURNED if inputs is None else metric_frame(graph_of(zoos[0].spec), inputs)
+    if isinstance(thetas, Stored):
+        chart, points, reference = coordinates_in_file(spec, thetas, recipe, config["align"], config["components"], base, progress)
+        flow = build_flow(replace(chart, spread=config["spread"]), reference.float(), config)
+        return flow, points.to(next(flow.field.parameters()))
     canonical = [canonicalize(zoo.spec, zoo.thetas, balance=recipe.balance, frame=base) for zoo in zoos]
     charts = fit_charts([zoo.spec for zoo in zoos], recipe, [one.theta for one in canonical], base)
     as_they_came = () if config["align"] else (unaligned(zoo.spec, zoo.thetas, recipe.balance, base) for zoo in zoos)
@@ -173,6 +184,19 @@ def prepare(
     flow = build_flow(first.chart, first.reference, config, others)
     points = [one.to(next(flow.field.parameters())) for one in points]
     return flow, points[0] if isinstance(spec, NetworkSpec) else points
+
+
+def check_sizes(config: Mapping, zoos: Sequence[OneZoo]) -> None:
+    """Raise ValueError for more components than a zoo has, and for a zoo in a file without components."""
+    for zoo in zoos:
+        if isinstance(zoo.thetas, Rows) and zoo.thetas.shape[1] != zoo.spec.weights:
+            raise ValueError(f"The zoo has vectors of {zoo.thetas.shape[1]} weights, the spec {zoo.spec.weights}. Trace its network.")
+        if isinstance(zoo.thetas, Rows) and config["latent"] == NONE:
+            raise ValueError(
+                "A zoo in a file needs latent=pca: other flows read all its weights in each step. If the zoo fits into memory, pass "
+                "thetas[:]."
+            )
+        check_components(config["components"], len(zoo.thetas))
 
 
 def auto_velocity(config: Mapping, zoos: Sequence[OneZoo]) -> tuple[str, str]:
@@ -240,17 +264,6 @@ def train_step(
 
 def _learning_rate(lr: float, iteration: int, iterations: int) -> float:
     return lr * min(1, (iteration + 1) / WARMUP) * (1 + math.cos(math.pi * iteration / iterations)) / 2
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """Return the sha256 of the tensor's numbers."""
-    return sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def fingerprint_of_zoos(zoos: Sequence[Float[Tensor, "_nets _weights"]]) -> str | list[str]:
-    """Return what a flow records of its zoos: the fingerprint of a single one, or a list of those of several."""
-    prints = [fingerprint(zoo) for zoo in zoos]
-    return prints if len(prints) > 1 else prints[0]
 
 
 def _fingerprints(inputs: Tensor | Mapping[str, Tensor]) -> str | dict[str, str]:

@@ -323,3 +323,60 @@ def test_inputs_with_a_gain_or_a_residual_link_of_their_own_are_left_as_they_are
 
     assert not plain_inputs(graph_of(spec_of(Residual(), torch.zeros(1, 6))))
     assert not plain_inputs(graph_of(spec_of(torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.Linear(6, 2)), torch.zeros(1, 6))))
+
+
+class Tokens(torch.nn.Module):
+    """Embeds tokens, as a language model does."""
+
+    def __init__(self, tokens: int, width: int = 6):
+        super().__init__()
+        self.embedding, self.out = torch.nn.Embedding(tokens, width), torch.nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.out(self.embedding(x).relu().mean(1))
+
+
+def test_the_metric_of_tokens_is_that_of_ones_where_they_stand(generator):
+    graph = graph_of(spec := spec_of(Tokens(9), torch.zeros(1, 4, dtype=torch.long)))
+    tokens = torch.randint(8, (50, 4), generator=generator) ** 2 // 8  # small ones are frequent, and the last never comes
+    frame, full = metric_frame(graph, tokens), metric_frame(graph, torch.nn.functional.one_hot(tokens, 9).double())
+    assert frame.axes["input0"].shape == (9,) and full.axes["input0"].allclose(frame.axes["input0"].diag(), atol=1e-12)
+    theta = torch.randn(5, spec.weights, generator=generator, dtype=torch.float64)
+    assert frame.turn(graph, theta).allclose(full.turn(graph, theta)) and not frame.turn(graph, theta).allclose(theta)
+    assert frame.turn_back(graph, frame.turn(graph, theta)).allclose(theta)
+    assert frame.log_det(graph).allclose(full.log_det(graph))
+    turned, wanted = (principal_frame([graph], [one.turn(graph, theta)], one).axes["input0"].abs() for one in (frame, full))
+    assert turned.allclose(wanted, atol=1e-9)
+    for refused in (tokens + 9, tokens - 1):
+        with pytest.raises(ValueError, match=r"No input has the shape \[4\]"):
+            metric_frame(graph, refused)
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_wide_inputs_are_stretched_and_not_turned(tokens, generator, monkeypatch, tmp_path):
+    monkeypatch.setattr("geoflow.frame.WIDE", 8)
+    spec = spec_of(Tokens(9), torch.zeros(1, 4, dtype=torch.long)) if tokens else spec_of(mlp(9, [4], 3), torch.zeros(1, 9))
+    inputs = torch.randint(9, (50, 4), generator=generator) if tokens else torch.randn(50, 9, generator=generator)
+    thetas = torch.randn(12, spec.weights, generator=generator)
+    for seen in (inputs, None):
+        flow, points = prepare(spec, thetas, FITTED | {"flow": "normalized"}, seen)
+        axes = flow.chart.frame.axes["input0"]
+        assert axes.shape == (9,) and (seen is not None or axes.eq(1).all())
+        index = plain_inputs(flow.chart.graph)["input0"][0].index
+        assert flow.chart.moments[0][index].allclose(points[:, index].mean((0, 1)).expand(index.shape), atol=1e-5)
+        flow.save(tmp_path / "flow.safetensors")
+        assert Flow.load(tmp_path / "flow.safetensors").chart.theta(points).equal(flow.chart.theta(points))
+    if not tokens:
+        squares = inputs.double().square().mean(0)
+        assert metric_frame(graph_of(spec), inputs).axes["input0"].allclose((squares + RIDGE * squares.mean()).sqrt())
+
+
+def test_the_frame_of_thirty_thousand_tokens_needs_no_matrix_of_them(generator, monkeypatch):
+    graph = graph_of(spec := spec_of(Tokens(30_522, 8), torch.zeros(1, 4, dtype=torch.long)))
+    largest, empty = [0], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda x: largest.append(len(x)) or empty(x))
+    frame = metric_frame(graph, torch.randint(30_522, (100, 16), generator=generator))
+    x = torch.randn(2, spec.weights, generator=generator)
+    turned = principal_frame([graph], [frame.turn(graph, x)], frame)
+    assert turned.axes["input0"].equal(frame.axes["input0"]) and max(largest) == 0
+    assert next(iter(fit_moments([graph], [x]).values())).shape == (2, 30_522, 1)

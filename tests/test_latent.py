@@ -7,10 +7,10 @@ import torch
 from sklearn.datasets import load_breast_cancer
 from sklearn.decomposition import PCA as Primal
 
+from geoflow import stored as storage
 from geoflow.files import write_tensors
-from geoflow.latent import blocks as storage
-from geoflow.latent.blocks import blocks, stored, writing
 from geoflow.latent.pca import fit_pca, gram
+from geoflow.stored import blocks, stored, writing
 
 
 def falling(nets: int, size: int) -> torch.Tensor:

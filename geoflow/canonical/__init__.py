@@ -14,6 +14,7 @@ from geoflow.canonical.scaling import dead_units, sphere_rows
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Networks
 
 __all__ = [
     "Canonical",
@@ -37,8 +38,8 @@ class Canonical:
     `reference` is one vector [weights] for all networks, or one vector for each of them.
     """
 
-    theta: Float[Tensor, "nets weights"]
-    reference: Float[Tensor, "*#nets weights"]
+    theta: Networks
+    reference: Float[Tensor, "..."]
 
 
 def canonicalize(

@@ -10,6 +10,7 @@ from geoflow.canonical.gains import Gains, Overlaps, State, Turn, View
 from geoflow.canonical.places import Node, nodes_of, outwards, places_of
 from geoflow.canonical.products import rotation_to
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Networks, Rows
 from geoflow.symmetry import Groups, Symmetry, apply_symmetry
 
 CHUNK = 2**24  # weights of the networks that are aligned at once
@@ -98,16 +99,24 @@ def match(
     return apply_symmetry(spec, theta, Symmetry(state.permutations, signs=state.signs, linear=state.linear))
 
 
-def check_zoo(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], name: str = "zoo") -> None:
-    """Raise ValueError for an empty zoo, another architecture, and NaN or Inf."""
+def check_zoo(spec: NetworkSpec, theta: Networks, name: str = "zoo", first: int = 0) -> None:
+    """Raise ValueError for an empty zoo, another architecture, and NaN or Inf. `first` is the number of the first network.
+
+    Networks in a file are read one after the other.
+    """
     if len(theta) == 0:
         raise ValueError(f"The {name} is empty: at least one network is needed.")
     if theta.shape[-1] != spec.weights:
         raise ValueError(f"The {name} has vectors of {theta.shape[-1]} weights, the spec {spec.weights}. Trace the network of the {name}.")
-    if not theta.sum().isfinite() and not theta.isfinite().all():  # a sum is fast, but may itself overflow
+    if isinstance(theta, Rows):
+        for net in range(len(theta)):
+            check_zoo(spec, theta[net : net + 1], name, first + net)
+    elif not theta.sum().isfinite() and not theta.isfinite().all():  # a sum is fast, but may itself overflow
         network, entry = (~theta.isfinite()).nonzero()[0].tolist()
         tensor = next(t for t, start in zip(spec.tensors, spec.offsets, strict=True) if start <= entry < start + t.numel)
-        raise ValueError(f"Network {network} of the {name} holds NaN or Inf in {tensor.name!r}. Remove this network, or train it again.")
+        raise ValueError(
+            f"Network {first + network} of the {name} holds NaN or Inf in {tensor.name!r}. Remove this network, or train it again."
+        )
 
 
 def _align(spec: NetworkSpec, theta: Tensor, reference: Tensor, sweeps: int) -> State:

@@ -58,8 +58,8 @@ def interpolation(flow: Flow, thetas: Thetas, count: int, generator: Generator) 
 
     Running variances are interpolated by their logarithm. Source: Ainsworth et al., Git Re-Basin, 2023.
     """
-    first = _draw(len(thetas), count, generator)
-    second = (first + 1 + _draw(len(thetas) - 1, count, generator)) % len(thetas)
+    first = draw(len(thetas), count, generator)
+    second = (first + 1 + draw(len(thetas) - 1, count, generator)) % len(thetas)
     variances = variances_of(flow.spec)
     ends = (log_variances(one, variances) for one in (thetas[first], flow.canonical(thetas[second], thetas[first])))
     between = torch.lerp(*ends, torch.rand(count, 1, generator=generator).to(thetas))
@@ -69,7 +69,7 @@ def interpolation(flow: Flow, thetas: Thetas, count: int, generator: Generator) 
 @by_logarithm
 def gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
     """Sample every weight by itself, from a Gaussian with the zoo's mean and variance of that weight."""
-    return thetas.mean(0) + thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
+    return thetas.mean(0) + thetas.std(0) * normal(count, thetas.shape[1], generator).to(thetas)
 
 
 @by_logarithm
@@ -80,14 +80,14 @@ def pca_gaussian(flow: Flow, thetas: Thetas, count: int, generator: Generator) -
     (nets - 1). This equals independent normals along all principal components, without the cost of finding them.
     """
     mean = thetas.mean(0)
-    z = _normal(count, len(thetas), generator).to(thetas) / (len(thetas) - 1) ** 0.5
+    z = normal(count, len(thetas), generator).to(thetas) / (len(thetas) - 1) ** 0.5
     return mean + z @ (thetas - mean)
 
 
 @by_logarithm
 def noised(flow: Flow, thetas: Thetas, count: int, generator: Generator, level: float = NOISE) -> Made:
     """Return networks drawn at random, plus Gaussian noise of `level` times the standard deviation of each weight."""
-    return retrieval(flow, thetas, count, generator) + level * thetas.std(0) * _normal(count, thetas.shape[1], generator).to(thetas)
+    return retrieval(flow, thetas, count, generator) + level * thetas.std(0) * normal(count, thetas.shape[1], generator).to(thetas)
 
 
 def retrieval(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> Made:
@@ -95,7 +95,7 @@ def retrieval(flow: Flow, thetas: Thetas, count: int, generator: Generator) -> M
 
     A flow that memorised its data would do the same.
     """
-    return thetas[_draw(len(thetas), count, generator)]
+    return thetas[draw(len(thetas), count, generator)]
 
 
 BASELINES: dict[str, Make] = {
@@ -130,9 +130,9 @@ def baseline(name: str, flow: Flow, thetas: Thetas, count: int, generator: Gener
     return make(flow, thetas, count, generator)
 
 
-def _draw(high: int, count: int, generator: Generator) -> Tensor:
+def draw(high: int, count: int, generator: Generator) -> Tensor:
     return torch.randint(high, (count,), generator=generator)
 
 
-def _normal(count: int, size: int, generator: Generator) -> Tensor:
+def normal(count: int, size: int, generator: Generator) -> Tensor:
     return torch.randn(count, size, generator=generator)

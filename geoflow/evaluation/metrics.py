@@ -14,6 +14,7 @@ from geoflow.examples import Examples, leading, rows
 from geoflow.outputs import Pool, RegressionScores, Scores, outputs_of
 from geoflow.outputs.reading import Output
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Networks
 
 __all__ = ["RegressionScores", "Scores", "disagreement", "ensemble_scores", "evaluate", "pooled_scores", "scores", "summary"]
 
@@ -22,7 +23,7 @@ __all__ = ["RegressionScores", "Scores", "disagreement", "ensemble_scores", "eva
 def evaluate(
     network: nn.Module,
     spec: NetworkSpec,
-    thetas: Float[Tensor, "nets weights"],
+    thetas: Networks,
     x: Examples,
     y: Shaped[Tensor, "examples ..."],
     batch: int = 2 * 10**5,
@@ -77,7 +78,7 @@ def evaluate(
 def ensemble_scores(
     network: nn.Module,
     spec: NetworkSpec,
-    thetas: Float[Tensor, "nets weights"],
+    thetas: Networks,
     x: Examples,
     y: Shaped[Tensor, "examples ..."],
     batch: int = 2 * 10**5,
@@ -112,7 +113,7 @@ def ensemble_scores(
 def pooled_scores(
     network: nn.Module,
     spec: NetworkSpec,
-    thetas: Float[Tensor, "nets weights"],
+    thetas: Networks,
     x: Examples,
     y: Shaped[Tensor, "examples ..."],
     batch: int = 2 * 10**5,
@@ -144,7 +145,7 @@ def _added(prediction: Tensor, y: Tensor, pools: Mapping[str, Pool]) -> dict[str
 def disagreement(
     network: nn.Module,
     spec: NetworkSpec,
-    thetas: Float[Tensor, "nets weights"],
+    thetas: Networks,
     x: Examples,
     batch: int = 2 * 10**5,
     batch_size: int | None = None,

@@ -9,12 +9,14 @@ from torch import Tensor
 from geoflow.canonical import align
 from geoflow.evaluation.ruler import layers_of
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Networks, Rows, Stored, blocks
 
 CHUNK = 128  # queries at once
 RUNS = 16  # number of nearest training runs that a network is compared with
 NEXT = 8  # number of runs after the nearest, which show how far a new network would be
 COPIES = 0.01  # a copy is closer to a run than all training networks but this share are
 ENTRIES = 2**24  # weights of the networks that are aligned at once
+WORK = 2**23  # numbers of files that are in work at once
 
 Neighbours = Mapping[str, Float[Tensor, "_nets _runs"]]
 
@@ -53,8 +55,8 @@ def novelty(neighbours: Neighbours) -> dict[str, float | None]:
 
 def by_layer(
     spec: NetworkSpec,
-    generated: Float[Tensor, "generated weights"],
-    train: Float[Tensor, "train weights"],
+    generated: Float[Tensor, "generated weights"] | Rows,
+    train: Float[Tensor, "train weights"] | Rows,
     run_of_train: Int[Tensor, " train"],
 ) -> dict[str, float]:
     """Return the novelty ratio of each layer by itself.
@@ -69,6 +71,8 @@ def by_layer(
     {'linear': 0.5}
     """
     found = {}
+    if isinstance(generated, Rows) or isinstance(train, Rows):
+        return by_layer_in_files(spec, generated, train, run_of_train)
     for name, index in layers_of(spec).items():
         new, zoo = generated[:, index], train[:, index]
         if usual := nearest_runs(zoo, zoo, run_of_train, run_of_train)[:, 0].median().item():
@@ -76,10 +80,39 @@ def by_layer(
     return found
 
 
+def by_layer_in_files(
+    spec: NetworkSpec,
+    generated: Float[Tensor, "generated weights"] | Stored,
+    train: Float[Tensor, "train weights"] | Stored,
+    run_of_train: Int[Tensor, " train"],
+) -> dict[str, float]:
+    """Return what `by_layer` does, in one pass over both files."""
+    number = torch.full((spec.weights,), -1, dtype=torch.int16)  # of the layer of each weight
+    names = list(layers_of(spec))
+    for place, index in enumerate(layers_of(spec).values()):
+        number[index] = place
+    columns, first = max(1, WORK // (2 * len(train) + len(generated))), 0
+    squares = {name: [torch.zeros(len(some), len(train), dtype=torch.double) for some in (generated, train)] for name in names}
+    for new, zoo in zip(blocks(generated, columns), blocks(train, columns), strict=True):
+        here, first = number[first : first + zoo.shape[1]], first + zoo.shape[1]
+        for place in here.unique().tolist():
+            if place >= 0:
+                mine = zoo[:, here == place].double()
+                for total, some in zip(squares[names[place]], (new[:, here == place].double(), mine), strict=True):
+                    total += some.square().sum(1)[:, None] + mine.square().sum(1) - 2 * some @ mine.T
+    found = {}
+    for name, (new, zoo) in squares.items():
+        nearest, usual = (x.clamp_min(0).sqrt().gather(1, nearest_of_runs(x, run_of_train, runs)).amin(1).median().item()
+                          for x, runs in ((new, None), (zoo, run_of_train)))  # fmt: skip
+        if usual:
+            found[name] = nearest / usual
+    return found
+
+
 def neighbours_of(
-    generated: Float[Tensor, "generated weights"],
-    train: Float[Tensor, "train weights"],
-    heldout: Float[Tensor, "heldout weights"] | None,
+    generated: Float[Tensor, "generated weights"] | Rows,
+    train: Float[Tensor, "train weights"] | Rows,
+    heldout: Float[Tensor, "heldout weights"] | Rows | None,
     run_of_train: Int[Tensor, " train"],
     spec: NetworkSpec | None = None,
 ) -> Neighbours:
@@ -106,8 +139,8 @@ def neighbours_of(
 
 
 def nearest_runs(
-    queries: Float[Tensor, "queries weights"],
-    others: Float[Tensor, "others weights"],
+    queries: Float[Tensor, "queries weights"] | Rows,
+    others: Float[Tensor, "others weights"] | Rows,
     run_of_others: Int[Tensor, " others"],
     run_of_queries: Int[Tensor, " queries"] | None = None,
     spec: NetworkSpec | None = None,
@@ -119,32 +152,61 @@ def nearest_runs(
     With a spec, the network of each run is aligned to the query first. Two networks that are aligned to a third may be nearer to each other
     in another order of their units. For copies with noise this shortens the distance by half.
 
+    Of networks in files, such as those of `place_large`, only two are in memory at once.
+
     >>> others = torch.tensor([[0.0], [1.0], [3.0]])
     >>> nearest_runs(torch.tensor([[2.5]]), others, torch.tensor([0, 0, 1]))  # the first two are of one run
     tensor([[0.5000, 1.5000]])
     """
-    runs, run = run_of_others.unique(return_inverse=True)
-    kept, result = min(RUNS, len(runs) - (run_of_queries is not None)), []
+    if isinstance(queries, Rows) or isinstance(others, Rows):
+        candidates = nearest_of_runs(distances_in_files(queries, others), run_of_others, run_of_queries)
+        found = [[_distances(query[None], others[int(one)][None, None], spec) for one in chosen]
+                 for query, chosen in zip(queries, candidates, strict=True)]  # fmt: skip
+        return torch.stack([torch.cat(some, 1).squeeze(0) for some in found]).sort(1).values
+    result = []
     for rows in torch.arange(len(queries)).split(CHUNK):
         distances = torch.cdist(queries[rows], others)
-        if run_of_queries is not None:
-            distances = distances.masked_fill((run_of_queries[rows, None] == run_of_others).to(distances.device), float("inf"))
-        by_run = distances.new_full((len(rows), len(runs)), float("inf"))
-        by_run = by_run.scatter_reduce(1, run.to(distances.device).expand_as(distances), distances, "amin")
-        nearest = by_run.topk(kept, largest=False).indices.unsqueeze(2) == run.to(distances.device)
-        candidates = distances.unsqueeze(1).masked_fill(~nearest, float("inf")).argmin(2)
+        candidates = nearest_of_runs(distances, run_of_others, None if run_of_queries is None else run_of_queries[rows])
+        kept = candidates.shape[1]
         at_once = max(1, ENTRIES // (others.shape[1] * kept))
         parts = zip(queries[rows].split(at_once), candidates.split(at_once), strict=True)
         result += [_distances(query, others[chosen], spec).sort(1).values for query, chosen in parts]
     return torch.cat(result)
 
 
-def spread(thetas: Float[Tensor, "nets weights"]) -> float:
+def nearest_of_runs(
+    distances: Float[Tensor, "queries others"], run_of_others: Int[Tensor, " others"], run_of_queries: Int[Tensor, " queries"] | None = None
+) -> Int[Tensor, "queries runs"]:
+    """Return the numbers of the nearest networks of the RUNS nearest runs. If the runs of the queries are given, only other runs count."""
+    runs, run = run_of_others.unique(return_inverse=True)
+    kept = min(RUNS, len(runs) - (run_of_queries is not None))
+    if run_of_queries is not None:
+        distances = distances.masked_fill((run_of_queries[:, None] == run_of_others).to(distances.device), float("inf"))
+    by_run = distances.new_full((len(distances), len(runs)), float("inf"))
+    by_run = by_run.scatter_reduce(1, run.to(distances.device).expand_as(distances), distances, "amin")
+    nearest = by_run.topk(kept, largest=False).indices.unsqueeze(2) == run.to(distances.device)
+    return distances.unsqueeze(1).masked_fill(~nearest, float("inf")).argmin(2)
+
+
+def distances_in_files(
+    queries: Float[Tensor, "queries size"] | Stored, others: Float[Tensor, "others size"] | Stored
+) -> Float[Tensor, "queries others"]:
+    """Return all distances between two sets of networks, read in blocks of columns. Sums are in float64."""
+    columns, total = max(1, WORK // (len(queries) + len(others))), 0.0
+    for one, other in zip(blocks(queries, columns), blocks(others, columns), strict=True):
+        one, other = one.double(), other.double()
+        total = total + one.square().sum(1)[:, None] + other.square().sum(1) - 2 * one @ other.T
+    return total.clamp_min(0).sqrt()
+
+
+def spread(thetas: Networks) -> float:
     """Return the root mean square of the Euclidean distance between two different networks. It is NaN for one network.
 
     >>> spread(torch.tensor([[0.0], [3.0]]))
     3.0
     """
+    if isinstance(thetas, Rows) and len(thetas) > 1:
+        return (2 * sum(float(part.double().var(0).sum()) for part in blocks(thetas, max(1, WORK // len(thetas))))) ** 0.5
     return thetas.var(0).sum().mul(2).sqrt().item() if len(thetas) > 1 else float("nan")
 
 

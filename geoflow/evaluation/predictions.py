@@ -13,6 +13,7 @@ from geoflow.outputs import outputs_of
 from geoflow.outputs.reading import Output, Read, reader
 from geoflow.population import Rims, check_population, copy_of, faster_together, itself, run
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Networks, Rows
 from geoflow.vector import State, metadata_of, unpack, with_metadata
 from geoflow.wiring.check import RoundedTo
 
@@ -25,7 +26,7 @@ Predict = Callable[[Tensor], Float[Tensor, "_nets _examples ..."]]
 def predictors(
     network: nn.Module,
     spec: NetworkSpec,
-    thetas: Float[Tensor, "..."],
+    thetas: Float[Tensor, "..."] | Rows,
     x: Examples,
     batch: int,
     batch_size: int | None,
@@ -73,13 +74,13 @@ def predictors(
         return (partial(_one, prediction, read, load(theta.to(dtype))) for theta in thetas)
     rims = Rims()  # shared by all chunks, because they have the same examples
     chunks = thetas.split(max(1, batch // min(batch_size or PART, examples)))
-    return (partial(_all, prediction, read, dtype, empty, unpack(spec, chunk.to(dtype)), rims) for chunk in chunks)
+    return (partial(_all, prediction, read, dtype, empty, unpack(spec, chunk[:].to(dtype)), rims) for chunk in chunks)
 
 
 def predicted(
     network: nn.Module,
     spec: NetworkSpec,
-    thetas: Float[Tensor, "nets weights"],
+    thetas: Networks,
     x: Examples,
     outputs: str = "classes",
     batch: int = 2 * 10**5,

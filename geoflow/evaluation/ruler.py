@@ -7,11 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from geoflow.canonical import align, balance, centre, gathered
+from geoflow.canonical.gathering import Match
+from geoflow.canonical.matching import match_units, part_of, parts_of
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
-from geoflow.symmetry import apply_symmetry
+from geoflow.stored import Networks, Rows, mapped
+from geoflow.symmetry import Symmetry, apply_symmetry
+from geoflow.tally import Tally
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +40,10 @@ class Ruler:
         return align(self.spec, _balanced(self.spec, thetas, self.frame) * self.scale.to(thetas), self.reference)[0]
 
 
-def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Frame = UNTURNED) -> Ruler:
-    """Return the ruler of a zoo.
+def fit_ruler(spec: NetworkSpec, zoo: Networks, frame: Frame = UNTURNED, match: Match = match_units) -> Ruler:
+    """Return the ruler of a zoo, in memory or in a file.
+
+    `match` finds the symmetries. For a zoo in a file use that of `geoflow.canonical.large.Steps`, which goes on after an interruption.
 
     `frame` comes from `metric_frame`. If the networks do not differ in a layer, that layer's weights are not rescaled.
 
@@ -49,15 +55,16 @@ def fit_ruler(spec: NetworkSpec, zoo: Float[Tensor, "nets weights"], frame: Fram
     1.0
     """
     balanced = _balanced(spec, zoo, frame)
-    first, symmetry = gathered(spec, balanced)
+    first, symmetry = gathered(spec, balanced, match=match)
     layers = layers_of(spec)
-    variance = apply_symmetry(spec, balanced, symmetry).var(0)
+    variance = _variance(spec, balanced, symmetry)
     scale = torch.ones_like(variance)
     scale[statistics_of(spec).to(scale.device)] = 0
     for index in layers.values():
         if square := 2 * variance[index].sum().item():
             scale[index] = (square * len(layers)) ** -0.5
-    return Ruler(spec, frame, scale, centre(spec, balanced * scale, first * scale))
+    scaled = mapped(balanced, lambda x: x * scale.to(x)) if isinstance(balanced, Rows) else balanced * scale
+    return Ruler(spec, frame, scale, centre(spec, scaled, first * scale, match=match))
 
 
 def layers_of(spec: NetworkSpec) -> dict[str, Int[Tensor, " weights"]]:
@@ -74,5 +81,17 @@ def layers_of(spec: NetworkSpec) -> dict[str, Int[Tensor, " weights"]]:
     return {name: index for name, index in counted.items() if len(index)}
 
 
-def _balanced(spec: NetworkSpec, thetas: Tensor, frame: Frame) -> Tensor:
+def _variance(spec: NetworkSpec, thetas: Networks, symmetry: Symmetry) -> Float[Tensor, " weights"]:
+    """Return the variance of every weight of the aligned networks."""
+    if not isinstance(thetas, Rows):
+        return apply_symmetry(spec, thetas, symmetry).var(0)
+    tally = Tally()
+    for part in parts_of(spec, len(thetas)):
+        tally.add(apply_symmetry(spec, thetas[part], part_of(symmetry, part)).reshape(-1, spec.weights))
+    return tally.variance().to(thetas.dtype)
+
+
+def _balanced(spec: NetworkSpec, thetas: Networks, frame: Frame) -> Networks:
+    if isinstance(thetas, Rows):
+        return mapped(thetas, lambda x: _balanced(spec, x.to(torch.promote_types(x.dtype, torch.float32)), frame))
     return balance(spec, frame.turn(graph_of(spec), thetas))

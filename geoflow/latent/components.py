@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from geoflow.appending import write_networks_of
 from geoflow.chart import Chart
 from geoflow.coordinates import Coordinates, Recipe
 from geoflow.frame import Frame
 from geoflow.graph import Graph
-from geoflow.latent.blocks import Matrix, stored, writing
 from geoflow.latent.pca import PCA, fit_pca
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Matrix, Stored, check_room, stored, writing
 
 WITHIN = 2**28  # numbers up to which a saved flow holds the networks of its zoo; larger zoos get a file beside it
 NAME = "points"  # of the zoo's points in such a file
@@ -117,7 +118,7 @@ class Components(Coordinates):
 
     def point(self, theta: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch size"]:
         """Return the components of canonical weight vectors. What lies outside the span of the zoo is lost."""
-        return self.pca.encode(_measured(self.chart, self.chart.point(theta))) / self.unit
+        return self.pca.encode(measured(self.chart, self.chart.point(theta))) / self.unit
 
     def theta(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch weights"]:
         """Return the weight vectors of components."""
@@ -141,6 +142,24 @@ class Components(Coordinates):
 
     def log_volume(self, theta: Float[Tensor, "*batch weights"]) -> NoReturn:
         self.steady()
+
+    def write(self, path: Path, x: Float[Tensor, "nets size"], progress: bool = False) -> Stored:
+        """Write the weight vectors of components, in the precision of the zoo's file, with one pass over the zoo.
+
+        Their points are written first, to a second file of the same size, which is deleted at the end. Raises OSError if the disk has no
+        room for both, before anything is written.
+        """
+        dtype, beside = self.pca.matrix.dtype, path.with_suffix(".points.safetensors")
+        check_room(path, len(x) * (self.chart.graph.size + self.spec.weights) * dtype.itemsize)
+        points = self.pca.write(beside, x.detach().cpu() * self.unit, dtype, NAME)
+
+        def made(number: int) -> Tensor:
+            point = points[number].to(torch.promote_types(dtype, torch.float32)) / self.chart.scale
+            return self.chart.theta(self.chart.manifold.projx(point))
+
+        written = write_networks_of(self.spec, path, x, dtype, made, progress)
+        beside.unlink()
+        return written
 
     def record(self, path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
         """Return what a flow saved at `path` keeps. A zoo of more than WITHIN numbers goes to a file beside it, unless it is in one."""
@@ -169,7 +188,7 @@ def in_components(
 
     `components` is that of `fit_pca`, whose errors are raised.
     """
-    found = [Components(chart, fit_pca(_measured(chart, one), components)) for chart, one in zip(charts, points, strict=True)]
+    found = [Components(chart, fit_pca(measured(chart, one), components)) for chart, one in zip(charts, points, strict=True)]
     return found, [(chart.pca.own / chart.unit).to(one) for chart, one in zip(found, points, strict=True)]
 
 
@@ -196,6 +215,6 @@ def _reopened(path: Path, about: Mapping) -> Matrix:
     return matrix
 
 
-def _measured(chart: Chart, points: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
+def measured(chart: Chart, points: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
     """Return points in units of the noise. Else rows on spheres would count less, because their coordinates are small."""
     return points * chart.scale.to(points)

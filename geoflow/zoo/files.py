@@ -16,6 +16,7 @@ from torch import Tensor
 from geoflow.files import read_tensors, write_tensors
 from geoflow.spec import NetworkSpec
 from geoflow.states import say
+from geoflow.stored import Networks
 from geoflow.vector import packed, say_lost, unpack
 
 Source = str | Path | Iterable[str | Path]
@@ -57,12 +58,7 @@ def read_networks(source: Source, spec: NetworkSpec, entry: str | None = None) -
     """
     paths, thetas, ways, lost = network_files(source), torch.empty(0), [], []
     for number, path in enumerate(paths):
-        try:
-            theta, how, left = packed(spec, _read(path), entry)
-            if theta.ndim != 1:
-                raise ValueError(f"its entries are stacked: they hold {tuple(theta.shape[:-1])} networks. Load the file, and use pack.")
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        theta, how, left = read_network(path, spec, entry)
         if not number:
             thetas = theta.new_empty(len(paths), spec.weights)
         thetas = thetas.to(torch.promote_types(thetas.dtype, theta.dtype))
@@ -72,6 +68,20 @@ def read_networks(source: Source, spec: NetworkSpec, entry: str | None = None) -
     say(ways)
     say_lost(lost)
     return thetas
+
+
+def read_network(path: Path, spec: NetworkSpec, entry: str | None = None) -> tuple[Float[Tensor, " weights"], str, list[str]]:
+    """Return the network of one file, how its state dict was found, and which entries the vector does not hold (see `packed`).
+
+    Raises ValueError as `read_networks` does.
+    """
+    try:
+        theta, how, left = packed(spec, _read(path), entry)
+        if theta.ndim != 1:
+            raise ValueError(f"its entries are stacked: they hold {tuple(theta.shape[:-1])} networks. Load the file, and use pack.")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return theta, how, left
 
 
 def network_files(source: Source) -> list[Path]:
@@ -104,7 +114,7 @@ def network_files(source: Source) -> list[Path]:
     return paths
 
 
-def write_networks(folder: str | Path, spec: NetworkSpec, thetas: Float[Tensor, "nets weights"]) -> list[Path]:
+def write_networks(folder: str | Path, spec: NetworkSpec, thetas: Networks) -> list[Path]:
     """Write networks as network-0001.safetensors and so on, one state dict in each file, and return the paths.
 
     Without this library, `safetensors.torch.load_file` reads a file, and `load_state_dict` takes the result. Tied entries stand there under

@@ -1,11 +1,12 @@
-"""Read and write a matrix of networks in blocks of columns, in memory or in a safetensors file."""
+"""Read a matrix of networks from a file, by rows or in blocks of columns, and write one in blocks of columns."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,16 +16,63 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from geoflow.files import whole
+from geoflow.files import file_digest, whole
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST = 10**8  # bytes of a header, by the format
+SAMPLES = 2**8  # pieces of a file that are looked at to know it again
 BLOCK = 2**26  # bytes of a block that is read at once; the pieces of its rows are then long enough for a disk
 
 
+class Rows(ABC):
+    """Networks [nets, size] of which only those that are asked for are in memory.
+
+    What takes networks one after the other may take these in the place of a tensor. `rows[3]` is a vector, and `rows[3:5]` or
+    `rows[[0, 7]]` are tensors [nets, size].
+
+    >>> doubled = mapped(torch.eye(3), lambda x: 2 * x)
+    >>> doubled[1], doubled[1:].shape, [len(part) for part in doubled.split(2)]
+    (tensor([0., 2., 0.]), torch.Size([2, 3]), [2, 1])
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    ndim = 2
+
+    @abstractmethod
+    def take(self, nets: Sequence[int]) -> Float[Tensor, "nets size"]:
+        """Return the networks with these numbers, in memory of their own."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, nets: int | slice | Sequence[int] | Tensor) -> Float[Tensor, "*nets size"]:
+        if isinstance(nets, int):
+            return self.take([range(len(self))[nets]]).squeeze(0)
+        if isinstance(nets, slice):
+            return self.take(range(len(self))[nets])
+        return self.take([range(len(self))[int(net)] for net in nets])
+
+    def __iter__(self) -> Iterator[Float[Tensor, " size"]]:
+        return (self[net] for net in range(len(self)))
+
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def split(self, nets: int) -> list["Rows"]:
+        """Return parts of so many networks. They are read when they are used."""
+        return [mapped(self, lambda x: x, chosen=range(len(self))[first : first + nets]) for first in range(0, len(self), nets)]
+
+    def to(self, to: torch.dtype | torch.device | str) -> "Rows":
+        """Return the same networks in another precision or on another device, once they are read."""
+        return mapped(self, lambda x: x.to(to))
+
+
 @dataclass(frozen=True)
-class Stored:
-    """A matrix [nets, size] of a safetensors file, of which only blocks of columns are ever in memory. `stored` opens one.
+class Stored(Rows):
+    """A matrix [nets, size] of a safetensors file, of which only rows or blocks of columns are ever in memory. `stored` opens one.
 
     `name` is that of the tensor, and `start` is the byte at which its numbers begin.
     """
@@ -34,21 +82,64 @@ class Stored:
     shape: tuple[int, int]
     dtype: torch.dtype
     start: int
+    device = torch.device("cpu")
 
     def __len__(self) -> int:
         return self.shape[0]
 
+    def take(self, nets: Sequence[int]) -> Float[Tensor, "nets size"]:
+        rows, length = torch.empty(len(nets), self.shape[1], dtype=self.dtype), self.shape[1] * self.dtype.itemsize
+        with self.path.open("rb", buffering=0) as file:
+            for row, net in zip(rows.view(torch.uint8).numpy(), nets, strict=True):
+                _fill(file.fileno(), row, self.start + net * length, self.path)
+        return rows
+
+    def mark(self) -> str:
+        """Return a digest of the header, the length, and SAMPLES pieces of the file. It tells files apart without reading them whole."""
+        header, length = header_of(self.path)
+        end, found = self.path.stat().st_size, hashlib.sha256(json.dumps([header, length]).encode())
+        with self.path.open("rb") as file:
+            for number in range(SAMPLES):
+                file.seek(self.start + (end - self.start) * number // SAMPLES)
+                found.update(file.read(2**12))
+        return f"{found.hexdigest()[:32]}-{end}"
+
     def digest(self) -> str:
         """Return the sha256 of the whole file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(self.path)
 
 
-Matrix = Float[Tensor, "nets size"] | Stored
+@dataclass(frozen=True)
+class Mapped(Rows):
+    """Some networks of a matrix, changed when they are read. `mapped` makes one."""
+
+    rows: "Float[Tensor, 'nets size'] | Rows"
+    change: Callable[[Tensor], Tensor]
+    chosen: Sequence[int]
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    def take(self, nets: Sequence[int]) -> Float[Tensor, "nets size"]:
+        return self.change(self.rows[[self.chosen[net] for net in nets]])
+
+
+def mapped(rows: "Float[Tensor, 'nets size'] | Rows", change: Callable[[Tensor], Tensor], chosen: Sequence[int] | None = None) -> Mapped:
+    """Return networks that are changed when they are read. `change` takes any number of them, [nets, size], and keeps their number.
+
+    `chosen` are the numbers of the networks that are taken. By default these are all.
+    """
+    chosen = range(len(rows)) if chosen is None else chosen
+    one = change(rows[:1])
+    return Mapped(rows, change, chosen, (len(chosen), one.shape[1]), one.dtype, one.device)
+
+
+Matrix = Float[Tensor, "nets size"] | Stored  # what is read in blocks of columns
+Networks = Float[Tensor, "nets size"] | Rows  # what is read network by network
 
 
 def stored(path: str | Path, name: str | None = None) -> Stored:
-    """Open a matrix [nets, size] of a safetensors file without reading it. `name` is needed where the file holds several.
+    """Open a matrix [nets, size] of a safetensors file without reading it (see `Rows`). `name` is needed where the file holds several.
 
     A tensor with more axes, such as [runs, snapshots, weights] of a zoo, counts as a matrix with all its leading axes as one.
 
@@ -68,9 +159,7 @@ def stored(path: str | Path, name: str | None = None) -> Stored:
             pass
     except SafetensorError as error:
         raise ValueError(f"{path} is cut short or no safetensors file ({error}). Copy or write it again.") from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    header, length = header_of(path)
     header.pop("__metadata__", None)
     fits = {one: about for one, about in header.items() if about["dtype"] in DTYPES and len(about["shape"]) > 1}
     if name is None and len(fits) == 1:
@@ -81,6 +170,16 @@ def stored(path: str | Path, name: str | None = None) -> Stored:
         raise ValueError(f"{path} should hold {wanted} of float16, bfloat16, float32 or float64. It holds {held}. Name another file.")
     *rows, size = fits[name]["shape"]
     return Stored(path, name, (prod(rows), size), DTYPES[fits[name]["dtype"]], 8 + length + fits[name]["data_offsets"][0])
+
+
+def header_of(path: str | Path) -> tuple[dict, int]:
+    """Return the header of a safetensors file, and its length in bytes. Raises ValueError if the file has none."""
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length <= LONGEST:
+            with suppress(ValueError):
+                return json.loads(file.read(length)), length
+    raise ValueError(f"{path} is cut short or no safetensors file: it has no readable header. Copy or write it again.")
 
 
 def blocks(matrix: Matrix, columns: int | None = None) -> Iterator[Float[Tensor, "nets _columns"]]:
@@ -148,15 +247,20 @@ def writing(path: str | Path, name: str, shape: tuple[int, int], dtype: torch.dt
     header = json.dumps(about).encode()
     header += b" " * (-len(header) % 8)
     with whole(path) as partial:
-        room = os.statvfs(partial.parent)
-        if (free := room.f_bavail * room.f_frsize) < length:
-            raise OSError(f"{path} needs {length / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free. Choose another folder.")
+        check_room(partial, length, path)
         with partial.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hand:
             file.write(len(header).to_bytes(8, "little") + header)
             file.truncate(8 + len(header) + length)
             writer = Writer(file.fileno(), 8 + len(header), shape, dtype, hand)
             yield writer
             writer.finish()
+
+
+def check_room(path: Path, length: int, name: str | Path | None = None) -> None:
+    """Raise OSError if the disk of a file has no room for so many bytes."""
+    room = os.statvfs(path.parent)
+    if (free := room.f_bavail * room.f_frsize) < length:
+        raise OSError(f"{name or path} needs {length / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free. Choose another folder.")
 
 
 class Writer:

@@ -1,0 +1,133 @@
+"""Novelty, baselines and scores of networks in files: the values are those of memory."""
+
+import pytest
+import torch
+from torch import nn
+
+from geoflow import Flow, evaluate, fit, spec_of
+from geoflow.appending import appending_networks
+from geoflow.canonical import canonicalize, gathering, matching
+from geoflow.canonical.large import Steps
+from geoflow.evaluation import novelty as measuring
+from geoflow.evaluation.baselines import BASELINES, baseline
+from geoflow.evaluation.baselines_in_files import IN_FILES, baseline_in_file
+from geoflow.evaluation.large import place_large
+from geoflow.evaluation.metrics import disagreement, pooled_scores
+from geoflow.evaluation.novelty import by_layer, neighbours_of, novelty, spread
+from geoflow.evaluation.ruler import Ruler, fit_ruler
+from geoflow.frame import metric_frame
+from geoflow.graph import graph_of
+from geoflow.statistics import log_variances, variances_of
+from geoflow.zoo.large import open_zoo
+
+
+def build() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+@pytest.fixture(scope="module")
+def x():
+    return torch.randn(20, 4, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def spec(x):
+    return spec_of(build(), x)
+
+
+@pytest.fixture(scope="module")
+def thetas(spec):
+    generator = torch.Generator().manual_seed(1)
+    thetas = torch.randn(spec.weights, generator=generator) + 0.4 * torch.randn(8, spec.weights, generator=generator)
+    thetas[:, variances_of(spec)] = thetas[:, variances_of(spec)].abs() + 0.1
+    return thetas
+
+
+def to_file(path, spec, thetas):
+    with appending_networks(path, spec, thetas.dtype) as file:
+        file.add(thetas)
+    return open_zoo(path, spec).thetas
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(gathering, "STARTS", 2)
+    monkeypatch.setattr(matching, "CHUNK", 200)
+    monkeypatch.setattr(measuring, "WORK", 100)  # several blocks of columns
+    monkeypatch.setattr(measuring, "RUNS", 3)
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_the_ruler_and_novelty_are_those_of_memory(metric, spec, thetas, x, tmp_path, monkeypatch):
+    frame = {"frame": metric_frame(graph_of(spec), x)} if metric else {}
+    zoo, run_of = to_file(tmp_path / "zoo.safetensors", spec, thetas[:6]), torch.tensor([0, 0, 1, 2, 3, 4])
+    usual = fit_ruler(spec, thetas[:6], **frame)
+    ruler = fit_ruler(spec, zoo, **frame, match=Steps(tmp_path / "steps", progress=False).match)
+    assert ruler.scale.allclose(usual.scale, rtol=1e-4) and ruler.reference.allclose(usual.reference, atol=1e-4)
+    new = thetas[6:] + 0.1
+    placed, others = place_large(ruler, zoo, tmp_path / "placed.safetensors", False), to_file(tmp_path / "new.safetensors", spec, new)
+    made = place_large(ruler, others, tmp_path / "made.safetensors", progress=False)
+    assert placed[:].allclose(usual.place(thetas[:6]), atol=1e-4)
+    assert spread(placed) == pytest.approx(spread(placed[:]), rel=1e-4)
+    found, wanted = (neighbours_of(one, two, one, run_of, spec) for one, two in ((made, placed), (made[:], placed[:])))
+    assert found.keys() == wanted.keys() and all(found[name].allclose(wanted[name], atol=1e-5) for name in wanted)
+    assert novelty(found) == pytest.approx(novelty(wanted), rel=1e-4)
+    assert by_layer(spec, made, placed, run_of) == pytest.approx(by_layer(spec, made[:], placed[:], run_of), rel=1e-3)
+    monkeypatch.setattr(Ruler, "place", lambda *given: pytest.fail("it was placed before"))
+    assert place_large(ruler, zoo, tmp_path / "placed.safetensors", False)[:].equal(placed[:])
+    with pytest.raises(ValueError, match=r"placed\.safetensors says another 'placed' of itself"):
+        place_large(ruler, others, tmp_path / "placed.safetensors", progress=False)
+
+
+def test_an_interrupted_placing_goes_on(spec, thetas, tmp_path, monkeypatch):
+    ruler, zoo, calls, place = fit_ruler(spec, thetas), to_file(tmp_path / "zoo.safetensors", spec, thetas), [], Ruler.place
+
+    def counted(self, rows):
+        calls.append(len(rows))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return place(self, rows)
+
+    monkeypatch.setattr(Ruler, "place", counted)
+    with pytest.raises(KeyboardInterrupt):
+        place_large(ruler, zoo, tmp_path / "placed.safetensors", progress=False)
+    found = place_large(ruler, zoo, tmp_path / "placed.safetensors", progress=False)
+    assert sum(calls) - calls[2] == 8 and found[:].allclose(place(ruler, thetas), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def flow(spec, thetas) -> Flow:
+    return fit(spec, thetas, latent="pca", iterations=1, batch=4, progress=False)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_in_files_are_those_of_memory(name, flow, spec, thetas, tmp_path):
+    assert IN_FILES.keys() == BASELINES.keys()
+    canonical = canonicalize(spec, thetas, flow.reference).theta
+    zoo, count = to_file(tmp_path / "zoo.safetensors", spec, canonical), 300 if name in ("gaussian", "noised") else 7
+
+    def made(path):
+        return baseline_in_file(name, flow, zoo, count, torch.Generator().manual_seed(0), path, progress=False)
+
+    wanted = baseline(name, flow, canonical, count, torch.Generator().manual_seed(0))
+    found = made(tmp_path / "made.safetensors")
+    assert found.shape == tuple(wanted.shape)
+    if count == 7:
+        assert found[:].allclose(wanted, atol=1e-4)
+    else:  # other noise of the same distribution
+        one, other = (log_variances(some, variances_of(spec)) for some in (found[:], wanted))
+        usual = other.std(0) + 1e-3  # some weights never vary
+        assert ((one.mean(0) - other.mean(0)) / usual).abs().max() < 0.4 and ((one.std(0) - other.std(0)) / usual).abs().max() < 0.4
+        assert not found[:].allclose(wanted, atol=0.1) and made(tmp_path / "again.safetensors")[:].equal(found[:])
+    assert made(tmp_path / "made.safetensors")[:].equal(found[:])  # it was finished before
+    assert open_zoo(tmp_path / "made.safetensors", spec).thetas[:].equal(found[:])
+
+
+def test_scores_of_files_are_those_of_memory(spec, thetas, x, tmp_path):
+    zoo, y = to_file(tmp_path / "zoo.safetensors", spec, thetas), torch.arange(20) % 3
+    for network in (build(), build().double()):
+        one, other = (evaluate(network, spec, some, x, y) for some in (zoo, thetas))
+        assert one.nll.equal(other.nll) and one.accuracy.equal(other.accuracy)
+    one, other = (pooled_scores(build(), spec, some, x, y) for some in (zoo, thetas))
+    assert all(one[pool].nll.equal(other[pool].nll) for pool in ("linear", "log"))
+    assert disagreement(build(), spec, zoo, x) == disagreement(build(), spec, thetas, x)
