@@ -44,6 +44,14 @@ def balance_products(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) 
     return balanced
 
 
+def _rounding(theta: Tensor) -> float:
+    """The relative rounding below which a singular value counts as zero. It is that of single precision for half precision too.
+
+    Else directions that count for a few percent of a product would be lost.
+    """
+    return torch.finfo(torch.promote_types(theta.dtype, torch.float32)).eps
+
+
 def maps_back(
     spec: NetworkSpec, theta: Float[Tensor, "nets weights"], balanced: Float[Tensor, "nets weights"]
 ) -> dict[int, Float[Tensor, "nets heads width width"]]:
@@ -55,7 +63,7 @@ def maps_back(
     for group, (_, width) in spec.linear.items():
         before, after = (_sides(spec, nets, group)[1][0] for nets in (theta, balanced))
         values, squares = torch.linalg.eigvalsh(after @ after.mT), after @ after.mT
-        whole = values[..., 0] > torch.finfo(theta.dtype).eps * width * values[..., -1]
+        whole = values[..., 0] > _rounding(theta) * width * values[..., -1]
         eye = torch.eye(width).to(after)
         squares = torch.where(whole[..., None, None], squares, eye)
         found[group] = torch.where(whole[..., None, None], torch.linalg.solve(squares, after @ before.mT).mT, eye)
@@ -71,7 +79,7 @@ def _sides(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], group: int) 
 def _balance_(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], group: int) -> None:
     """Balance one group in the memory of the weights."""
     sides, stacked = _sides(spec, theta, group)
-    for side, new in zip(sides, _balanced(*stacked, torch.finfo(theta.dtype).eps), strict=True):
+    for side, new in zip(sides, _balanced(*stacked, _rounding(theta)), strict=True):
         counts = [vectors(spec, theta[:1], s).shape[-1] for s in side]
         for stretch, values in zip(side, new.split(counts, -1), strict=True):
             put_vectors_(spec, theta, stretch, values.to(theta))
