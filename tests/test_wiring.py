@@ -106,6 +106,12 @@ GROUPS = {
     "expanded keys": ([2], [], []),
     "low rank pair": ([6], [6], []),
     "chunked projections": ([2], [], []),
+    "gain of heads": ([2], [2, 2], [2, 2]),  # before the gain and behind it
+    "temperatures of heads": ([2], [2], [2]),  # of the queries, as on the temperatures
+    "one key for all heads": ([], [], []),
+    "between heads": ([2], [], []),
+    "between heads by products": ([2], [], []),
+    "one mixture of heads": ([2], [], []),
 }
 # name: the (heads, width) of the groups of linear maps, derived by hand; all other networks have none
 LINEAR = {
@@ -126,6 +132,10 @@ LINEAR = {
     "expanded keys": [(2, 3), (2, 3)],
     "low rank pair": [(1, 2)],
     "chunked projections": [(2, 3), (2, 3)],
+    "gain of heads": [(2, 4)],  # of queries and keys; the values keep the factors of heads
+    "temperatures of heads": [(2, 4)],  # of the values, as above
+    "one key for all heads": [(1, 4), (2, 4)],  # one matrix for the queries and keys of all heads
+    "one mixture of heads": [(2, 4)],
     "rotary": [(1, 3)],  # of the values; positions rotate the pairs of queries and keys
     "einsum with an ellipsis": [(1, 4), (1, 3)],
 }

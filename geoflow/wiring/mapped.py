@@ -66,8 +66,9 @@ def _unlike(ledger: Ledger) -> None:
             vector = mapped_by(ledger, site)
             if vector is None:
                 continue
-            if ledger.maps.of(part, site) is None:  # heads as units, which must not look like their vectors
-                ledger.maps.pin(*([vector] if part.repeat % width_inside(ledger, site) == 0 else []))
+            if ledger.maps.of(part, site) is None:  # heads as units, whose factors no map contains, and which must not look like vectors
+                scaled = any(ledger.classes[symmetry].free(site) for symmetry in MEASURES)
+                ledger.maps.pin(*([vector] if scaled or part.repeat % width_inside(ledger, site) == 0 else []))
                 continue
             width, root = width_inside(ledger, site), ledger.maps.classes.root(vector)[0]
             heads = (
