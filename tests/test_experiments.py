@@ -168,6 +168,7 @@ def test_samples_load_into_the_network(finished):
         "guiding": {
             "at": "point", "unit": "velocity", "schedule": "constant", "yields": False, "repeats": 1, "examples": None, "batch": 1000,
         },
+        "polish": 0,
         "recalibrate": "auto",
         "seed": 0,
     }  # fmt: skip
@@ -490,12 +491,15 @@ def test_an_older_configuration_is_completed_by_what_it_meant(finished):
 def test_sample_draws_more_networks(finished, place):
     from lab.folder import read_samples
 
-    plain, guided = (
+    plain, guided, polished = (
         read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=3, steps=4, **more) / "samples.safetensors")
-        for more in ({}, {"guidance": 0.1})
+        for more in ({}, {"guidance": 0.1}, {"polish": 30})
     )
-    assert plain.thetas.shape == guided.thetas.shape == (3, 43)
+    assert plain.thetas.shape == guided.thetas.shape == polished.thetas.shape == (3, 43)
     assert not torch.allclose(plain.thetas, guided.thetas)
+    task, network = load_task("iris", 0), mlp(4, [5], 3)
+    before, after = (geoflow.evaluate(network, one.spec, one.thetas, task.x_train, task.y_train).nll for one in (plain, polished))
+    assert (after < before - 0.01).all()
 
 
 def test_a_flow_is_sampled_as_its_run_did_and_without_data(finished, place, monkeypatch):

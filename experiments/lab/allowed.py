@@ -28,7 +28,10 @@ FITTED = (
     "ema", "part", "condition", "condition_dropout", "latent", "components", "spread", "pool", "jitter", "dropout", "optimizer",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "start", "sharpness", "ask", "condition_strength", "guidance", "guiding", "recalibrate", "seed")
+SAMPLING = (
+    "count", "solver", "steps", "start", "sharpness", "ask", "condition_strength", "guidance", "guiding", "polish", "recalibrate",
+    "seed",
+)  # fmt: skip
 DENSITY = ("count", "solver", "steps", "probes", "sharpness", "seed")  # what density takes of these, and its own
 BATCH = 32  # networks in a training step of the flow, if the zoo has as many
 PARTS = ("test", "validation")
@@ -86,6 +89,7 @@ NUMBERS: dict[str, Number] = {
     "ask": POSITIVE,
     "probes": (int, lambda n: n == 0 or n >= 2, "0, or a whole number of at least 2"),
     "guidance": NOT_NEGATIVE,
+    "polish": (int, lambda n: n >= 0, "a whole number of at least 0"),
     "seed": SEED,
     "yardstick": (int, lambda n: n == 0 or n >= 2, "0 or a whole number of at least 2"),
 }
