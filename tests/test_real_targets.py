@@ -65,6 +65,7 @@ def test_the_report_and_the_printed_table_read_right(finished):
         ("transfer", {"hidden": [7], "count": 3}, None),
         ("curve", {"count": 3, "steps": 2}, "curve"),
         ("sharpen", {"count": 3, "sharpness": 0.1}, "sharpness"),
+        ("polish", {"count": 3, "polish": 2}, "polish"),
         ("stages", {"count": 3}, None),
     ],
 )

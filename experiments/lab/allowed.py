@@ -18,7 +18,8 @@ from lab.conditions import CONDITIONS
 DEVICES = ("auto", "cpu", "cuda")
 # the commands on a saved flow
 FURTHER = (
-    "sample", "evaluate", "transfer", "widths", "guide", "finetune", "curve", "sharpen", "stages", "density", "posterior", "rivals",
+    "sample", "evaluate", "transfer", "widths", "guide", "finetune", "curve", "sharpen", "polish", "stages", "density", "posterior",
+    "rivals",
 )  # fmt: skip
 ELSEWHERE = ("transfer", "widths", "guide", "finetune")  # those that serve other networks and data than the flow's own
 ONLY = {"yardstick": ("transfer", "widths"), "widths": ("widths",), "depths": ("widths",)}  # option: the commands that it serves

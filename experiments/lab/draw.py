@@ -47,10 +47,15 @@ def generate(
     )  # fmt: skip
     if task is not None and config["polish"]:
         thetas = polished(network, spec, thetas, task, config)
-    seen = None if task is None else measuring_examples(spec, task, config, flow.config["seed"])
-    if seen is not None:
-        thetas = recalibrate(network, spec, thetas, seen.to(thetas.device), progress=at_terminal())
+    if task is not None:
+        thetas = measured_anew(network, spec, thetas, task, config, flow.config["seed"])
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def measured_anew(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int) -> Tensor:
+    """Return networks with their running statistics measured on training data, if they have any and the options ask for it."""
+    seen = measuring_examples(spec, task, config, seed)
+    return thetas if seen is None else recalibrate(network, spec, thetas, seen.to(thetas.device), progress=at_terminal())
 
 
 def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
