@@ -49,7 +49,8 @@ def _checked(thetas: Networks, batch: int, which: str) -> Networks:
         return _many(thetas, batch, which)
     if not isinstance(thetas, Tensor) or thetas.ndim != 2 or not thetas.is_floating_point():
         found = f"{tuple(thetas.shape)} of {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
-        raise ValueError(f"A zoo is a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it, not {found}.")
+        forms = "a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it"
+        raise ValueError(f"A zoo is {forms}, not {found}. Of a zoo in a file pass open_zoo(path).thetas.")
     thetas = _many(thetas.detach(), batch, which)
     return thetas.to(torch.promote_types(thetas.dtype, torch.float32))
 

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -72,7 +71,8 @@ def canonicalize_large(
         theta = turn(theta.to(torch.promote_types(theta.dtype, torch.float32)))
         return balanced(spec, theta) if balance else theta
 
-    rows, steps = mapped(zoo, scaled), Steps(path.with_suffix(f".{sha256(json.dumps(words).encode()).hexdigest()[:8]}.steps"), progress)
+    kept = path.with_name(f"{path.name}.{digest_of(words | {'spec': spec.to_json()})[:8]}.steps")
+    rows, steps = mapped(zoo, scaled), Steps(kept, progress)
     common, symmetry = steps.found(spec, rows, None if reference is None else turn(reference))
     beside = {REFERENCE: back(common) if reference is None else reference}
     with appending_networks(path, spec, dtype, words, beside, len(zoo)) as file:
@@ -87,7 +87,8 @@ def canonicalize_large(
 class Steps:
     """Keep the symmetries that are found in a folder, so that they need not be found again after an interruption.
 
-    The search for a centre is the same each time. So a symmetry is known by the number of the search and by its first network.
+    The search for a centre is the same each time. So a symmetry is known by the number of the search and by its first network. Each zoo
+    needs a folder of its own.
     """
 
     def __init__(self, folder: Path, progress: bool):

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from geoflow.appending import write_networks_of
+from geoflow.appending import words_of, write_networks_of
 from geoflow.chart import Chart
 from geoflow.coordinates import Coordinates, Recipe
+from geoflow.files import beside
+from geoflow.fingerprints import digest_of
 from geoflow.frame import Frame
 from geoflow.graph import Graph
 from geoflow.latent.pca import PCA, fit_pca
@@ -149,16 +151,20 @@ class Components(Coordinates):
         Their points are written first, to a second file of the same size, which is deleted at the end. Raises OSError if the disk has no
         room for both, before anything is written.
         """
-        dtype, beside = self.pca.matrix.dtype, path.with_suffix(".points.safetensors")
-        check_room(path, len(x) * (self.chart.graph.size + self.spec.weights) * dtype.itemsize)
-        points = self.pca.write(beside, x.detach().cpu() * self.unit, dtype, NAME)
+        dtype, passing = self.pca.matrix.dtype, beside(path, NAME)
+        there = len(words_of(path)[1]) if path.exists() else 0
+        if there < len(x):
+            passing.unlink(missing_ok=True)  # an interrupted call left it
+            check_room(path, (len(x) * self.chart.graph.size + (len(x) - there) * self.spec.weights) * dtype.itemsize)
+            points = self.pca.write(passing, x.detach().cpu() * self.unit, dtype, NAME)
 
         def made(number: int) -> Tensor:
             point = points[number].to(torch.promote_types(dtype, torch.float32)) / self.chart.scale
             return self.chart.theta(self.chart.manifold.projx(point))
 
-        written = write_networks_of(self.spec, path, x, dtype, made, progress)
-        beside.unlink()
+        key = digest_of({"points": x, "variances": self.pca.variances, "statistics": self.chart.statistics})
+        written = write_networks_of(self.spec, path, key, len(x), dtype, made, progress)
+        passing.unlink(missing_ok=True)
         return written
 
     def record(self, path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
@@ -170,11 +176,11 @@ class Components(Coordinates):
         if isinstance(matrix, Tensor) and prod(matrix.shape) <= WITHIN:
             return tensors | {"latent.points": matrix}, {**words, "latent": json.dumps(about)}
         if isinstance(matrix, Tensor):
-            beside = path.with_suffix(".zoo.safetensors")
-            with writing(beside, NAME, tuple(matrix.shape), matrix.dtype) as writer:
+            place = beside(path, "zoo")
+            with writing(place, NAME, tuple(matrix.shape), matrix.dtype) as writer:
                 for block in matrix.split(COLUMNS, 1):
                     writer.write(block)
-            matrix = stored(beside, NAME)
+            matrix = stored(place, NAME)
         place = matrix.path.resolve()
         inside = place.parent == path.resolve().parent
         about |= {"file": place.name if inside else str(place), "name": matrix.name, "sha256": matrix.digest()}
