@@ -183,11 +183,13 @@ def stored(path: str | Path, name: str | None = None) -> Stored:
     return Stored(path, name, (prod(rows), size), dtype, 8 + length + first)
 
 
-def blocks(matrix: Matrix, columns: int | None = None) -> Iterator[Float[Tensor, "nets _columns"]]:
+def blocks(matrix: Networks, columns: int | None = None) -> Iterator[Float[Tensor, "nets _columns"]]:
     """Yield a matrix in blocks of `columns` columns, in the precision that it is stored in. The last block may be narrower.
 
     By default a block of a file has BLOCK bytes, and a matrix in memory is one block. The next block of a file is read while the caller
     works on this one, which is valid until then.
+
+    Raises TypeError for networks that are changed as they are read.
 
     >>> [block.shape[1] for block in blocks(torch.zeros(3, 5), columns=2)]
     [2, 2, 1]

@@ -37,7 +37,7 @@ WARMUP = 100  # iterations in which the learning rate rises
 
 def fit(
     spec: NetworkSpec | Sequence[NetworkSpec],
-    thetas: Float[Tensor, "_nets _weights"] | Stored | Sequence[Float[Tensor, "_nets _weights"]],
+    thetas: Float[Tensor, "_nets _weights"] | Rows | Sequence[Float[Tensor, "_nets _weights"] | Rows],
     inputs: Examples | Mapping[str, Examples] | None = None,
     *,
     flow: str = "geometric",
@@ -135,7 +135,7 @@ def fit(
 
 def prepare(
     spec: NetworkSpec | Sequence[NetworkSpec],
-    thetas: Tensor | Stored | Sequence[Tensor],
+    thetas: Tensor | Rows | Sequence[Tensor | Rows],
     config: Mapping,
     inputs: Examples | Mapping[str, Examples] | None = None,
     conditions: Tensor | Sequence[Tensor] | None = None,

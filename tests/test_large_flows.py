@@ -311,6 +311,20 @@ def test_a_list_of_one_zoo_may_lie_in_a_file(tmp_path):
     assert one.losses == other.losses and one.chart.pca.variances.equal(other.chart.pca.variances)
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_one_network_in_several_orders_is_no_zoo(memory, tmp_path, recwarn):
+    """All components are rounding then. Networks that differ by a thousandth of their spread are fine."""
+    spec, (one, *_) = zoo_in_memory(CASES["relu and tanh"], 6)
+    generator = torch.Generator().manual_seed(1)
+    for noise, warned in ((1e-3, 0), (0.0, 1)):
+        symmetries = [random_symmetry(spec, generator, torch.float32) for _ in range(6)]
+        zoo = torch.stack([apply_symmetry(spec, one + noise * torch.randn(len(one), generator=generator), g) for g in symmetries])
+        with appending_networks(tmp_path / f"{noise}.safetensors", spec, torch.float32) as file:
+            file.add(zoo)
+        fit(spec, zoo if memory else open_zoo(tmp_path / f"{noise}.safetensors").thetas, **SMALL)
+        assert sum("components may be rounding" in str(one.message) for one in recwarn) == warned
+
+
 def test_networks_appended_while_a_flow_is_fitted_change_nothing(tmp_path, monkeypatch):
     spec, thetas, zoo = zoo_of(CASES["relu and tanh"], tmp_path / "zoo.safetensors")
     wanted, work = prepare(spec, thetas, CONFIG)[0].chart, charting.fit_chart_large

@@ -1,6 +1,7 @@
 """Put the principal components of a zoo in the place of its coordinates."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from geoflow.stored import Matrix, Stored, check_room, stored, writing
 WITHIN = 2**28  # numbers up to which a saved flow holds the networks of its zoo; larger zoos get a file beside it
 NAME = "points"  # of the zoo's points in such a file
 COLUMNS = 2**16  # columns of it that are written at once
+ROUNDINGS = 4  # a spread of so many roundings may be rounding itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +197,21 @@ def in_components(
     `components` is that of `fit_pca`, whose errors are raised.
     """
     found = [Components(chart, fit_pca(measured(chart, one), components)) for chart, one in zip(charts, points, strict=True)]
+    for one in found:
+        check_spread(one.pca)
     return found, [(chart.pca.own / chart.unit).to(one) for chart, one in zip(found, points, strict=True)]
+
+
+def check_spread(pca: PCA) -> None:
+    """Warn if networks differ by rounding only, as those that are one network in several orders of its units. Theirs is no zoo."""
+    rounding, deviation = torch.finfo(pca.matrix.dtype).eps, (pca.total / pca.matrix.shape[1]) ** 0.5
+    if deviation < ROUNDINGS * rounding:
+        warnings.warn(
+            f"The aligned networks differ by {deviation:.1g} of the spread of their weights, and {pca.matrix.dtype} rounds to "
+            f"{rounding:.1g}. So their components may be rounding. Are they one network with its units in several orders? Else keep them "
+            "in a wider precision.",
+            stacklevel=5,
+        )
 
 
 def read_components(chart: Chart, tensors: Mapping[str, Tensor], words: Mapping[str, str], path: Path) -> Components:

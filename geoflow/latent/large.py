@@ -19,7 +19,7 @@ from geoflow.files import under
 from geoflow.fingerprints import digest_of
 from geoflow.frame import WIDE, Frame, centred_axes, moments_of, named, turned_on, unturned_axes
 from geoflow.graph import Block, plain_inputs
-from geoflow.latent.components import NAME, Components, measured
+from geoflow.latent.components import NAME, Components, check_spread, measured
 from geoflow.latent.pca import check_components, fit_pca
 from geoflow.spec import NetworkSpec
 from geoflow.stored import Networks, Stored, mapped, stored
@@ -44,6 +44,7 @@ def coordinates_in_file(
     chart = _chart_of(beside[1], spec, recipe) if beside[1].exists() else fit_chart_large(spec, recipe, canonical.theta, base, progress)
     points = write_points(chart, seen, beside[1], zoo.dtype, progress)
     found = Components(chart, fit_pca(points, components))
+    check_spread(found.pca)
     return found, (found.pca.own / found.unit).float(), canonical.reference
 
 
