@@ -81,6 +81,12 @@ def test_the_ruler_and_novelty_are_those_of_memory(metric, spec, thetas, x, tmp_
         place_large(ruler, others, tmp_path / "placed.safetensors", progress=False)
 
 
+def test_the_ruler_of_a_file_needs_no_folder(spec, thetas, tmp_path):
+    """The networks have free signs, which are found for a few networks at a time."""
+    usual, ruler = fit_ruler(spec, thetas), fit_ruler(spec, to_file(tmp_path / "zoo.safetensors", spec, thetas))
+    assert ruler.scale.allclose(usual.scale, rtol=1e-4) and ruler.reference.allclose(usual.reference, atol=1e-4)
+
+
 def test_an_interrupted_placing_goes_on(spec, thetas, tmp_path, monkeypatch):
     ruler, zoo, calls, place = fit_ruler(spec, thetas), to_file(tmp_path / "zoo.safetensors", spec, thetas), [], Ruler.place
 

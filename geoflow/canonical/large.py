@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -84,6 +84,11 @@ def canonicalize_large(
     return Canonical(stored(path, THETAS), beside[REFERENCE])
 
 
+def match_by_parts(spec: NetworkSpec, rows: Networks, reference: Float[Tensor, " weights"]) -> Symmetry:
+    """Return what `match_units` does, for networks in memory or in a file. Only a few are read at a time."""
+    return _symmetry(_joined([_flat(match_units(spec, rows[part], reference)) for part in parts_of(spec, len(rows))]))
+
+
 class Steps:
     """Keep the symmetries that are found in a folder, so that they need not be found again after an interruption.
 
@@ -114,11 +119,15 @@ class Steps:
             if not path.exists():
                 write_tensors(path, _flat(match_units(spec, rows[part], reference)), {})
             found.append(read_tensors(path)[0])
-        return _symmetry({name: torch.cat([one[name] for one in found]) for name in found[0]})
+        return _symmetry(_joined(found))
 
 
 def _flat(symmetry: Symmetry) -> dict[str, Tensor]:
     return {f"{field.name}.{group}": value for field in fields(Symmetry) for group, value in getattr(symmetry, field.name).items()}
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _symmetry(tensors: Mapping[str, Tensor]) -> Symmetry:
