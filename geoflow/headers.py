@@ -34,7 +34,7 @@ def check_length(path: Path, header: dict, length: int) -> int:
     ends = [about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"]
     end, there = 8 + length + max(ends, default=0), path.stat().st_size
     if there < end:
-        raise ValueError(f"{path} is cut short: it has {there} of {end} bytes. Copy or write it again.")
+        raise ValueError(f"{path} is cut short or no safetensors file: it has {there} of {end} bytes. Copy or write it again.")
     if there > end and ROWS not in header.get("__metadata__", {}):
         raise ValueError(f"{path} is no safetensors file: it has {there} bytes, and its header says {end}. Copy or write it again.")
     return end
