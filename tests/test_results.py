@@ -314,7 +314,9 @@ def test_a_run_that_the_study_does_not_have_is_refused(tmp_path, elsewhere, chan
 def test_a_run_of_another_command_is_refused(tmp_path, elsewhere):
     import results
 
-    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, widths, transfer, guide"):
+    with pytest.raises(
+        SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, polish, stages, widths, transfer, guide"
+    ):
         results.keep("mnist", a_run(tmp_path / "run", "evaluate", metrics={}, config={"task": "mnist"}))
     with pytest.raises(SystemExit, match="holds no finished run"):
         results.keep("mnist", tmp_path / "nothing")

@@ -8,9 +8,11 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from geoflow.canonical import canonicalize
+from geoflow.descent import descend
 from geoflow.evaluation.plots import SHOWN_PATHS
 from geoflow.flow import Flow
 from geoflow.guidance import Guidance, no_guidance, task_guidance
+from geoflow.objectives import task_objective
 from geoflow.randomness import randomness
 from geoflow.sampling import sample
 from geoflow.spec import NetworkSpec
@@ -25,6 +27,7 @@ from lab.conditions import asked_of, extrapolates
 from lab.folder import flow_file
 from lab.own import check_table, is_function
 
+POLISH = 3e-3  # learning rate of the steps of Adam after sampling
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 
 
@@ -42,23 +45,43 @@ def generate(
         generator=randomness(config["seed"], "sample"),
         watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=at_terminal(),
     )  # fmt: skip
-    seen = None if task is None else measuring_examples(spec, task, config, flow.config["seed"])
-    if seen is not None:
-        thetas = recalibrate(network, spec, thetas, seen.to(thetas.device), progress=at_terminal())
+    if task is not None and config["polish"]:
+        thetas = polished(network, spec, thetas, task, config)
+    if task is not None:
+        thetas = measured_anew(network, spec, thetas, task, config, flow.config["seed"])
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def measured_anew(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int) -> Tensor:
+    """Return networks with their running statistics measured on training data, if they have any and the options ask for it."""
+    seen = measuring_examples(spec, task, config, seed)
+    return thetas if seen is None else recalibrate(network, spec, thetas, seen.to(thetas.device), progress=at_terminal())
 
 
 def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
     """Return the guidance that the options ask for, on labelled training examples."""
     if not config["guidance"]:
         return no_guidance
+    x, y, batch = labelled_examples(task, config)
+    generator = randomness(config["seed"], "guidance")
+    return task_guidance(network, x, y, config["guidance"], task.outputs, batch, generator, **way_of(config))
+
+
+def polished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping) -> Tensor:
+    """Return networks after a few steps of Adam on labelled training examples, with a learning rate that falls from POLISH to 0."""
+    x, y, batch = labelled_examples(task, config)
+    objective = task_objective(network, x, y, task.outputs, batch, randomness(config["seed"], "polish"))
+    return descend(spec, thetas, objective, config["polish"], POLISH)
+
+
+def labelled_examples(task: Task, config: Mapping) -> tuple[Tensor, Tensor, int]:
+    """Return the training examples whose labels may be seen, their targets, and how many of them make a batch."""
     count, batch = config["guiding"]["examples"] or len(task.x_train), config["guiding"]["batch"]
     if count > len(task.x_train):
         raise ValueError(f"guiding.examples={count} is more than the {len(task.x_train)} training examples of {task.name}.")
     some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "labels"))[:count]
     x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
-    generator = randomness(config["seed"], "guidance")
-    return task_guidance(network, x, y, config["guidance"], task.outputs, min(batch, count), generator, **way_of(config))
+    return x, y, min(batch, count)
 
 
 def way_of(config: Mapping) -> dict:

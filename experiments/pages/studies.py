@@ -79,16 +79,18 @@ ZOOS: dict[str, Arguments] = {
     **{f"{runs:,} runs": (f"runs={runs}",) for runs in (64, 256, 1024, 4096)},
     "50 runs, 16 snapshots of each": ("runs=50", "snapshots=16", "zoo.epochs=20", "zoo.schedule=constant", "zoo.lr=5e-3"),
 }
-# changes to the published recipe
+PIXELS = ("zoo.epochs=10", "zoo.batch=128", "zoo.lr=0.02", "zoo.weight_decay=0.03", "zoo.schedule=cosine", "zoo.init=torch")
+# changes to the published recipe for flows
 DEEPWEIGHTFLOW: dict[str, Arguments] = {
-    "as published": (),
-    "align=False": ("align=False",),
-    "width 64": ("sizes.width=64",),
-    "width 64, align=False": ("sizes.width=64", "align=False"),
-    "1,500 steps": ("iterations=1500",),
-    "600 steps": ("iterations=600",),
-    "10,000 steps, noise as wide as the zoo, new in every step": ("iterations=10000", "spread=1.0", "pool=None"),
+    "DeepWeightFlow": (),
+    "DeepWeightFlow, align=False": ("align=False",),
+    "DeepWeightFlow, width 64": ("sizes.width=64",),
+    "DeepWeightFlow, width 64, align=False": ("sizes.width=64", "align=False"),
+    "DeepWeightFlow, 1,500 steps": ("iterations=1500",),
+    "DeepWeightFlow, 600 steps": ("iterations=600",),
+    "DeepWeightFlow, 10,000 steps, noise as wide as the zoo": ("iterations=10000", "spread=1.0", "pool=None"),
 }
+FEW = ("mnist32", "zoo.seed=0", "runs=114", "velocity=identified", "iterations=1000", "batch=32")  # the flow sees 100 runs
 
 
 def _from_one_start(title: str, networks: str, configuration: str, flow: bool) -> Study:
@@ -175,10 +177,22 @@ STUDIES: dict[str, Study] = {
         about=("1,000 runs, 3,000 steps of 64", "100 runs, 3,000 steps of 64"),
     ),
     "deepweightflow": Study(
-        "DeepWeightFlow, 784-32-32-10",
-        "Does the published recipe of DeepWeightFlow make new networks, and which of its choices decide that?",
-        {label: Row(("deepweightflow", "zoo.seed=0", *changes)) for label, changes in DEEPWEIGHTFLOW.items()},
-        about=("as published", "align=False", "600 steps", "10,000 steps, noise as wide as the zoo, new in every step"),
+        "100 networks 784-32-32-10, DeepWeightFlow among others",
+        "Can new and good networks be made from 100 trained ones? What does the published recipe of DeepWeightFlow make?",
+        {label: Row(("deepweightflow", "zoo.seed=0", *PIXELS, *changes)) for label, changes in DEEPWEIGHTFLOW.items()}
+        | {
+            "DeepWeightFlow, and its own recipe for networks": Row(("deepweightflow", "zoo.seed=0")),
+            "geoflow, 1,000 steps of 32": Row(FEW),
+            "geoflow, 1,000 steps of 32, polish=16": Row((*FEW, "polish=16"), THREE),
+        },
+        about=(
+            "DeepWeightFlow",
+            "DeepWeightFlow, align=False",
+            "DeepWeightFlow, 600 steps",
+            "DeepWeightFlow, 10,000 steps, noise as wide as the zoo",
+            "geoflow, 1,000 steps of 32",
+            "geoflow, 1,000 steps of 32, polish=16",
+        ),
     ),
     "batch_norm": Study(
         "Digits, 64-10-10 with batch norm",

@@ -19,7 +19,7 @@ from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
 from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights, save_figures
 from geoflow.evaluation.report import write_report
-from geoflow.evaluation.ruler import fit_ruler
+from geoflow.evaluation.ruler import Ruler, fit_ruler
 from geoflow.evaluation.tables import metrics_table
 from geoflow.files import whole
 from geoflow.flow import Flow
@@ -149,6 +149,11 @@ def _untrained(spec: NetworkSpec, thetas: Thetas, inputs: Tensor | None) -> Flow
     return prepare(spec, thetas, config, inputs)[0]
 
 
+def ruler_of(exam: Exam, train: Thetas) -> Ruler:
+    """Return the ruler that measures how far networks are from the training networks. It is the same for every flow."""
+    return fit_ruler(exam.spec, train, UNTURNED if exam.numbers is None else metric_frame(graph_of(exam.spec), exam.numbers))
+
+
 def _how_new(
     exam: Exam, train: Thetas, run_of: Tensor, several: Mapping[str, Thetas], heldout: Thetas | None
 ) -> tuple[dict, dict[str, dict], dict[str, Tensor]]:
@@ -158,9 +163,7 @@ def _how_new(
     - the novelty ratio and the spread of each baseline, where the spread of a single network is None,
     - the distances to the nearest run.
     """
-    spec = exam.spec
-    frame = UNTURNED if exam.numbers is None else metric_frame(graph_of(spec), exam.numbers)
-    ruler = fit_ruler(spec, train, frame)
+    spec, ruler = exam.spec, ruler_of(exam, train)
     zoo, placed = ruler.place(train), {name: ruler.place(one) for name, one in several.items()}
     neighbours = neighbours_of(placed["generated"], zoo, None if heldout is None else ruler.place(heldout), run_of, spec)
     found = novelty(neighbours)
