@@ -29,7 +29,8 @@ def zoos_of(spec: NetworkSpec | Sequence[NetworkSpec], thetas: Tensor | Rows | S
     Several zoos must be of different architectures that read and answer alike. Else it raises ValueError too.
 
     >>> import torch, geoflow
-    >>> specs = [geoflow.spec_of(torch.nn.Sequential(torch.nn.Linear(4, n), torch.nn.Linear(n, 2)), torch.zeros(1, 4)) for n in (3, 5)]
+    >>> from torch import nn
+    >>> specs = [geoflow.spec_of(nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2)), torch.zeros(1, 4)) for n in (3, 5)]
     >>> [zoo.thetas.shape for zoo in zoos_of(specs, [torch.zeros(9, spec.weights) for spec in specs], batch=8)]
     [torch.Size([9, 23]), torch.Size([9, 37])]
     """

@@ -38,9 +38,10 @@ def balance_products(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) 
     if not spec.linear:
         return theta
     balanced = theta.clone(memory_format=torch.contiguous_format)
-    for part in balanced.view(-1, spec.weights).split(max(1, CHUNK // spec.weights)):
+    nets, some = balanced.view(-1, spec.weights), max(1, CHUNK // spec.weights)
+    for start in range(0, len(nets), some):
         for group in spec.linear:
-            _balance_(spec, part, group)
+            _balance_(spec, nets[start : start + some], group)
     return balanced
 
 
@@ -89,17 +90,15 @@ def _balanced(x: Vectors, y: Vectors, rounding: float) -> tuple[Vectors, Vectors
     (q, a), (p, b) = (torch.linalg.qr(side.mT) for side in (x, y))
     u, s, vh = torch.linalg.svd(a @ b.mT, full_matrices=False)
     s = torch.where(s > rounding * x.shape[-2] * s[..., :1], s, 0.0)
-    new = [_filled(s.sqrt()[..., None] * (side @ thin.mT), x.shape[-2]) for side, thin in ((u.mT, q), (vh, p))]
+    new = [s.sqrt()[..., None] * (side @ thin.mT) for side, thin in ((u.mT, q), (vh, p))]
     turn = rotation_to(x @ new[0].mT + y @ new[1].mT)
     return turn @ new[0], turn @ new[1]
 
 
-def _filled(side: Tensor, width: int) -> Vectors:
-    """Vectors with zeros below, if there are fewer than `width` directions."""
-    return torch.cat([side, side.new_zeros(*side.shape[:-2], width - side.shape[-2], side.shape[-1])], -2)
+def rotation_to(overlap: Float[Tensor, "*batch width rank"]) -> Float[Tensor, "*batch width rank"]:
+    """Return the matrix O with orthonormal columns and the greatest sum of O * overlap (Procrustes). `rank` is at most `width`.
 
-
-def rotation_to(overlap: Float[Tensor, "*batch width width"]) -> Float[Tensor, "*batch width width"]:
-    """Return the orthogonal matrix O with the greatest sum of O * overlap (Procrustes). If overlap = A B^T, it turns B nearest to A."""
-    u, _, vh = torch.linalg.svd(overlap)
+    If overlap = A B^T, it turns B nearest to A.
+    """
+    u, _, vh = torch.linalg.svd(overlap, full_matrices=False)
     return u @ vh
