@@ -322,6 +322,23 @@ def test_an_undeclared_scaling_changes_the_function():
         check_spec(network, loose, x, generator())
 
 
+class Amplified(nn.Sequential):
+    """Its output turns by one radian when a hidden unit changes by 1e-8, so rounding by 1e-16 is seen in the eighth digit."""
+
+    def forward(self, x):
+        return torch.sin(1e8 * super().forward(x))
+
+
+def test_a_network_that_amplifies_rounding_is_checked_up_to_that():
+    network, x = Amplified(nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 3)), torch.zeros(4, 5)
+    spec = spec_of(network, x)
+    changes = [check_spec(network, spec, x, generator(seed)) for seed in range(10)]
+    assert 1e-8 < max(changes) < 1e-4
+    wrong = replace(spec, sites=tuple(replace(site, sign=site.scaling) for site in spec.sites))
+    with pytest.raises(ValueError, match="does not fit Amplified"):
+        check_spec(network, wrong, x, generator())
+
+
 def test_tracing_leaves_the_network_alone():
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 2))
     network[2].eval()
