@@ -14,6 +14,7 @@ from lab.folder import flow_file, read_json, write_json
 from lab.options import plainly, zoo_settings
 from lab.reading import is_read
 from rivals.methods import NOT_OF_A_RUN, RIVALS, Setting, said_by, timed
+from rivals.packages import PACKAGES, imported
 from torch import Tensor
 
 from geoflow.evaluation.ensemble_tables import rivals_table
@@ -37,6 +38,11 @@ def rivals(_config, _run):
         raise InputError(f"rivals trains networks as those of the zoo, and those in {made['zoo']['folder']} do not say how. Train a zoo.")
     if made["zoo"]["origin"] != "independent":
         raise InputError("rivals trains each network from its own start, and the zoo of this flow has one common start.")
+    for name in PACKAGES:  # before hours are spent
+        try:
+            imported(name)
+        except ImportError as error:
+            raise InputError(str(error)) from error
     flow, network, spec, task = reopen(_config)
     recipe = {name: value for name, value in zoo_settings(made).items() if name not in NOT_OF_A_RUN} | {"every": 1}
     setting, found = Setting(partial(network_for, task, made), spec, task, recipe, device), {}
