@@ -141,7 +141,7 @@ STUDIES: dict[str, Study] = {
             f"{title}, 256 runs each": Row(("mnist", f"hidden={hidden}", "runs=256", "iterations=3000", "batch=64", "zoo.seed=0"))
             for title, hidden in (("widths 6, 10 and 16", "[[6],[10],[16]]"), ("one, two and three layers", "[[16],[8,8],[16,16,16]]"))
         },
-        about=("widths 6, 10 and 16, 256 runs each",),
+        about=("widths 6, 10 and 16, 256 runs each", "one, two and three layers, 256 runs each"),
     ),
     "conditions": Study(
         "Asking a flow for a level of the loss, or for a data set",
@@ -199,7 +199,7 @@ STUDIES: dict[str, Study] = {
         about=("4,000 steps of 64",),
     ),
     "resnet": _from_one_start("MNIST at 14x14 pixels, a ResNet", "ResNets with batch norm", "resnet14", flow=True),
-    "vit": _from_one_start("MNIST at 14x14 pixels, a vision transformer", "vision transformers", "vit14", flow=True),
+    "vit": _from_one_start("MNIST at 14x14 pixels, a vision transformer", "vision transformers", "vit14", flow=False),
     "bert": _from_one_start("Sentiment of film reviews, a BERT", "language models", "bert", flow=False),
     "independent": Study(
         "Digits as images, a ResNet and a vision transformer from independent starts",
