@@ -39,7 +39,9 @@ def descend(
         raise ValueError(f"{steps=} must be at least 0.")
     thetas = thetas.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([thetas], lr)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + torch.cos(torch.tensor(torch.pi * step / max(steps, 1))).item()) / 2)
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + torch.cos(torch.tensor(torch.pi * step / max(steps, 1))).item()) / 2
+    )
     watch(0, thetas.detach())
     for step in range(1, steps + 1):
         optimizer.zero_grad()

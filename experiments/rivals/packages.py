@@ -17,7 +17,6 @@ from geoflow.spec import NetworkSpec
 from geoflow.vector import pack, unpack
 from geoflow.zoo.tasks import Task
 
-PACKAGES = ("laplace", "posteriors")
 LAPLACE_BATCH = 1000  # examples at once
 
 
