@@ -672,6 +672,19 @@ def test_polish_scores_all_starts_after_0_1_4_and_the_last_number_of_steps(finis
     assert (folder / "figures" / "polish.png").exists()
 
 
+def test_rivals_names_a_missing_package_before_it_trains(finished, place, monkeypatch, capsys):
+    import uses.rivals
+    from lab.checks import InputError
+
+    def missing(name):
+        raise ImportError(f"The package {name} is missing.")
+
+    monkeypatch.setattr(uses.rivals, "imported", missing)
+    with pytest.raises(InputError, match="The package laplace is missing"):
+        launch(place, "rivals", named=(), checkpoint=str(finished), count=3, steps=2)
+    assert "5 times" not in capsys.readouterr().out
+
+
 def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
     folder = launch(place, "curve", named=(), checkpoint=str(finished), count=3, steps=5)
     found = read(folder, "curve.json")

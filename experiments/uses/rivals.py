@@ -14,7 +14,7 @@ from lab.folder import flow_file, read_json, write_json
 from lab.options import plainly, zoo_settings
 from lab.reading import is_read
 from rivals.methods import NOT_OF_A_RUN, RIVALS, Setting, said_by, timed
-from rivals.packages import PACKAGES, imported
+from rivals.packages import imported
 from torch import Tensor
 
 from geoflow.evaluation.ensemble_tables import rivals_table
@@ -38,12 +38,10 @@ def rivals(_config, _run):
         raise InputError(f"rivals trains networks as those of the zoo, and those in {made['zoo']['folder']} do not say how. Train a zoo.")
     if made["zoo"]["origin"] != "independent":
         raise InputError("rivals trains each network from its own start, and the zoo of this flow has one common start.")
-    for name in PACKAGES:  # before hours are spent
-        try:
-            imported(name)
-        except ImportError as error:
-            raise InputError(str(error)) from error
     flow, network, spec, task = reopen(_config)
+    for rival in RIVALS.values():  # before hours are spent
+        if rival.package and task.outputs in rival.outputs:
+            need(rival.package)
     recipe = {name: value for name, value in zoo_settings(made).items() if name not in NOT_OF_A_RUN} | {"every": 1}
     setting, found = Setting(partial(network_for, task, made), spec, task, recipe, device), {}
     for name, rival in RIVALS.items():
@@ -61,6 +59,14 @@ def rivals(_config, _run):
     how = {name: _config[name] for name in ("task", "network", "flow", "solver", "steps", "start", "sharpness", "count", "seed")}
     write_json(folder / "rivals.json", how | {"outputs": task.outputs, "parameters": spec.weights, "rivals": found})
     print(rivals_table(found, task.outputs), f"Written to {folder}", sep="\n\n")
+
+
+def need(package: str) -> None:
+    """Raise InputError with the cure if an optional package is missing."""
+    try:
+        imported(package)
+    except ImportError as error:
+        raise InputError(str(error)) from error
 
 
 def _scored(several: Sequence[Tensor], task: Task) -> dict:
