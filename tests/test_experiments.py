@@ -855,6 +855,7 @@ def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
         ("transfer", {"hidden": [9], "start": 0.1}, "another network has other units: for transfer leave start=0"),
         ("sharpen", {"sharpness": 0.0}, "sharpen goes up from 0"),
         ("polish", {}, "polish goes up from 0"),
+        ("curve", {"polish": 4}, "polish serves the commands main and sample and polish, and changes nothing here"),
         ("posterior", {"count": 1}, "posterior compares ensembles, and count=1 makes none"),
         ("posterior", {"task": "wine"}, "for another task use transfer"),
         ("evaluate", {"seed": 4}, "evaluate scores the saved samples, so"),
@@ -884,6 +885,16 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
 def normed(place) -> dict[str, Path]:
     """The folders of two runs with batch norm, by what they do with its statistics."""
     return {how: launch(place, norm="batch", recalibrate=how) for how in ("auto", "never")}
+
+
+def test_polish_measures_running_statistics_before_and_after(normed, place):
+    scored = {}
+    for steps in (1, 8):
+        drawn = launch(place, "sample", named=(), checkpoint=str(normed["auto"]), count=4, steps=4, polish=steps)
+        scored[str(steps)] = read(launch(place, "evaluate", named=(), checkpoint=str(drawn)), "metrics.json")["generated"]
+    found = read(launch(place, "polish", named=(), checkpoint=str(normed["auto"]), count=4, steps=4, polish=8), "polish.json")
+    for steps, one in scored.items():
+        assert one == {name: found["starts"]["generated networks"][steps][name] for name in one}
 
 
 def kept(folder: Path) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -195,6 +195,9 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     results.keep("main_job", a_run(tmp_path / "curve", "curve", curve=curve, config=checkpoint))
     one = {"generated": new["generated"], "training": new["zoo"], "diversity": {"generated": new["diversity"]["generated"]}}
     results.keep("main_job", a_run(tmp_path / "sharper", "sharpen", sharpness={"sharpness": {"0.5": one, "1": one}}, config=checkpoint))
+    steps = {"0": new["generated"] | {"novelty": 0.9, "copies": 0.0}, "4": new["zoo"] | {"novelty": 0.8, "copies": 0.2}}
+    polish = {"zoo": new["zoo"], "starts": {"generated networks": steps}}
+    results.keep("main_job", a_run(tmp_path / "polish", "polish", polish=polish, config=checkpoint))
     layers = {"0": {"0": new["zoo"], "": new["generated"]}}
     stages = {"zoo": new["zoo"], "whole": {"0": new["generated"], "0.5": new["zoo"]}, "layers": layers}
     results.keep("main_job", a_run(tmp_path / "stages", "stages", stages=stages, config=checkpoint))
@@ -330,6 +333,7 @@ def test_every_run_of_a_study_can_be_and_has_a_place_of_its_own():
         runs = list(study.runs())
         configs = [json.dumps(of_the_result(resolved(arguments)), sort_keys=True) for *_, arguments in runs]
         assert len(set(configs)) == len(runs) == len({folder_of(name, label, seed) for label, seed, _ in runs}), name
+        assert not [(one, other) for one in study.rows for other in study.rows if other.startswith(f"{one}, ")], "one label begins another"
         assert set(study.about) <= set(study.rows) and (TEMPLATES / f"{study.answer or name}.md.j2").exists()
 
 

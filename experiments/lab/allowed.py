@@ -22,7 +22,8 @@ FURTHER = (
     "rivals",
 )  # fmt: skip
 ELSEWHERE = ("transfer", "widths", "guide", "finetune")  # those that serve other networks and data than the flow's own
-ONLY = {"yardstick": ("transfer", "widths"), "widths": ("widths",), "depths": ("widths",)}  # option: the commands that it serves
+# option: the commands that it serves
+ONLY = {"yardstick": ("transfer", "widths"), "widths": ("widths",), "depths": ("widths",), "polish": ("main", "sample", "polish")}
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",

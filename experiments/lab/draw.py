@@ -28,6 +28,7 @@ from lab.folder import flow_file
 from lab.own import check_table, is_function
 
 POLISH = 3e-3  # learning rate of the steps of Adam after sampling
+POLISHED_AT_ONCE = 32  # networks that these steps train at once
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 
 
@@ -46,7 +47,7 @@ def generate(
         watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=at_terminal(),
     )  # fmt: skip
     if task is not None and config["polish"]:
-        thetas = polished(network, spec, thetas, task, config)
+        thetas = polished(network, spec, thetas, task, config, flow.config["seed"])
     if task is not None:
         thetas = measured_anew(network, spec, thetas, task, config, flow.config["seed"])
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
@@ -67,11 +68,25 @@ def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
     return task_guidance(network, x, y, config["guidance"], task.outputs, batch, generator, **way_of(config))
 
 
-def polished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping) -> Tensor:
-    """Return networks after a few steps of Adam on labelled training examples, with a learning rate that falls from POLISH to 0."""
+def polished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int) -> Tensor:
+    """Return networks after config["polish"] steps of Adam on labelled training examples, with a learning rate that falls from POLISH to 0.
+
+    Running statistics are measured before the first step on the inputs that `seed` chooses, if at all.
+
+    Raises FloatingPointError that names the networks whose loss is not finite.
+    """
     x, y, batch = labelled_examples(task, config)
-    objective = task_objective(network, x, y, task.outputs, batch, randomness(config["seed"], "polish"))
-    return descend(spec, thetas, objective, config["polish"], POLISH)
+    thetas = measured_anew(network, spec, thetas, task, config, seed)
+
+    def trained(part: Tensor) -> Tensor:
+        objective = task_objective(network, x, y, task.outputs, batch, randomness(config["seed"], "polish"))  # the same batches for all
+        return descend(spec, part, objective, config["polish"], POLISH)
+
+    try:
+        return torch.cat([trained(part) for part in thetas.split(POLISHED_AT_ONCE)])
+    except FloatingPointError as error:
+        found = str(error).partition(" Lower")[0]
+        raise FloatingPointError(f"polish={config['polish']}: {found} Leave polish=0, or draw other networks.") from error
 
 
 def labelled_examples(task: Task, config: Mapping) -> tuple[Tensor, Tensor, int]:

@@ -85,7 +85,7 @@ def by_size(frame: pd.DataFrame) -> dict[str, list[tuple[int, Mapping, Mapping, 
 
     A point is the number of runs in the zoo, the novelty, the scores of the generated networks, and those of the zoo.
     """
-    lines, same = {}, ("runs", *free_options(frame["config.guidance"].any()))
+    lines, same = {}, ("runs", *free_options(frame[["config.guidance", "config.polish"]].any(axis=None)))
     options = [column for column in frame if column.startswith("config.") and column.split(".")[1] not in same]
     for _, runs in frame.groupby(frame[options].map(str).agg(" ".join, axis=1), sort=False):
         runs = runs.sort_values("config.runs")

@@ -41,6 +41,7 @@ CAPTIONS = {
     "guide": "Ways to guide one flow to labelled data, and training by Adam with as many gradients.",
     "finetune": "Training from several starts. A band is one standard deviation over networks. The dashed line is the accuracy to reach.",
     "tradeoff": "Networks that one flow draws with more and more sharpness, from 0 (hollow) on. To the left they are more alike.",
+    "polish": "New networks after 0 (hollow), 1, 4 and more training steps. Red rings: more than a tenth are copies. Dashed: the zoo.",
     "ensembles": "Ensembles of generated networks beside ensembles of the zoo. A band is the deviation over ensembles of one size.",
     "reliability": "Accuracy by confidence. On the dotted line an ensemble is right as often as it says, and below it is too sure.",
     "selective": "Accuracy on the answers of highest confidence. A curve that falls late means that an ensemble knows when it is wrong.",

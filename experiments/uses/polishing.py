@@ -1,9 +1,10 @@
 """Train new networks for a few steps, and score how good they become and how new they stay."""
 
 from configuration import ex
+from lab.architectures import own_label
 from lab.checks import device_of
-from lab.collect import at_terminal, collect_own
-from lab.draw import POLISH, generate, measured_anew, polished, reopen
+from lab.collect import another_zoo, at_terminal, collect_each, fitted_to, made_with
+from lab.draw import POLISH, generate, measured_anew, own_flow, polished, reopen
 from lab.folder import write_json
 from lab.labels import fresh_networks
 from lab.options import plainly
@@ -26,10 +27,14 @@ BASELINES = ("interpolation", "noised", "gaussian")  # which baselines are train
 @ex.command
 @plainly()
 def polish(_config, _run):
-    """Train networks of checkpoint=runs/3, of baselines and random ones for 0, 1, 4 and up to polish=64 steps: how good, and how new?"""
-    folder, device = folder_of(_run), device_of(_config["device"])
+    """Score what the flow of checkpoint=runs/3 draws, baselines and random networks after a few training steps, up to polish=64."""
+    folder, device, made = folder_of(_run), device_of(_config["device"]), made_with(_config)
     flow, network, spec, task = reopen(_config)
-    zoo, count = collect_own(_config).fitted, _config["count"]
+    each = collect_each(made, device)
+    if not fitted_to(flow, each):
+        print(another_zoo(made))
+    own, count = each[own_label(made, _config)], _config["count"]
+    flow, zoo = own_flow(flow, own), own.fitted
     canonical, exam = flow.canonical(zoo.networks), Exam(network, spec, task, device)
     generator = randomness(_config["seed"], "evaluate")
     starts = {"generated networks": generate(flow, network, spec, task, {**_config, "polish": 0})[0]}
@@ -41,7 +46,7 @@ def polish(_config, _run):
     usual = nearest_runs(placed, placed, zoo.run_of, zoo.run_of, spec)
     steps, found = numbers(_config["polish"]), {name: {} for name in starts}
     for name, start, some in tqdm([(*one, some) for one in starts.items() for some in steps], disable=not at_terminal()):
-        thetas = polished(network, spec, start.to(device), task, {**_config, "polish": some})
+        thetas = polished(network, spec, start.to(device), task, {**_config, "polish": some}, flow.config["seed"])
         thetas = measured_anew(network, spec, thetas, task, _config, flow.config["seed"]).cpu()
         near = nearest_runs(ruler.place(thetas), placed, zoo.run_of, spec=spec)
         new = novelty({"generated_to_train": near, "zoo_leave_one_out": usual})

@@ -177,7 +177,7 @@ def plot_frontier(
     """Draw the means of the two main scores against the novelty ratio, with a line for each way to make networks.
 
     A point is (novelty ratio, share of copies, scores). The first point of a line is hollow. A red ring marks points of which more than a
-    tenth are copies. Dashed lines are the zoo's own scores. Good and new networks lie beside these lines at a novelty near 1. `outputs`
+    tenth are copies. Dashed lines are the zoo's own scores. Good and new networks lie near these lines at a novelty near 1. `outputs`
     names the kind of outputs, a row of OUTPUTS.
 
     >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
@@ -194,7 +194,7 @@ def plot_frontier(
             axes.plot(*places[0], markerfacecolor="white", **style)
             copied = [place for place, (_, copies, _) in zip(places, points, strict=True) if copies is not None and copies > COPIED]
             axes.plot([x for x, _ in copied], [y for _, y in copied], "o", color=VERMILION, markersize=10, markerfacecolor="none")
-        axes.axhline(zoo[field]["mean"], color=BLACK, linestyle="--", linewidth=1)
+        axes.axhline(zoo[field]["mean"], color=BLACK, linestyle="--", linewidth=1, label="zoo")
         axes.set(xlabel="novelty (1 = as new as another run)", ylabel=said.long_label)
         _finish(axes, said.log)
     figure.axes[0].plot([], [], "o", color=VERMILION, markersize=10, markerfacecolor="none", label="more than a tenth are copies")
