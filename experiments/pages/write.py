@@ -99,7 +99,8 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
 def _shown(study: str, frame: pd.DataFrame, root: str) -> dict:
     """Return what both the page and the overview say of a study."""
     rows = by_label(frame)
-    complete = all(any(f"{row}, ".startswith(f"{label}, ") for row in rows) for label in STUDIES[study].about)  # also of several networks
+    parts = [row for row in rows if row not in STUDIES[study].rows]  # of runs for several networks
+    complete = all(label in rows or any(row.startswith(f"{label}, ") for row in parts) for label in STUDIES[study].about)
     several = len(rows) >= MANY and frame["config.task"].nunique() == 1
     shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN, "scores": titles(outputs_in(frame))}
     return shown | {"answer": answer(study, rows, root) if complete else None}
