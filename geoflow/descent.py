@@ -5,9 +5,12 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from geoflow.objectives import Objective, losses
 from geoflow.spec import NetworkSpec
+from geoflow.statistics import NORMS
+from geoflow.vector import State
 
 
 @torch.inference_mode(False)  # whatever mode the caller is in
@@ -55,3 +58,36 @@ def descend(
             rates.step()
         watch(step, thetas.detach())
     return thetas.detach()
+
+
+def by_batch(objective: Objective) -> Objective:
+    """Return the objective with norms that use the statistics of each batch, as in training mode, and not running ones.
+
+    Running statistics are neither read nor changed, so measure them anew afterwards (see `geoflow.recalibrate`). All else, such as dropout,
+    stays in evaluation mode.
+
+    >>> import torch
+    >>> from geoflow.objectives import of_outputs
+    >>> norm, x = torch.nn.BatchNorm1d(1, affine=False), torch.tensor([[1.0], [3.0]])
+    >>> largest = of_outputs(norm, x, lambda outputs: outputs.flatten(1).amax(1))
+    >>> states = {name: value[None] for name, value in norm.state_dict().items()}
+    >>> largest(states), by_batch(largest)(states)  # the batch has mean 2 and deviation 1
+    (tensor([3.0000]), tensor([1.0000]))
+    """
+
+    def found(states: State) -> Float[Tensor, " nets"]:
+        with _ByBatch():
+            return objective(states)
+
+    return found
+
+
+class _ByBatch(TorchFunctionMode):
+    """Let every norm use the statistics of its input."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func not in NORMS:
+            return func(*args, **(kwargs or {}))
+        names, own, *_ = NORMS[func]
+        given = dict(zip((own if name == "own" else name for name in names), args, strict=False)) | (kwargs or {})
+        return func(**given | {"running_mean": None, "running_var": None, own: True})

@@ -595,7 +595,7 @@ def test_finetune_draws_learning_curves(finished, place, capsys):
     folder = launch(place, "finetune", named=(), checkpoint=str(finished), count=3, **options)
     found = read(folder, "finetune.json")
     kinds = {f"{start} networks" for start in ("random", "generated", "training", "guided")}
-    assert set(found["starts"]) == kinds | {"training networks, canonical"}
+    assert set(found["starts"]) == kinds | {"training networks, canonical", "mean network"}
     steps = [str(step) for step in milestones(20)]
     assert steps == ["0", "1", "2", "3", "4", "6", "8", "11", "16", "20"]
     for one in found["starts"].values():
@@ -887,7 +887,16 @@ def normed(place) -> dict[str, Path]:
     return {how: launch(place, norm="batch", recalibrate=how) for how in ("auto", "never")}
 
 
-def test_polish_measures_running_statistics_before_and_after(normed, place):
+def test_finetune_measures_running_statistics_before_each_score(normed, place):
+    options = {"checkpoint": str(normed["auto"]), "count": 3, "steps": 4, "tuning": {"steps": 8}}
+    starts = read(launch(place, "finetune", named=(), **options), "finetune.json")["starts"]
+    drawn = launch(place, "sample", named=(), checkpoint=str(normed["auto"]), count=3, steps=4)
+    before = read(launch(place, "evaluate", named=(), checkpoint=str(drawn)), "metrics.json")["generated"]["nll"]["mean"]
+    assert starts["generated networks"]["scores"]["0"]["nll"]["mean"] == pytest.approx(before, rel=0.2)  # measured on other examples
+    assert all(one["scores"]["8"]["nll"]["mean"] < one["scores"]["0"]["nll"]["mean"] for one in starts.values())
+
+
+def test_polish_measures_running_statistics_after_its_steps(normed, place):
     scored = {}
     for steps in (1, 8):
         drawn = launch(place, "sample", named=(), checkpoint=str(normed["auto"]), count=4, steps=4, polish=steps)

@@ -10,6 +10,8 @@ from torch import nn
 
 import geoflow
 from geoflow import apply_symmetry, pack, random_symmetry, recalibrate, spec_of, unpack
+from geoflow.descent import by_batch, descend
+from geoflow.objectives import task_objective
 from geoflow.population import itself
 from geoflow.statistics import STATISTICS, exp_variances, log_variances, statistics_of, variances_of
 from tests.keeping import Keeping
@@ -133,6 +135,39 @@ def test_only_statistics_change_and_the_old_ones_do_not_matter(name, generator):
     assert torch.equal(recalibrate(network, spec, thetas, x), found), "bit for bit"
     assert all(module.training for module in network.modules())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_by_batches_is_that_of_torch(name, generator):
+    """Two steps of Adam, beside torch's on a module whose norms are in training mode. Running statistics stay as they were."""
+    network, spec, thetas, x = population(name, generator, nets=2)
+    y = torch.randint(2, (EXAMPLES,), generator=generator)
+    found = descend(spec, thetas, by_batch(task_objective(network, x, y)), 2, 0.01, falling=False)
+    index = statistics_of(spec)
+    learned = torch.ones(spec.weights, dtype=torch.bool).index_fill(0, index, False)
+    assert torch.equal(found[:, index], thetas[:, index])
+    for theta, after in zip(thetas, found, strict=True):
+        module = itself(network, unpack(spec, theta))
+        for one in module.modules():
+            one.train(not isinstance(one, nn.Dropout))
+        optimizer = torch.optim.Adam(module.parameters(), 0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            with InTraining():
+                F.cross_entropy(module(x), y).backward()
+            optimizer.step()
+        torch.testing.assert_close(after[learned], pack(spec, module.state_dict())[learned], rtol=1e-6, atol=1e-8)
+
+
+class InTraining(torch.overrides.TorchFunctionMode):
+    """Norms that are called by hand say themselves that they are not in training."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.batch_norm:
+            args = (*args[:5], True, *args[6:])
+        elif func is F.batch_norm:
+            kwargs = {**kwargs, "training": True}
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ["mlp batch norm", "resnet", "dropout", "instances"])

@@ -8,11 +8,11 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from geoflow.canonical import canonicalize
-from geoflow.descent import descend
+from geoflow.descent import by_batch, descend
 from geoflow.evaluation.plots import SHOWN_PATHS
 from geoflow.flow import Flow
 from geoflow.guidance import Guidance, no_guidance, task_guidance
-from geoflow.objectives import task_objective
+from geoflow.objectives import Objective, task_objective
 from geoflow.randomness import randomness
 from geoflow.sampling import sample
 from geoflow.spec import NetworkSpec
@@ -46,10 +46,9 @@ def generate(
         generator=randomness(config["seed"], "sample"),
         watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=at_terminal(),
     )  # fmt: skip
-    if task is not None and config["polish"]:
-        thetas = polished(network, spec, thetas, task, config, flow.config["seed"])
     if task is not None:
-        thetas = measured_anew(network, spec, thetas, task, config, flow.config["seed"])
+        last = polished if config["polish"] else measured_anew
+        thetas = last(network, spec, thetas, task, config, flow.config["seed"])
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
 
 
@@ -71,22 +70,27 @@ def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
 def polished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int) -> Tensor:
     """Return networks after config["polish"] steps of Adam on labelled training examples, with a learning rate that falls from POLISH to 0.
 
-    Running statistics are measured before the first step on the inputs that `seed` chooses, if at all.
+    Running statistics are measured after the last step on the inputs that `seed` chooses, if at all.
 
     Raises FloatingPointError that names the networks whose loss is not finite.
     """
     x, y, batch = labelled_examples(task, config)
-    thetas = measured_anew(network, spec, thetas, task, config, seed)
 
     def trained(part: Tensor) -> Tensor:
         objective = task_objective(network, x, y, task.outputs, batch, randomness(config["seed"], "polish"))  # the same batches for all
-        return descend(spec, part, objective, config["polish"], POLISH)
+        return descend(spec, part, in_training(objective, spec, config), config["polish"], POLISH)
 
     try:
-        return torch.cat([trained(part) for part in thetas.split(POLISHED_AT_ONCE)])
+        found = torch.cat([trained(part) for part in thetas.split(POLISHED_AT_ONCE)])
     except FloatingPointError as error:
-        found = str(error).partition(" Lower")[0]
-        raise FloatingPointError(f"polish={config['polish']}: {found} Leave polish=0, or draw other networks.") from error
+        reason = str(error).partition(" Lower")[0]
+        raise FloatingPointError(f"polish={config['polish']}: {reason} Leave polish=0, or draw other networks.") from error
+    return measured_anew(network, spec, found, task, config, seed)
+
+
+def in_training(objective: Objective, spec: NetworkSpec, config: Mapping) -> Objective:
+    """Return the objective of training steps. Norms use the statistics of the batch if running ones are measured anew afterwards."""
+    return by_batch(objective) if recalibrates(spec, config) else objective
 
 
 def labelled_examples(task: Task, config: Mapping) -> tuple[Tensor, Tensor, int]:

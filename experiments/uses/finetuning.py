@@ -1,10 +1,10 @@
-"""Train networks further from several starts: generated, guided, random and trained ones."""
+"""Train networks further from several starts: generated, guided, random, trained and mean ones."""
 
 from collections.abc import Mapping
 
 from configuration import ex
 from lab.collect import at_terminal, training_networks
-from lab.draw import generate, way_of
+from lab.draw import generate, in_training, measured_anew, way_of
 from lab.folder import write_json
 from lab.labels import Labelled, fresh_networks, labelled, nll_of
 from lab.options import plainly
@@ -27,7 +27,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # learning rates of Adam
 @ex.command
 @plainly()
 def finetune(_config, _run):
-    """Train networks further on task=fashion, for example: from the flow of checkpoint=runs/3, from random ones, and from its zoo's."""
+    """Train networks further, on task=fashion for example: from the flow of checkpoint=runs/3, random ones, its zoo's and their mean."""
     folder, data = folder_of(_run), labelled(_config)
     kind = outputs_of(data.task.outputs)
     count, level, steps = _config["count"], _config["tuning"]["level"], milestones(_config["tuning"]["steps"])
@@ -37,6 +37,7 @@ def finetune(_config, _run):
         "generated networks": generate(data.flow, data.network, data.spec, data.task, _config)[0],
         "training networks": trained,
         "training networks, canonical": None if trained is None else data.flow.canonical(trained.to(data.device)),
+        "mean network": None if trained is None else data.flow.reference[None],
     }
     if _config["guidance"]:
         objective = data.objective(randomness(_config["seed"], "guidance"))
@@ -45,7 +46,7 @@ def finetune(_config, _run):
     curves = {}
     for name, start in tqdm(starts.items(), desc="starts", unit="start", disable=not at_terminal()):
         if start is not None:
-            curves[name] = learning_curve(data, start, steps, _config["seed"])
+            curves[name] = learning_curve(data, start, steps, _config)
             curves[name]["reached"] = reached(curves[name]["scores"], level, kind.main[0])
     how = {name: _config[name] for name in ("task", "flow", "count", "seed", "guidance", "guiding")}
     how |= {"own_task": data.flow.config["task"], "examples": len(data.task.x_train), "batch": data.batch, "level": level}
@@ -65,23 +66,23 @@ def milestones(last: int) -> list[int]:
     return [0, *sorted(step for step in between if step < last), last]
 
 
-def learning_curve(data: Labelled, start: Tensor, steps: list[int], seed: int) -> dict:
+def learning_curve(data: Labelled, start: Tensor, steps: list[int], config: Mapping) -> dict:
     """Train networks by Adam at a constant learning rate, and score them on the test part after some steps.
 
-    The learning rate is the one with the lowest NLL on the examples to choose by, averaged over these steps.
+    The learning rate is the one with the lowest NLL on the examples to choose by, averaged over these steps. Running statistics are
+    measured anew before each score, on inputs to learn from.
     """
-    tried, kept = {}, {}
+    tried, kept, seed = {}, {}, config["seed"]
     for lr in RATES:
         at = {}
 
         def watch(step: int, thetas: Tensor, at=at) -> None:
             if step in steps:
-                at[step] = thetas.clone()
+                at[step] = measured_anew(data.network, data.spec, thetas.clone(), data.task, config, seed)
 
+        objective = in_training(data.objective(randomness(seed, "batches")), data.spec, config)
         try:
-            descend(
-                data.spec, start.to(data.device), data.objective(randomness(seed, "batches")), steps[-1], lr, falling=False, watch=watch
-            )
+            descend(data.spec, start.to(data.device), objective, steps[-1], lr, falling=False, watch=watch)
         except FloatingPointError:
             continue
         tried[lr], kept[lr] = sum(nll_of(data.valid, thetas) for thetas in at.values()) / len(at), at

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.novelty import COPIES
-from geoflow.evaluation.plots import BLACK, BLUE, GREY, ORANGE, VERMILION, main_columns, plain_ticks
+from geoflow.evaluation.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, main_columns, plain_ticks
 
 MARKERS = "os^Dv"
 COPIED = 0.1  # share of copies from which a point of `plot_frontier` is ringed
@@ -119,7 +119,7 @@ def plot_learning(starts: Mapping[str, Mapping[int, Summary]], title: str, level
     panels = figure.subplots(1, 2)
     for axes, (field, said) in zip(panels, main_columns(outputs).items(), strict=True):
         for number, (name, scores) in enumerate(starts.items()):
-            colour, mean, spread = (BLACK, BLUE, ORANGE, GREY, VERMILION)[number % 5], *_parts(scores, field)
+            colour, mean, spread = (BLACK, BLUE, ORANGE, GREY, GREEN, VERMILION)[number % 6], *_parts(scores, field)
             axes.plot(list(scores), mean, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=4, label=name)
             low = [max(m - s, m / 4) if said.log else m - s for m, s in zip(mean, spread, strict=True)]
             axes.fill_between(list(scores), low, [m + s for m, s in zip(mean, spread, strict=True)], color=colour, alpha=0.15, linewidth=0)

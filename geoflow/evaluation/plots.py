@@ -15,7 +15,7 @@ from torch import Tensor
 from geoflow.outputs import Column, RegressionScores, Scores, outputs_of
 
 # the colours of Okabe & Ito 2008, which can be told apart with every kind of colour vision
-BLACK, ORANGE, BLUE, VERMILION, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "#D55E00", "#8C8C8C", "#A8A8A8"
+BLACK, ORANGE, BLUE, VERMILION, GREEN, GREY, LIGHT = "#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#A8A8A8"
 COLOURS = {"zoo": BLACK, "heldout": BLACK, "fitted": GREY, "generated": BLUE}
 BINS = 40
 WIDE = 4.0  # quartile distances from the quartiles: what lies farther out is marked at the edge
