@@ -1,10 +1,12 @@
 # Everything runs in .venv, which `make env` builds from the exact versions of constraints.txt.
 # PYTHON=... names the interpreter that builds it. ARGS="..." gives arguments to the program: make run ARGS="flow=euclidean seed=1"
+# Tests run in a process for each core, at most four; make test PARALLEL= runs them in one.
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 DOCS_STAMP := $(VENV)/.docs
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help env run test test-all bench results docs lint clean
 
@@ -25,10 +27,10 @@ run: env
 	$(BIN)/python experiments/run.py with flow=geometric $(ARGS)
 
 test: env
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: env
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 bench: env
 	$(BIN)/python benchmarks/bench.py $(ARGS)

@@ -14,6 +14,9 @@ def pytest_configure():
     os.environ.setdefault("MPLBACKEND", "Agg")
     if DATA.is_dir():
         os.environ.setdefault("GEOFLOW_DATA", str(DATA))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 

@@ -83,7 +83,10 @@ def test_conda_builds_the_same():
     assert pip == ["--constraint constraints.txt", "--editable .[dev]"]
 
 
-@pytest.mark.parametrize(("target", "command"), [("run", "experiments/run.py with flow=geometric"), ("test", 'pytest -m "not slow"')])
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [("run", "experiments/run.py with flow=geometric"), ("test", '-n auto --maxprocesses 4 --dist loadfile -m "not slow"')],
+)
 def test_make_has_its_targets(target, command):
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)
     assert command in done.stdout
