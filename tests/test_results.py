@@ -245,13 +245,29 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     assert f"## How probable networks are: {DIGITS}, seed 0" in page and "| held-out | 8 | 12.3 | 0.016 | 2.5 | .500 |" in page
     assert "| noised 0.3 | 8 | -7.0 | -0.009 | 3.0 | .980 |" in page and "| mean | 1 | 50.0 | 0.066 | - | .000 |" in page
     drawn = {path.stem for path in (elsewhere / "main_job" / "figures").iterdir()}
-    assert drawn == {"scoreboard", "curve", "tradeoff", "guide", "finetune", *POOLED}
+    assert drawn == {"scoreboard", "curve", "tradeoff", "polish", "guide", "finetune", *POOLED}
     assert "Not all runs are made yet" in (elsewhere / "README.md").read_text()
     again = results.keep("main_job", tmp_path / "0")  # what was found of the older flow goes
     assert {path.name for path in again.iterdir()} == {"metrics.json", "config.json", "ran.json"}
     (tmp_path / "curve" / "config.json").write_text(json.dumps({"checkpoint": str(tmp_path / "nowhere")}))
     with pytest.raises(SystemExit, match="it is not known which flow drew the networks"):
         results.keep("main_job", tmp_path / "curve")
+
+
+def test_rows_that_differ_in_training_steps_alone_share_a_line(experiments_on_path):
+    from pages.figures import by_steps
+    from pages.kept import read
+
+    frame = read("deepweightflow")
+    lines = by_steps(frame)
+    (trained,) = (points for name, points in lines.items() if name.endswith(": 600, 1,500, 30,000 steps"))
+    novelty = [
+        frame.loc[(label, 0), "novelty.ratio"]
+        for label in ("600 steps", "1,500 steps", "as published")
+        for label in [f"DeepWeightFlow, {label}"]
+    ]
+    assert [point[0] for point in trained] == novelty
+    assert sum(map(len, lines.values())) == len(frame.groupby(level=0)), "every row is a point of one line"
 
 
 def test_the_page_shows_which_levels_were_asked_for_and_reached(elsewhere, tmp_path):

@@ -48,9 +48,8 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
         zoo = summary(frame.loc[label, seed], "zoo", outputs)
         shown["tradeoff"] = plot_tradeoff(drawn, zoo, f"{title}: quality against diversity", outputs)
     for number, (label, seed, found) in enumerate(beside(study, "polish")):
-        ways = {start: [(at["novelty"], at["copies"], at) for at in row.values()] for start, row in found["starts"].items()} | {
-            name: _as_a_line(runs) for name, runs in rows.items() if name != label
-        }
+        ways = {start: [(at["novelty"], at["copies"], at) for at in row.values()] for start, row in found["starts"].items()}
+        ways |= by_steps(frame.drop(index=label, level=0))
         shown[f"polish{number or ''}"] = plot_frontier(ways, found["zoo"], f"{title}: {label}, seed {seed}, trained further", outputs)
     for number, (label, seed, found) in enumerate(beside(study, "guide-*")):
         rows = by_kind({name: one["test"] for name, one in found["ways"].items() if one["test"]})
@@ -106,10 +105,20 @@ def summary(run: pd.Series, kind: str, outputs: str) -> dict[str, dict[str, floa
     return {score: {part: run[f"{kind}.{score}.{part}"] for part in ("mean", "std")} for score in outputs_of(outputs).main}
 
 
-def _as_a_line(runs: pd.DataFrame) -> list[tuple[float, float, Mapping]]:
-    """Return a line of one point for `plot_frontier`: the first run of a row."""
-    run = runs.iloc[0]
-    return [(run["novelty.ratio"], run["novelty.copies"], summary(run, "generated", outputs_in(runs)))]
+def by_steps(frame: pd.DataFrame) -> dict[str, list[tuple[float, float, Mapping]]]:
+    """Return a line for `plot_frontier` of each row's first run. Rows that differ in the training steps of the flow alone share one."""
+    if frame.empty:
+        return {}
+    first, lines = frame.groupby(level=0, sort=False).head(1), {}
+    options = [column for column in frame if column.startswith("config.") and column not in ("config.iterations", "config.seed")]
+    for _, runs in first.groupby(first[options].map(str).agg(" ".join, axis=1), sort=False):
+        labels, runs = [label for label, *_ in runs.index], runs.sort_values("config.iterations")
+        steps = ", ".join(f"{steps:,}" for steps in runs["config.iterations"])
+        name = min(labels, key=len) if len(labels) == 1 else f"{labels[0]}: {steps} steps"
+        lines[name] = [
+            (run["novelty.ratio"], run["novelty.copies"], summary(run, "generated", outputs_in(runs))) for _, run in runs.iterrows()
+        ]
+    return lines
 
 
 def _kinds(runs: pd.DataFrame) -> dict[str, Mapping]:
