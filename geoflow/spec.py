@@ -227,8 +227,15 @@ class NetworkSpec:
 
     @classmethod
     def from_json(cls, text: str, rest: dict[str, Tensor]) -> "NetworkSpec":
-        """The table that `to_json` wrote. `rest` holds the tensors that the JSON leaves out."""
+        """The table that `to_json` wrote. `rest` holds the tensors that the JSON leaves out.
+
+        Raises ValueError for a table of a later version of geoflow.
+        """
         table = json.loads(text)
+        if (tracing := table.get("tracing", 1)) > TRACING:
+            raise ValueError(
+                f"This table is of a later version of geoflow (tracing {tracing}; this version has {TRACING}). Update geoflow."
+            )
         tensors = tuple(
             TensorSpec(**entry | {"shape": tuple(entry["shape"]), "axes": tuple(tuple(Piece(**p) for p in axis) for axis in entry["axes"])})
             for entry in table["tensors"]
@@ -239,7 +246,7 @@ class NetworkSpec:
         aliases = tuple(map(tuple, table["aliases"]))
         # older files have no constants, no metadata and no version
         constants, metadata = tuple(table.get("constants", ())), table.get("metadata", {})
-        return cls(sites, tensors, wires, aliases, constants, rest, metadata, table.get("tracing", 1))
+        return cls(sites, tensors, wires, aliases, constants, rest, metadata, tracing)
 
 
 def unit_axes(spec: NetworkSpec, pieces: Sequence[Piece]) -> list[int]:

@@ -1,5 +1,6 @@
 """A table of an earlier tracing serves a network as long as all that it declares is true of it."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from geoflow import apply_symmetry, random_symmetry, sample, spec_of
 from geoflow.earlier import still_describes
-from geoflow.spec import SYMMETRIES, Piece
+from geoflow.spec import SYMMETRIES, TRACING, NetworkSpec, Piece
 from geoflow.training import fit
 from tests.networks import NETWORKS, Residual, mlp
 
@@ -70,6 +71,14 @@ def test_tables_of_one_version_are_those_of_two_networks():
     assert flow.knows(gelu) and not flow.knows(relu)
     with pytest.raises(ValueError, match="flat coordinates"):
         flow.on(relu)
+
+
+def test_a_table_of_a_later_version_says_so():
+    spec = spec_of(nn.Linear(2, 1), torch.zeros(1, 2))
+    later = json.loads(spec.to_json()) | {"tracing": TRACING + 1}
+    later["sites"][0]["unheard"] = 1
+    with pytest.raises(ValueError, match=f"later version of geoflow .tracing {TRACING + 1}; this version has {TRACING}"):
+        NetworkSpec.from_json(json.dumps(later), {})
 
 
 def test_layers_whose_units_are_tied_are_another_network():
