@@ -434,9 +434,10 @@ def test_images_of_a_wrong_size_are_refused(name, shape, words):
 
 def test_the_faster_way_to_train_follows_from_the_size_of_a_batch():
     task = made_up("cnn")
-    assert [together("cnn", task, batch, "cpu") for batch in (64, 65)] == [16, 1]
-    assert together("cnn", task, 65, "cuda") > 16
-    assert together("mlp", made_up("mlp"), 128, "cpu") == 256 and together("bert", made_up("bert"), 1, "cpu") == 1
+    assert [together("cnn", task, batch, "cpu", 6218) for batch in (64, 65)] == [16, 1]
+    assert together("cnn", task, 65, "cuda", 6218) > 16
+    assert together("mlp", made_up("mlp"), 128, "cpu", 7960) == 256 and together("bert", made_up("bert"), 1, "cpu", 7960) == 1
+    assert together("resnet", task, 64, "cpu", 5310) == 16 and together("resnet", task, 64, "cpu", 236_190) == 1
 
 
 # Training

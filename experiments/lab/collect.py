@@ -144,7 +144,7 @@ def whole_zoo(config: Mapping, device: str) -> tuple[Task, nn.Module, NetworkSpe
         check_trains(config["network"], task)
     network = network_for(task, config)
     spec, build = spec_of(network, task.x_train[:2]), partial(network_for, task, config)
-    at_once = 1 if own else together(config["network"], task, config["zoo"]["batch"], device)  # not all code runs by vmap
+    at_once = 1 if own else together(config["network"], task, config["zoo"]["batch"], device, spec.weights)  # not all code runs by vmap
     settings, seed, how = zoo_settings(config), config["zoo"]["seed"], {"progress": at_terminal(), "source": source_of(config["network"])}
     zoo = load_zoo(cache_of(config), build, spec, task, settings, seed, device, together=at_once, **how)
     return task, network, spec, zoo
