@@ -11,8 +11,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 
+def in_its_place(partial: Path, path: Path) -> None:
+    """Bring a finished file to its path, in the place of a file that is there."""
+    os.replace(partial, path)
+
+
 @contextmanager
-def whole(path: str | Path, place: Callable[[Path, Path], object] = os.replace) -> Iterator[Path]:
+def whole(path: str | Path, place: Callable[[Path, Path], object] = in_its_place) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` when the block ends. After an error `path` is as it was.
 
     `place` brings the finished file to its path. By default it takes the place of a file that is there by then.
@@ -42,7 +47,7 @@ def unless_there(partial: Path, path: Path) -> None:
     except FileExistsError:
         pass
     except OSError:  # a disk without links
-        os.replace(partial, path)
+        in_its_place(partial, path)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
