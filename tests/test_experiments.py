@@ -1010,6 +1010,7 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with seed=-1", "seed=-1 must be a whole number"),
         ("with runs=2 snapshots=4", "leave 1 to fit the flow on"),
         ("with batch=32 runs=10 snapshots=1", "batch=32 is more than the 9 networks that the flow is fitted to"),
+        ("with latent=pca components=9 batch=4 runs=10 snapshots=1", "components=9: 9 networks have at most 8 components"),
         ("with snapshots=5 zoo.epochs=3", "snapshots=5 every zoo.every=2 epochs do not fit into zoo.epochs=3."),
         ("with flwo=geometric", "There is no option 'flwo'. Is it flow"),
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),

@@ -7,6 +7,7 @@ from sacred.utils import SacredError
 
 from geoflow.choices import choose
 from geoflow.density import ADAPTIVE
+from geoflow.latent.pca import check_components
 from geoflow.sampling import SOLVERS
 from lab.allowed import CHOICES, FURTHER, GROUP_CHOICES, GROUP_NUMBERS, LEFT_OPEN, NUMBERS, Number
 from lab.architectures import architectures_of
@@ -142,6 +143,8 @@ def _check_runs(config: Mapping) -> None:
             f"batch={config['batch']} is more than the {kept * snapshots} networks that the flow is fitted to "
             f"({kept} of {runs} runs, {snapshots} snapshots each). Choose a smaller batch or more runs."
         )
+    if config["latent"] != "none":
+        check_components(config["components"], kept * snapshots)
 
 
 def seen_runs(config: Mapping) -> int:
