@@ -14,11 +14,13 @@ from torch import Tensor
 
 from geoflow.choices import choose
 from geoflow.outputs import outputs_of
+from geoflow.zoo import cifar
 from geoflow.zoo.idx import load_idx
 from geoflow.zoo.lookup import Fetch, download
 from geoflow.zoo.sentences import load_sentences, tokens_of, vocabulary_of
 
 TEST_SHARE = 0.2
+ROWS = 10_000  # examples that are scaled at once
 WORDS, LENGTH = 2000, 32  # size of the vocabulary; tokens after which sentences are cut (5 % are longer)
 
 
@@ -131,8 +133,8 @@ def load_task(name: str, seed: int = 0, folder: str | Path | None = None, fetch:
     """Load the task `name` of TASKS, in one of its forms (by default the first).
 
     Inputs and real targets are scaled by statistics of the training part alone. scikit-learn's tables are split at random, with 20 % for
-    the test. If they have classes, the split is stratified. `seed` chooses this split and nothing else. MNIST, Fashion-MNIST and SST-2 keep
-    their official test set. Their files are looked up in `folder` (by default GEOFLOW_DATA), then in the cache, and otherwise downloaded.
+    the test. If they have classes, the split is stratified. `seed` chooses this split and nothing else. MNIST, Fashion-MNIST, CIFAR-10 and
+    SST-2 keep their official test set. Their files are looked up in `folder` (by default GEOFLOW_DATA), then in the cache, and otherwise downloaded.
 
     Raises ValueError for an unknown name and for a form that the task does not have. Raises FileNotFoundError if data are missing and
     cannot be downloaded.
@@ -166,10 +168,18 @@ def reader(source: Source, form: str, x_train: np.ndarray) -> Callable[[np.ndarr
     mean, scale = (0.0, 1.0) if scaling is None else scaling(x_train)
 
     def read(x: np.ndarray) -> Tensor:
-        scaled = torch.from_numpy(x if scaling is None else ((x - mean) / scale).astype(np.float32))
+        scaled = torch.from_numpy(x if scaling is None else _scaled(x, mean, scale))
         return scaled.unflatten(1, source.image) if form == "image" else scaled
 
     return read
+
+
+def _scaled(x: np.ndarray, mean: np.ndarray | float, scale: np.ndarray | float) -> np.ndarray:
+    """Return (x - mean) / scale in single precision. Only a part of it is in double precision at once."""
+    found = np.empty(x.shape, np.float32)
+    for first in range(0, len(x), ROWS):
+        found[first : first + ROWS] = (x[first : first + ROWS] - mean) / scale
+    return found
 
 
 def validation_task(task: Task, share: float = 0.25, seed: int = 0) -> Task:
@@ -249,6 +259,11 @@ def _official_split(name: str, class_names: tuple[str, ...], shrink: int = 1, *,
     return Raw(x_train, arrays["train-labels"], x_test, arrays["t10k-labels"], class_names)
 
 
+def _colours(*, seed: int, folder, fetch) -> Raw:
+    parts = cifar.load_cifar(folder, fetch)
+    return Raw(*parts["train"], *parts["test"], cifar.NAMES)
+
+
 def _averaged(images: np.ndarray, shrink: int) -> np.ndarray:
     """Average every square of `shrink` by `shrink` pixels to one pixel."""
     if shrink == 1:
@@ -283,5 +298,6 @@ TASKS = {
     "fashion": Source(partial(_official_split, "fashion", _CLOTHES), _IMAGES, (1, 28, 28)),
     "mnist14": Source(partial(_official_split, "mnist", _DIGITS, 2), _IMAGES, (1, 14, 14)),
     "fashion14": Source(partial(_official_split, "fashion", _CLOTHES, 2), _IMAGES, (1, 14, 14)),
+    "cifar10": Source(_colours, {"image": image}, cifar.SHAPE),
     "sst2": Source(partial(_sentences, ("negative", "positive")), {"tokens": None}),
 }
