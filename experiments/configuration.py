@@ -118,6 +118,7 @@ def config():
     device = "auto"  # where to compute
     seed = 0  # data split, zoo, flow and samples
     cache = ".cache"  # folder of zoos, and of trainings under way
+    memory = 1.0  # GB that the zoo and the new networks may have together in memory; larger ones stay in files, with `latent=pca`
 
 
 DEFAULTS = config()

@@ -22,7 +22,7 @@ class OneZoo:
     thetas: Networks
 
 
-def zoos_of(spec: NetworkSpec | Sequence[NetworkSpec], thetas: Tensor | Stored | Sequence[Tensor], batch: int) -> list[OneZoo]:
+def zoos_of(spec: NetworkSpec | Sequence[NetworkSpec], thetas: Tensor | Stored | Sequence[Tensor | Stored], batch: int) -> list[OneZoo]:
     """Return the zoos that `fit` was given: a table with its weight vectors, or as many tables as zoos. One zoo may lie in a file.
 
     Raises ValueError for what is no zoo, for fewer than 2 networks or fewer than `batch`, and for a table without the wires of a group.

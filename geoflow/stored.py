@@ -134,6 +134,11 @@ def mapped(rows: "Float[Tensor, 'nets size'] | Rows", change: Callable[[Tensor],
     return Mapped(rows, change, chosen, (len(chosen), one.shape[1]), one.dtype, one.device)
 
 
+def picked(networks: "Float[Tensor, 'nets size'] | Rows", numbers: Tensor) -> "Float[Tensor, 'nets size'] | Rows":
+    """Return the networks with these numbers. Those of a file are read when they are used."""
+    return mapped(networks, lambda x: x, numbers.tolist()) if isinstance(networks, Rows) else networks[numbers]
+
+
 Matrix = Float[Tensor, "nets size"] | Stored  # what is read in blocks of columns
 Networks = Float[Tensor, "nets size"] | Rows  # what is read network by network
 

@@ -135,7 +135,7 @@ def fit(
 
 def prepare(
     spec: NetworkSpec | Sequence[NetworkSpec],
-    thetas: Tensor | Stored | Sequence[Tensor],
+    thetas: Tensor | Stored | Sequence[Tensor | Stored],
     config: Mapping,
     inputs: Examples | Mapping[str, Examples] | None = None,
     conditions: Tensor | Sequence[Tensor] | None = None,
@@ -167,10 +167,12 @@ def prepare(
         described = fit_conditions(parts, [len(zoo.thetas) for zoo in zoos])
         config |= {"conditions": to_record(described), "told": [fingerprint(part) for part in parts]}
     base = UNTURNED if inputs is None else metric_frame(graph_of(zoos[0].spec), inputs)
-    if isinstance(thetas, Stored):
-        chart, points, reference = coordinates_in_file(spec, thetas, recipe, config["align"], config["components"], base, progress)
+    if isinstance(one := zoos[0].thetas, Stored):
+        how = (recipe, config["align"], config["components"], base, progress)
+        chart, points, reference = coordinates_in_file(zoos[0].spec, one, *how)
         flow = build_flow(replace(chart, spread=config["spread"]), reference.float(), config)
-        return flow, points.to(next(flow.field.parameters()))
+        points = points.to(next(flow.field.parameters()))
+        return flow, points if isinstance(spec, NetworkSpec) else [points]
     canonical = [canonicalize(zoo.spec, zoo.thetas, balance=recipe.balance, frame=base) for zoo in zoos]
     charts = fit_charts([zoo.spec for zoo in zoos], recipe, [one.theta for one in canonical], base)
     as_they_came = () if config["align"] else (unaligned(zoo.spec, zoo.thetas, recipe.balance, base) for zoo in zoos)
@@ -196,6 +198,8 @@ def check_sizes(config: Mapping, zoos: Sequence[OneZoo]) -> None:
                 "A zoo in a file needs latent=pca: other flows read all its weights in each step. If the zoo fits into memory, pass "
                 "thetas[:]."
             )
+        if isinstance(zoo.thetas, Rows) and len(zoos) > 1:
+            raise ValueError("A zoo in a file is fitted alone. If the zoos fit into memory, pass thetas[:] of each.")
         check_components(config["components"], len(zoo.thetas))
 
 

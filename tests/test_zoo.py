@@ -24,7 +24,7 @@ from geoflow import population
 from geoflow.outputs.gaussian import FLOOR
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec, Wire
-from geoflow.zoo import cifar, idx, lookup, store, tasks, train
+from geoflow.zoo import cifar, idx, lookup, scaling, store, tasks, train
 from geoflow.zoo.halfway import Halfway, digest_of
 from geoflow.zoo.networks import NETWORKS, build_network, check_reads, mlp, together
 from geoflow.zoo.networks.mlp import ACTIVATIONS
@@ -242,7 +242,7 @@ def test_colour_images_are_read_in_the_official_format(tmp_path, monkeypatch):
     for colour, row, column in ((0, 0, 0), (1, 0, 31), (2, 31, 5)):  # bytes lie by colour, by row and by column
         raw = test[:, 1 + 1024 * colour + 32 * row + column]
         np.testing.assert_allclose(task.x_test[:, colour, row, column].numpy(), (raw - mean) / scale, rtol=1e-5)
-    monkeypatch.setattr(tasks, "ROWS", 7)
+    monkeypatch.setattr(scaling, "ROWS", 7)
     assert torch.equal(load_task("cifar10", folder=tmp_path, fetch=offline).x_train, task.x_train)
     part = validation_task(task)
     assert (len(part.x_train), len(part.x_test)) == (30, 10)
@@ -254,7 +254,11 @@ def test_a_damaged_archive_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz has the sha256 .*, expected c4a38c50.* Delete it and fetch it again"):
         cifar.read_cifar(path, cifar.DIGEST)
     assert len(cifar.read_cifar(path, digest)["train"][1]) == 40
-    broken = {"cut": lambda raw: raw[: len(raw) // 2], "no tar": lambda raw: gzip.compress(b"something else"), "no gzip": lambda raw: b"<html>"}
+    broken = {
+        "cut": lambda raw: raw[: len(raw) // 2],
+        "no tar": lambda raw: gzip.compress(b"something else"),
+        "no gzip": lambda raw: b"<html>",
+    }
     for change in broken.values():
         (tmp_path / "broken.tar.gz").write_bytes(change(path.read_bytes()))
         with pytest.raises(ValueError, match=r"broken\.tar\.gz is no complete archive of CIFAR-10 \("):
@@ -418,7 +422,10 @@ def test_tokens_in_a_file_have_the_published_vocabulary():
     data = Task("my_tokens.npz", x, torch.tensor([0]), x, torch.tensor([1]), ("no", "yes"), "tokens")
     network = build_network("bert_base", data, {"width": 8, "depth": 1})
     assert network.embeddings.word_embeddings.num_embeddings == 30_522 and network.embeddings.position_embeddings.num_embeddings == 512
-    for wrong, words in ((x + 1, "my_tokens.npz has the token 30522 and texts of 3"), (x.new_zeros(1, 513), "the token 30521 and texts of 513")):
+    for wrong, words in (
+        (x + 1, "my_tokens.npz has the token 30522 and texts of 3"),
+        (x.new_zeros(1, 513), "the token 30521 and texts of 513"),
+    ):
         with pytest.raises(ValueError, match=words):
             build_network("bert_base", replace(data, x_train=wrong), {"width": 8, "depth": 1})
 

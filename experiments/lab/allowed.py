@@ -87,6 +87,7 @@ NUMBERS: dict[str, Number] = {
     "probes": (int, lambda n: n == 0 or n >= 2, "0, or a whole number of at least 2"),
     "guidance": NOT_NEGATIVE,
     "seed": SEED,
+    "memory": POSITIVE,
     "yardstick": (int, lambda n: n == 0 or n >= 2, "0 or a whole number of at least 2"),
 }
 # group of options: those that name a row of a table, and those that are numbers

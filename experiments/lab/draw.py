@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from geoflow.canonical import canonicalize
+from geoflow.evaluation.large import recalibrate_large
 from geoflow.evaluation.plots import SHOWN_PATHS
 from geoflow.flow import Flow
 from geoflow.guidance import Guidance, no_guidance, task_guidance
@@ -15,6 +17,7 @@ from geoflow.randomness import randomness
 from geoflow.sampling import sample
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate, statistics_of
+from geoflow.stored import Networks, Stored
 from geoflow.wiring import spec_of
 from geoflow.zoo.tasks import Task
 from lab.allowed import SAMPLING
@@ -35,17 +38,37 @@ def generate(
 
     Without a task, running statistics stay as the flow drew them.
     """
-    points, told = [], asked_of(flow, config, randomness(config["seed"], "condition"))
-    thetas = sample(
-        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], start=config["start"],
-        sharpness=config["sharpness"], guidance=guidance, condition=told, condition_strength=config["condition_strength"],
-        generator=randomness(config["seed"], "sample"),
-        watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=at_terminal(),
-    )  # fmt: skip
+    points = []
+    thetas = _drawn(flow, spec, config, guidance, watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()))
     seen = None if task is None else measuring_examples(spec, task, config, flow.config["seed"])
     if seen is not None:
         thetas = recalibrate(network, spec, thetas, seen.to(thetas.device), progress=at_terminal())
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def generate_in_file(
+    flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, config: Mapping, guidance: Guidance, folder: Path
+) -> tuple[Stored, Tensor]:
+    """Return new networks in a file of the folder, and the points [times, nets, size] that they passed through.
+
+    After an interruption the same call goes on.
+    """
+    points, seen, device = [], measuring_examples(spec, task, config, flow.config["seed"]), device_of(config["device"])
+    thetas = _drawn(flow, spec, config, guidance, watch=lambda x: points.append(x.cpu()), into=folder / "drawn.safetensors")
+    if seen is not None:
+        thetas = recalibrate_large(network, spec, thetas, seen.to(device), folder / "recalibrated.safetensors", at_terminal())
+    times = config["steps"] + 1
+    batches = [torch.stack(points[first : first + times]) for first in range(0, len(points), times)]
+    return thetas, torch.cat(batches, 1)
+
+
+def _drawn(flow: Flow, spec: NetworkSpec, config: Mapping, guidance: Guidance, **how) -> Networks:
+    told = asked_of(flow, config, randomness(config["seed"], "condition"))
+    return sample(
+        flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], start=config["start"],
+        sharpness=config["sharpness"], guidance=guidance, condition=told, condition_strength=config["condition_strength"],
+        generator=randomness(config["seed"], "sample"), progress=at_terminal(), **how,
+    )  # fmt: skip
 
 
 def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:

@@ -150,6 +150,7 @@ class Components(Coordinates):
         room for both, before anything is written.
         """
         dtype, beside = self.pca.matrix.dtype, path.with_suffix(".points.safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
         check_room(path, len(x) * (self.chart.graph.size + self.spec.weights) * dtype.itemsize)
         points = self.pca.write(beside, x.detach().cpu() * self.unit, dtype, NAME)
 

@@ -44,7 +44,7 @@ def read_cifar(path: Path, digest: str) -> dict[str, Part]:
 
 
 def _joined(files: Sequence[bytes]) -> Part:
-    """Return images and labels of some files. Raises ValueError for a file that ends within an image, and for a label beyond the classes."""
+    """Return images and labels of some files. Raises ValueError for a file that ends within an image, and for an unknown label."""
     if wrong := [len(raw) for raw in files if not raw or len(raw) % RECORD]:
         raise ValueError(f"a file has {wrong[0]} bytes, which are no whole number of images of {RECORD}")
     records = np.frombuffer(b"".join(files), np.uint8).reshape(-1, RECORD)

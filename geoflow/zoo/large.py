@@ -15,7 +15,7 @@ from geoflow.spec import NetworkSpec
 from geoflow.states import say
 from geoflow.stored import Stored, stored
 from geoflow.vector import say_lost
-from geoflow.zoo.files import Source, network_files, read_network
+from geoflow.zoo.files import Source, check_files, network_files, read_network
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,24 @@ class LargeZoo:
     """A zoo in a file. Its networks are read when they are used.
 
     `thetas` stands for the weight vectors [nets, weights] (see `geoflow.stored.Rows`), and `spec` is the table that they are packed by.
-    `networks` says of each which file it was made from: `path`, the sha256 of its bytes, and when it was `modified` last.
+    `networks` says of each which file it was made from: `path`, the sha256 of its bytes, and when it was `modified` last. `snapshots`
+    networks in a row belong to one training run.
     """
 
     thetas: Stored
     spec: NetworkSpec
     networks: Sequence[Mapping]
+    snapshots: int = 1
+
+    @property
+    def run_of(self) -> Tensor:
+        """The run of each network."""
+        return torch.arange(len(self.thetas)) // self.snapshots
+
+    @property
+    def configuration(self) -> Mapping:
+        """What tells this zoo from another: the digest of each of its files, or what else is known of each network."""
+        return {"networks": [one.get("sha256", dict(one)) for one in self.networks]}
 
 
 def open_zoo(path: str | Path, spec: NetworkSpec | None = None) -> LargeZoo:
@@ -76,7 +88,8 @@ def add_networks(
     is made. By default it is that of the first network.
 
     Raises what `read_networks` and `open_zoo` raise, and ValueError for a network of a wider precision than the zoo, or a file that changed
-    since it was added. Raises OSError if the disk is full. Networks that were added before an error are kept.
+    since it was added. A file of another network is named before any is added (see `check_files`). Raises OSError if the disk is full.
+    Networks that were added before an error are kept.
     """
     path, ways, lost = Path(path), [], []
     files = [file for file in network_files(source) if file.resolve() != path.resolve()]
@@ -89,7 +102,9 @@ def add_networks(
     words, rest = (words_of(path)[0], _rest(path)) if zoo else ({"spec": spec.to_json()}, spec.rest)
     beside = {f"rest.{name}": value for name, value in rest.items()}
     with appending(path, THETAS, spec.weights, made, words, beside, len(files)) as rows:
-        for file in tqdm(_new(rows, files), desc="add networks", unit="network", disable=not progress):
+        if new := _new(rows, files):
+            check_files(new, spec, entry, progress)
+        for file in tqdm(new, desc="add networks", unit="network", disable=not progress):
             theta, how, left = read_network(file, spec, entry)
             if dtype is None and torch.promote_types(theta.dtype, made) != made:
                 raise ValueError(f"{file} holds a network in {theta.dtype}, and {path} has {made}. Make the zoo with dtype={theta.dtype}.")

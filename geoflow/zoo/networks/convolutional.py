@@ -49,9 +49,7 @@ class ResNet(nn.Module):
     (torch.Size([5, 10]), 5142)
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], classes: int, width: int = 4, depth: int = 1, stages: int = 3, stem: str = "small"
-    ):
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 4, depth: int = 1, stages: int = 3, stem: str = "small"):
         super().__init__()
         kernel, stride, pools = choose("stem", stem, STEMS)
         self.conv1 = nn.Conv2d(shape[0], width, kernel, stride, padding=kernel // 2, bias=False)

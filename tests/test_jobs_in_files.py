@@ -1,0 +1,243 @@
+"""The main job on networks that would fill the memory: through files, with the scores of memory, going on where it was stopped."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import geoflow
+from geoflow.canonical import large as aligning
+from geoflow.evaluation import large as placing
+from geoflow.flow import Flow
+from geoflow.latent import large as charting
+from geoflow.randomness import randomness
+from geoflow.zoo import files, large
+from geoflow.zoo.networks import build_network
+from geoflow.zoo.own import read_task
+from geoflow.zoo.store import split_runs
+from tests.test_experiments import FIGURES, launch, read, types_of
+
+pytestmark = pytest.mark.usefixtures("experiments_on_path")
+
+PHASES = {"read", "align", "latent", "fit", "generate", "write", "evaluate"}
+SIZES = {"width": 2, "depth": 1}
+NETS = 7
+RUN = {"latent": "pca", "iterations": 4, "batch": 2, "count": 3, "steps": 2, "heldout": 0.2}
+LITTLE = {"memory": 1e-5}  # GB
+
+
+def make(folder: Path, network: str, x: np.ndarray, sizes: dict = SIZES) -> dict:
+    """Write data and networks of a user. Return the options that name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    y = np.arange(len(x)) % 3
+    np.savez(folder / "data.npz", x_train=x[:20], y_train=y[:20], x_test=x[20:], y_test=y[20:])
+    task = read_task(folder / "data.npz")
+    torch.manual_seed(0)
+    (folder / "nets").mkdir()
+    states = [build_network(network, task, sizes).state_dict() for _ in range(NETS)]
+    for number, state in enumerate(states[:-2]):
+        torch.save(state, folder / "nets" / f"seed{number}.pt")
+    spec = geoflow.spec_of(build_network(network, task, sizes), task.x_train[:2])
+    for number, path in enumerate(geoflow.write_networks(folder / "last", spec, geoflow.pack(spec, states[-2:]))):
+        path.rename(folder / "nets" / f"seed{NETS - 2 + number}.safetensors")
+    return {"network": network, "task": str(folder / "data.npz"), "zoo": {"folder": str(folder / "nets")}, **sizes}
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(32, 3, 12, 12))
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory) -> dict:
+    return make(tmp_path_factory.mktemp("mine"), "resnet18", images())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def finished(place, options) -> Path:
+    return launch(place, named=(), **options, **RUN, **LITTLE)
+
+
+@pytest.fixture(scope="module")
+def in_memory(place, options) -> Path:
+    return launch(place, named=(), **options, **RUN)
+
+
+def test_a_job_in_files_leaves_networks_and_their_scores(finished, options, place):
+    metrics, task = read(finished, "metrics.json"), read_task(options["task"])
+    assert set(metrics["time"]) == set(metrics["memory"]) == PHASES
+    assert all(seconds > 0 for seconds in metrics["time"].values()) and all(0.05 < held < 50 for held in metrics["memory"].values())
+    assert {path.stem for path in (finished / "figures").iterdir()} == FIGURES
+    report, said = (finished / "report.md").read_text(), (finished / "cout.txt").read_text()
+    assert "most memory, GB" in report and "| align |" in report and "GB of networks are kept in files in" in said
+    network = build_network("resnet18", task, SIZES)
+    spec, paths = geoflow.spec_of(network, task.x_train[:2]), sorted((finished / "networks").iterdir())
+    assert [path.name for path in paths] == [f"network-000{number}.safetensors" for number in (1, 2, 3)]
+    found = geoflow.evaluate(network, spec, geoflow.read_networks(finished / "networks", spec), task.x_test, task.y_test)
+    assert found.nll.mean().item() == pytest.approx(metrics["generated"]["nll"]["mean"], rel=1e-4)
+    assert not list((place / "cache").glob("files-*/new-*")), "what was made on the way is deleted"
+    drawn = launch(place, "sample", named=(), checkpoint=str(finished), count=2)
+    assert (drawn / "samples.safetensors").exists()
+    kept = Flow.load(finished / "flow.safetensors").chart.pca.matrix
+    assert kept.path == finished / "flow.zoo.safetensors" and len(kept) == NETS - 1
+
+
+def test_scores_are_those_of_memory(finished, in_memory):
+    """The networks of both flows differ, because components have no sign. All that stands for the zoo is equal."""
+    one, other = (read(folder, "metrics.json") for folder in (finished, in_memory))
+    types = types_of(other)
+    for pair in types["pairwise"].values():
+        pair["wasserstein"] = type(None)
+    assert types_of(one) | {"time": 0, "memory": 0} == types | {"time": 0, "memory": 0}
+    assert set(other["time"]) == set(other["memory"]) == {"collect", "prepare", "train", "sample", "evaluate"}
+    for score in ("accuracy", "nll", "ece"):
+        assert one["zoo"][score]["mean"] == pytest.approx(other["zoo"][score]["mean"], rel=1e-4)
+        means = [found["baselines"]["mean_network"][score]["mean"] for found in (one, other)]
+        assert means[0] == pytest.approx(means[1], rel=1e-2, abs=1e-3)
+    for name in ("zoo_leave_one_out", "heldout_to_train"):
+        assert one["novelty"][name] == pytest.approx(other["novelty"][name], rel=1e-3)
+    assert one["diversity"]["zoo"]["distance"] == pytest.approx(other["diversity"]["zoo"]["distance"], rel=1e-3)
+    assert one["recalibrated"] == other["recalibrated"] == 20
+
+
+def test_a_job_that_is_stopped_in_every_phase_comes_to_the_same_end(finished, options, tmp_path, monkeypatch):
+    from lab.checks import InputError
+
+    from geoflow import training
+    from geoflow.evaluation.exam import Exam
+
+    stops = [  # where, and after how many calls
+        (large, "read_network", 3),
+        (aligning, "match_units", 1),
+        (charting, "measured", 2),
+        (training, "train_step", 3),
+        (placing, "recalibrate", 1),
+        (files, "unpack", 1),
+        (Exam, "single", 4),
+    ]
+    done = []
+    for owner, name, most in stops:
+        work = getattr(owner, name)
+
+        def stopping(*given, work=work, most=most, calls=[]):  # noqa: B006  it counts
+            calls.append(1)
+            if len(calls) > most:
+                raise KeyboardInterrupt
+            return work(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stopping)
+            with pytest.raises(InputError, match=r"Stopped\. The same command goes on"):
+                launch(tmp_path, named=(), **options, **RUN, **LITTLE, every=1)
+        done.append(name)
+        if name == "match_units":  # what was read stays
+            monkeypatch.setattr(large, "read_network", lambda *given: pytest.fail("it was read before"))
+        if name == "measured":
+            monkeypatch.setattr(aligning, "match_units", lambda *given: pytest.fail("it was aligned before"))
+            monkeypatch.undo()
+    folder = launch(tmp_path, named=(), **options, **RUN, **LITTLE, every=1)
+    found, wanted = (read(one, "metrics.json") for one in (folder, finished))
+    for part in ("zoo", "generated", "baselines", "ensemble", "novelty"):
+        assert flat(found[part]) == pytest.approx(flat(wanted[part]), rel=1e-3, abs=1e-5), part
+
+
+def flat(value) -> list[float]:
+    return [x for one in value.values() for x in flat(one)] if isinstance(value, dict) else [value or 0.0]
+
+
+def test_a_full_disk_keeps_what_was_written_and_the_job_goes_on(options, tmp_path, monkeypatch):
+    from lab.checks import InputError
+
+    write, left = os.pwrite, [200_000]
+
+    def full(file, content, start):
+        left[0] -= len(content) if start else 0
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return write(file, content, start)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(InputError, match=r"the disk is full after .* Make room, and do the same again: it goes on from there"):
+        launch(tmp_path, named=(), **options, **RUN, **LITTLE)
+    monkeypatch.undo()
+    (kept,) = (tmp_path / "cache").glob("files-*")
+    assert list(kept.glob("*.safetensors"))
+
+    def no_room(path, tensors, metadata):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_tensors", no_room)
+        with pytest.raises(InputError, match=r"network-0001\.safetensors'\. What was written is kept\. Make room, and do the same again"):
+            launch(tmp_path, named=(), **options, **RUN, **LITTLE)
+    assert read(launch(tmp_path, named=(), **options, **RUN, **LITTLE), "metrics.json")["parameters"] > 0
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_of_another_network_is_named_before_the_first_is_read(suffix, tmp_path, monkeypatch):
+    from lab.checks import InputError
+
+    options, other = make(tmp_path / "mine", "resnet18", images()), tmp_path / "mine" / "nets" / f"seed9{suffix}"
+    made = make(tmp_path / "other", "resnet18", images(), {"width": 3, "depth": 1})
+    source = {".pt": "seed0.pt", ".safetensors": f"seed{NETS - 1}.safetensors"}[suffix]
+    (Path(made["zoo"]["folder"]) / source).rename(other)
+    monkeypatch.setattr(large, "read_network", lambda *given: pytest.fail("a file was read"))
+    with pytest.raises(InputError, match=rf"seed9\{suffix}: 'conv1.weight' has shape \(3, 3, 3, 3\), the traced network \(2, 3, 3, 3\)"):
+        launch(tmp_path, named=(), **options, **RUN, **LITTLE)
+    other.write_bytes(other.read_bytes()[:200])
+    with pytest.raises(InputError, match=rf"seed9\{suffix}"):
+        launch(tmp_path, named=(), **options, **RUN, **LITTLE)
+
+
+def test_what_needs_all_networks_in_memory_says_so(finished, place):
+    from lab.checks import InputError
+
+    with pytest.raises(InputError, match=r"All networks of the zoo are needed in memory here\. .* give memory="):
+        launch(place, "stages", named=(), checkpoint=str(finished), count=2, steps=2, **LITTLE)
+    assert (launch(place, "stages", named=(), checkpoint=str(finished), count=2, steps=2) / "stages.json").exists()
+
+
+def test_without_components_the_zoo_stays_in_memory_and_the_cure_is_said(options, tmp_path):
+    folder = launch(tmp_path, named=(), **options, **{**RUN, "latent": "none", "velocity": "mlp"}, **LITTLE)
+    assert "With latent=pca and without a condition, files keep them" in (folder / "cout.txt").read_text()
+    assert (folder / "samples.safetensors").exists()
+
+
+def test_a_zoo_that_is_trained_goes_to_files_too(options, tmp_path):
+    from lab.collect import collect, collect_sparing
+    from run import ex
+
+    trained = {name: value for name, value in options.items() if name != "zoo"} | {"runs": 4, "snapshots": 2}
+    trained |= {"zoo": {"epochs": 2, "batch": 10}, "cache": str(tmp_path / "cache"), **RUN, **LITTLE}
+    config = ex.run("print_config", trained, options={"--file_storage": str(tmp_path)}).config
+    found, usual = collect_sparing(config, "cpu"), collect({**config, "memory": 1.0}, "cpu")
+    for one, other in ((found.fitted, usual.fitted), (found.heldout, usual.heldout)):
+        assert torch.equal(one.thetas[:], other.networks) and torch.equal(one.run_of, other.run_of)
+    again = collect_sparing(config, "cpu")
+    assert again.fitted.thetas.path == found.fitted.thetas.path and again.fitted.configuration == found.fitted.configuration
+
+
+@pytest.mark.parametrize(("network", "x"), [("vit_small", images()), ("bert_base", np.random.default_rng(0).integers(1, 30_522, (32, 6)))])
+def test_transformers_go_the_same_way(network, x, tmp_path):
+    options = make(tmp_path / "mine", network, x, {"width": 8, "depth": 1})
+    folder = launch(tmp_path, named=(), **options, **RUN, **LITTLE)
+    assert json.loads((folder / "metrics.json").read_text())["time"].keys() == PHASES
+    assert len(list((folder / "networks").iterdir())) == 3
+
+
+def test_the_flow_does_not_see_the_networks_that_are_held_out(options, place, finished):
+    task = read_task(options["task"])
+    spec = geoflow.spec_of(build_network("resnet18", task, SIZES), task.x_train[:2])
+    from geoflow.training import fingerprint
+    from geoflow.zoo.store import Zoo
+
+    thetas = geoflow.read_networks(options["zoo"]["folder"], spec)
+    fitted, _ = split_runs(Zoo(thetas[:, None], spec, {}), RUN["heldout"], randomness(0, "split"))
+    assert Flow.load(finished / "flow.safetensors").config["zoo"] == fingerprint(fitted.networks)
