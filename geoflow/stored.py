@@ -134,7 +134,7 @@ def mapped(rows: "Float[Tensor, 'nets size'] | Rows", change: Callable[[Tensor],
     return Mapped(rows, change, chosen, (len(chosen), one.shape[1]), one.dtype, one.device)
 
 
-def picked(networks: "Float[Tensor, 'nets size'] | Rows", numbers: Tensor) -> "Float[Tensor, 'nets size'] | Rows":
+def picked(networks: "Float[Tensor, '_nets size'] | Rows", numbers: Tensor) -> "Float[Tensor, '_picked size'] | Rows":
     """Return the networks with these numbers. Those of a file are read when they are used."""
     return mapped(networks, lambda x: x, numbers.tolist()) if isinstance(networks, Rows) else networks[numbers]
 

@@ -2,57 +2,86 @@
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 import geoflow
+from geoflow.canonical import gathering
 from geoflow.canonical import large as aligning
 from geoflow.evaluation import large as placing
 from geoflow.flow import Flow
 from geoflow.latent import large as charting
 from geoflow.randomness import randomness
 from geoflow.zoo import files, large
+from geoflow.zoo.builders import builder_of
 from geoflow.zoo.networks import build_network
 from geoflow.zoo.own import read_task
 from geoflow.zoo.store import split_runs
+from geoflow.zoo.tasks import Task
 from tests.test_experiments import FIGURES, launch, read, types_of
 
 pytestmark = pytest.mark.usefixtures("experiments_on_path")
 
 PHASES = {"read", "align", "latent", "fit", "generate", "write", "evaluate"}
-SIZES = {"width": 2, "depth": 1}
+SOURCE = """
+from torch import nn
+
+def build(width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(16 * width, 3))
+
+def wider():
+    return build(5)
+"""
 NETS = 7
 RUN = {"latent": "pca", "iterations": 4, "batch": 2, "count": 3, "steps": 2, "heldout": 0.2}
-LITTLE = {"memory": 1e-5}  # GB
+LITTLE = {"memory": 1e-6}  # GB
 
 
-def make(folder: Path, network: str, x: np.ndarray, sizes: dict = SIZES) -> dict:
+def make(folder: Path, build: Callable[[Path, Task], Callable[[], nn.Module]], x: np.ndarray) -> dict:
     """Write data and networks of a user. Return the options that name them."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.py").write_text(SOURCE)
     y = np.arange(len(x)) % 3
     np.savez(folder / "data.npz", x_train=x[:20], y_train=y[:20], x_test=x[20:], y_test=y[20:])
     task = read_task(folder / "data.npz")
+    network = build(folder, task)
     torch.manual_seed(0)
     (folder / "nets").mkdir()
-    states = [build_network(network, task, sizes).state_dict() for _ in range(NETS)]
+    states = [network().state_dict() for _ in range(NETS)]
     for number, state in enumerate(states[:-2]):
         torch.save(state, folder / "nets" / f"seed{number}.pt")
-    spec = geoflow.spec_of(build_network(network, task, sizes), task.x_train[:2])
-    for number, path in enumerate(geoflow.write_networks(folder / "last", spec, geoflow.pack(spec, states[-2:]))):
-        path.rename(folder / "nets" / f"seed{NETS - 2 + number}.safetensors")
-    return {"network": network, "task": str(folder / "data.npz"), "zoo": {"folder": str(folder / "nets")}, **sizes}
+    for number, state in enumerate(states[-2:], NETS - 2):
+        save_file(state, folder / "nets" / f"seed{number}.safetensors")
+    return {"task": str(folder / "data.npz"), "zoo": {"folder": str(folder / "nets")}}
+
+
+def own(folder: Path, name: str = "build") -> dict:
+    """The options of a run on a small network of the user's own."""
+    made = make(folder, lambda folder, task: builder_of(f"{folder}/mine.py:{name}"), images())
+    return made | {"network": f"{folder}/mine.py:build"}
 
 
 def images() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(32, 3, 12, 12))
+    return np.random.default_rng(0).normal(size=(32, 3, 6, 6))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fewer_starts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathering, "STARTS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory) -> dict:
-    return make(tmp_path_factory.mktemp("mine"), "resnet18", images())
+    return own(tmp_path_factory.mktemp("mine"))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +106,7 @@ def test_a_job_in_files_leaves_networks_and_their_scores(finished, options, plac
     assert {path.stem for path in (finished / "figures").iterdir()} == FIGURES
     report, said = (finished / "report.md").read_text(), (finished / "cout.txt").read_text()
     assert "most memory, GB" in report and "| align |" in report and "GB of networks are kept in files in" in said
-    network = build_network("resnet18", task, SIZES)
+    network = builder_of(options["network"])()
     spec, paths = geoflow.spec_of(network, task.x_train[:2]), sorted((finished / "networks").iterdir())
     assert [path.name for path in paths] == [f"network-000{number}.safetensors" for number in (1, 2, 3)]
     found = geoflow.evaluate(network, spec, geoflow.read_networks(finished / "networks", spec), task.x_test, task.y_test)
@@ -155,7 +184,7 @@ def flat(value) -> list[float]:
 def test_a_full_disk_keeps_what_was_written_and_the_job_goes_on(options, tmp_path, monkeypatch):
     from lab.checks import InputError
 
-    write, left = os.pwrite, [200_000]
+    write, left = os.pwrite, [12_000]
 
     def full(file, content, start):
         left[0] -= len(content) if start else 0
@@ -184,12 +213,12 @@ def test_a_full_disk_keeps_what_was_written_and_the_job_goes_on(options, tmp_pat
 def test_a_file_of_another_network_is_named_before_the_first_is_read(suffix, tmp_path, monkeypatch):
     from lab.checks import InputError
 
-    options, other = make(tmp_path / "mine", "resnet18", images()), tmp_path / "mine" / "nets" / f"seed9{suffix}"
-    made = make(tmp_path / "other", "resnet18", images(), {"width": 3, "depth": 1})
+    options, other = own(tmp_path / "mine"), tmp_path / "mine" / "nets" / f"seed9{suffix}"
+    made = own(tmp_path / "other", "wider")
     source = {".pt": "seed0.pt", ".safetensors": f"seed{NETS - 1}.safetensors"}[suffix]
     (Path(made["zoo"]["folder"]) / source).rename(other)
     monkeypatch.setattr(large, "read_network", lambda *given: pytest.fail("a file was read"))
-    with pytest.raises(InputError, match=rf"seed9\{suffix}: 'conv1.weight' has shape \(3, 3, 3, 3\), the traced network \(2, 3, 3, 3\)"):
+    with pytest.raises(InputError, match=rf"seed9\{suffix}: '0.weight' has shape \(5, 3, 3, 3\), the traced network \(4, 3, 3, 3\)"):
         launch(tmp_path, named=(), **options, **RUN, **LITTLE)
     other.write_bytes(other.read_bytes()[:200])
     with pytest.raises(InputError, match=rf"seed9\{suffix}"):
@@ -224,17 +253,20 @@ def test_a_zoo_that_is_trained_goes_to_files_too(options, tmp_path):
     assert again.fitted.thetas.path == found.fitted.thetas.path and again.fitted.configuration == found.fitted.configuration
 
 
-@pytest.mark.parametrize(("network", "x"), [("vit_small", images()), ("bert_base", np.random.default_rng(0).integers(1, 30_522, (32, 6)))])
-def test_transformers_go_the_same_way(network, x, tmp_path):
-    options = make(tmp_path / "mine", network, x, {"width": 8, "depth": 1})
+@pytest.mark.parametrize(
+    ("network", "x"),
+    [("resnet18", images()), ("vit_small", images()), ("bert_base", np.random.default_rng(0).integers(1, 30_522, (32, 6)))],
+)
+def test_published_networks_go_the_same_way(network, x, tmp_path):
+    sizes = {"width": 4, "depth": 1}
+    options = make(tmp_path / "mine", lambda folder, task: partial(build_network, network, task, sizes), x) | {"network": network, **sizes}
     folder = launch(tmp_path, named=(), **options, **RUN, **LITTLE)
     assert json.loads((folder / "metrics.json").read_text())["time"].keys() == PHASES
     assert len(list((folder / "networks").iterdir())) == 3
 
 
 def test_the_flow_does_not_see_the_networks_that_are_held_out(options, place, finished):
-    task = read_task(options["task"])
-    spec = geoflow.spec_of(build_network("resnet18", task, SIZES), task.x_train[:2])
+    spec = geoflow.spec_of(builder_of(options["network"])(), read_task(options["task"]).x_train[:2])
     from geoflow.training import fingerprint
     from geoflow.zoo.store import Zoo
 

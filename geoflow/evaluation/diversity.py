@@ -27,8 +27,8 @@ Pairs = Float[Tensor, "nets others"]
 def pairwise(
     network: nn.Module,
     spec: NetworkSpec,
-    generated: Networks,
-    zoo: Networks,
+    generated: Float[Tensor, "generated weights"] | Rows,
+    zoo: Float[Tensor, "trained weights"] | Rows,
     run_of: Int[Tensor, " trained"],
     x: Examples,
     y: Shaped[Tensor, "examples ..."],

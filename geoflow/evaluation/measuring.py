@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 from geoflow.evaluation.exam import Exam
@@ -15,8 +16,9 @@ from geoflow.evaluation.ruler import Ruler
 from geoflow.flow import Flow
 from geoflow.frame import UNTURNED, metric_frame
 from geoflow.graph import graph_of
-from geoflow.stored import Networks
+from geoflow.stored import Rows
 
+Thetas = Float[Tensor, "_nets weights"] | Rows
 KINDS = {frozenset(field.name for field in fields(kind)): kind for kind in (Scores, RegressionScores)}  # by the names of the scores
 
 
@@ -28,7 +30,7 @@ class Measuring:
     """
 
     exam: Exam
-    train: Networks
+    train: Thetas
     run_of: Tensor
     keep: Keeper
     about: Mapping
@@ -39,7 +41,7 @@ class Measuring:
         return self.keep.ruler(spec, self.train, UNTURNED if numbers is None else metric_frame(graph_of(spec), numbers))
 
     @cached_property
-    def zoo(self) -> Networks:
+    def zoo(self) -> Thetas:
         """The zoo on its ruler."""
         return self.keep.placed(self.ruler, "zoo", self.train)
 
@@ -48,12 +50,12 @@ class Measuring:
         """How far two networks of the zoo are apart."""
         return spread(self.zoo)
 
-    def scores(self, name: str, thetas: Networks) -> Scores | RegressionScores:
+    def scores(self, name: str, thetas: Thetas) -> Scores | RegressionScores:
         """Return the scores of every network."""
         found = self.keep.kept(f"{name}-scores", self.about, lambda: vars(self.exam.single(thetas)))
         return KINDS[frozenset(found)](**found)
 
-    def novelty(self, samples: Networks, heldout: Networks | None) -> tuple[dict, dict[str, Tensor]]:
+    def novelty(self, samples: Thetas, heldout: Thetas | None) -> tuple[dict, dict[str, Tensor]]:
         """Return what metrics.json says of how new generated networks are, and the distances of all networks to their nearest run."""
         keep, spec = self.keep, self.exam.spec
         new = keep.placed(self.ruler, "generated", samples)
@@ -65,7 +67,7 @@ class Measuring:
         return found, {name: distances[:, 0] for name, distances in neighbours.items()}
 
     def baseline(
-        self, name: str, flow: Flow, canonical: Networks, count: int, generator: Generator, seen: Tensor | None, usual: float
+        self, name: str, flow: Flow, canonical: Thetas, count: int, generator: Generator, seen: Tensor | None, usual: float
     ) -> tuple[Scores | RegressionScores, dict]:
         """Return the scores of a baseline's networks, and their novelty ratio and spread. The spread of a single network is None.
 

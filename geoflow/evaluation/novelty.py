@@ -208,9 +208,11 @@ def spread(thetas: Networks, counted: Bool[Tensor, " weights"] | None = None) ->
     3.0
     """
     if isinstance(thetas, Rows) and len(thetas) > 1:
-        columns = max(1, WORK // len(thetas))
-        variances = torch.cat([part.double().var(0) for part in blocks(thetas, columns)])
-        return float(2 * variances[slice(None) if counted is None else counted].sum()) ** 0.5
+        total, first = 0.0, 0
+        for part in blocks(thetas, max(1, WORK // len(thetas))):
+            here, first = slice(first, first + part.shape[1]), first + part.shape[1]
+            total += float((part if counted is None else part[:, counted[here]]).double().var(0).sum())
+        return (2 * total) ** 0.5
     thetas = thetas if counted is None else thetas[:, counted]
     return thetas.var(0).sum().mul(2).sqrt().item() if len(thetas) > 1 else float("nan")
 
