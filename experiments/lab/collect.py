@@ -50,22 +50,25 @@ def collect(config: Mapping, device: str) -> Collected:
 
     Raises InputError if zoo and new networks need more memory than the configuration allows.
     """
-    task, network, spec = traced(config)
-    check_memory(config, spec)
-    zoo = zoo_of(config, task, network, spec, device)
-    return Collected(task, network, spec, *split_runs(zoo, config["heldout"], randomness(config["seed"], "split")))
+    return _in_memory(config, *traced(config), device)
 
 
 def collect_sparing(config: Mapping, device: str) -> Collected:
     """Return what `collect` does. A zoo that needs more memory than the configuration allows is kept in files, if the flow can use them."""
     task, network, spec = traced(config)
     if not goes_to_files(config, spec):
-        return collect(config, device)
+        return _in_memory(config, task, network, spec, device)
     kept, held = split_of(config["runs"], config["heldout"], randomness(config["seed"], "split"))
     if is_read(config):
         return Collected(task, network, spec, *read_into_files(config, spec, kept, held, cache_of(config), at_terminal()))
     zoo = zoo_of(config, task, network, spec, device)
     return Collected(task, network, spec, *copied_into_files(config, zoo, kept, held, cache_of(config), at_terminal()))
+
+
+def _in_memory(config: Mapping, task: Task, network: nn.Module, spec: NetworkSpec, device: str) -> Collected:
+    check_memory(config, spec)
+    zoo = zoo_of(config, task, network, spec, device)
+    return Collected(task, network, spec, *split_runs(zoo, config["heldout"], randomness(config["seed"], "split")))
 
 
 def collect_each(config: Mapping, device: str, alone: Callable[[Mapping, str], Collected] = collect) -> dict[str, Collected]:

@@ -38,7 +38,7 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
     novelty = [[NAMES.get(name, name), "-" if value is None else f"{value:.4g}"] for name, value in found.items()]
     part = f"{config.get('part', 'test')} part of the data"
     times, held = metrics.get("time", {}), metrics.get("memory")
-    phases = [[name, f"{seconds:.1f}", *([] if held is None else [f"{held[name]:.2f}"])] for name, seconds in times.items()]
+    phases = [[name, f"{seconds:.1f}", *([] if held is None else [number(held.get(name), ".2f")])] for name, seconds in times.items()]
     of_phases = ["phase", "seconds", *([] if held is None else ["most memory, GB"])]
     title = "{flow} flow on {task}, seed {seed}".format_map(metrics) if "seed" in metrics else "Generated networks beside their zoo"
     parts = [

@@ -136,7 +136,7 @@ def scoreboard(
     return Scoreboard(metrics, figures)
 
 
-def check_place(several: Sequence[Networks], keep: Keeper, flow: Flow | None) -> None:
+def check_place(several: Sequence[Tensor | Rows], keep: Keeper, flow: Flow | None) -> None:
     """Raise ValueError if some networks lie in files and others in memory, or if there is no folder for what is made of files."""
     inside = [isinstance(networks, Rows) for networks in several]
     if any(inside) and not (all(inside) and keep is not IN_MEMORY and flow is not None):
