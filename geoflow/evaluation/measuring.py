@@ -12,7 +12,7 @@ from geoflow.evaluation.exam import Exam
 from geoflow.evaluation.keeping import Keeper
 from geoflow.evaluation.metrics import RegressionScores, Scores
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
-from geoflow.evaluation.ruler import Ruler
+from geoflow.evaluation.ruler import Ruler, layers_of
 from geoflow.flow import Flow
 from geoflow.frame import UNTURNED, metric_frame
 from geoflow.graph import graph_of
@@ -63,7 +63,7 @@ class Measuring:
         neighbours = keep.kept("neighbours", self.about, lambda: neighbours_of(new, self.zoo, others, self.run_of, spec))
         layers = keep.kept("layers", self.about, lambda: _numbers(by_layer(spec, new, self.zoo, self.run_of)))
         found = novelty(neighbours) | {"spread": spread(new) / self.apart if len(new) > 1 else None}
-        found |= {"layers": {name: value.item() for name, value in layers.items()}}
+        found |= {"layers": {name: layers[name].item() for name in layers_of(spec) if name in layers}}  # a file does not keep their order
         return found, {name: distances[:, 0] for name, distances in neighbours.items()}
 
     def baseline(
