@@ -105,6 +105,7 @@ def config():
         "examples": None,  # training examples whose labels are seen; default: all
         "batch": 1000,  # random examples for each gradient, or all where there are fewer
     }
+    polish = 0  # training steps of each new network after sampling, on the labelled examples that `guiding` names
     tuning = {
         "steps": 512,  # of `finetune`: training steps
         "level": 0.8,  # of `finetune`: the accuracy (of real targets R²) whose first step is reported

@@ -19,7 +19,8 @@ from pages.write import rebuild
 LOCK = FileLock(ROOT / ".results.lock")  # one process at a time keeps a run
 # command: the file of its run that a page needs
 FOUND = {
-    "main": "metrics.json", "curve": "curve.json", "sharpen": "sharpness.json", "stages": "stages.json", "widths": "widths.json",
+    "main": "metrics.json", "curve": "curve.json", "sharpen": "sharpness.json", "polish": "polish.json", "stages": "stages.json",
+    "widths": "widths.json",
     "transfer": "metrics.json", "guide": "guide.json", "finetune": "finetune.json", "density": "density.json",
     "posterior": "posterior.json", "rivals": "rivals.json",
 }  # fmt: skip

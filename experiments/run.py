@@ -10,6 +10,7 @@
 .venv/bin/python experiments/run.py finetune with checkpoint=runs/3 count=8
 .venv/bin/python experiments/run.py curve with checkpoint=runs/3 count=64 steps=128
 .venv/bin/python experiments/run.py sharpen with checkpoint=runs/3 sharpness=3
+.venv/bin/python experiments/run.py polish with checkpoint=runs/3 polish=64 count=64
 .venv/bin/python experiments/run.py stages with checkpoint=runs/3 count=64
 .venv/bin/python experiments/run.py density with checkpoint=runs/3
 .venv/bin/python experiments/run.py posterior with checkpoint=runs/3
@@ -24,6 +25,7 @@ from uses import (  # noqa: F401  each adds its commands to ex
     guiding,
     main_job,
     networks,
+    polishing,
     posterior,
     rivals,
     sizes,

@@ -1,28 +1,28 @@
 """Write a matrix of networks to a safetensors file row by row, and go on after an interruption."""
 
 import errno
+import fcntl
 import json
-import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from hashlib import sha256
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from geoflow.files import whole
+from geoflow.files import unless_there, whole
+from geoflow.headers import ROWS, add_row, check_length, header_of, tidy
 from geoflow.spec import NetworkSpec
-from geoflow.stored import DTYPES, NAMES, Stored, header_of, stored
+from geoflow.stored import DTYPES, NAMES, Stored, stored
 
 THETAS = "thetas"  # the matrix of a zoo
-ROWS = "rows"  # the entry of the words that says what each row is
-ROOM = 2**16  # bytes that the header may grow by, and ABOUT more for every row that is expected
+ROOM = 2**18  # bytes that the header may grow by, and ABOUT more for every row that is expected
 ABOUT = 400
 SMALL = NAMES | {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
@@ -45,41 +45,34 @@ class Appender:
     def add(self, rows: Float[Tensor, "nets size"], about: Sequence | None = None) -> None:
         """Add networks. `about` says of each of them what it is, in plain values.
 
-        Raises ValueError for numbers that the precision of the file cannot hold. Raises OSError if the disk is full. The networks that were
-        added before are kept.
+        Raises ValueError for rows of another length, for numbers that the precision of the file cannot hold, and if the header has no room
+        to say what further rows are. Raises OSError if the disk is full. The networks that were added before are kept.
         """
         about = [{}] * len(rows) if about is None else list(about)
+        if rows.ndim != 2 or rows.shape[1] != self.size:
+            raise ValueError(f"{self.path} has rows of {self.size} numbers, not {list(rows.shape)}.")
         kept = rows.detach().cpu().to(self.dtype).contiguous()
         if kept.numel() and not torch.stack(kept.aminmax()).isfinite().all():
             raise ValueError(f"A weight is NaN, or too large for {self.dtype}. Write the networks in float32.")
         for row, one in zip(kept, about, strict=True):
-            try:
-                put(self.file, row.view(torch.uint8).numpy(), self.start + len(self) * self.size * self.dtype.itemsize)
-                os.fdatasync(self.file)  # before the header counts it
-            except OSError as error:
-                self.cut()
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise OSError(
-                    error.errno,
-                    f"{self.path}: the disk is full after {len(self)} networks, which are kept. The next one needs "
-                    f"{self.size * self.dtype.itemsize / 1e9:.2g} GB, and {shutil.disk_usage(self.path.parent).free / 1e9:.2g} GB are "
-                    "free. Make room, and do the same again: it goes on from there",
-                ) from error
-            self.about.append(one)
-            self.write_header()
+            self._add(row, [*self.about, one])
 
-    def write_header(self) -> None:
-        begin = self.parts[self.name]["data_offsets"][0]
-        self.parts[self.name] |= {"shape": [len(self), self.size], "data_offsets": [begin, begin + self._bytes()]}
-        put(self.file, _header(self.parts, self.words, self.about, self.length, self.path), 0)
-
-    def cut(self) -> None:
-        """Drop what lies behind the last whole row."""
-        os.ftruncate(self.file, self.start + self._bytes())
-
-    def _bytes(self) -> int:
-        return len(self) * self.size * self.dtype.itemsize
+    def _add(self, row: Float[Tensor, " size"], about: list) -> None:
+        begin, length = self.parts[self.name]["data_offsets"][0], self.size * self.dtype.itemsize
+        here = {"shape": [len(about), self.size], "data_offsets": [begin, begin + len(about) * length]}
+        parts = self.parts | {self.name: self.parts[self.name] | here}
+        header = _header(parts, self.words, about, self.length, self.path)
+        try:
+            add_row(self.file, row.view(torch.uint8).numpy(), self.start + len(self) * length, header)
+        except OSError as error:
+            free = shutil.disk_usage(self.path.parent).free
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = (
+                f"the disk is full after {len(self)} networks, which are kept. The next one needs {(length + len(header)) / 1e9:.2g} GB, "
+                f"and {free / 1e9:.2g} GB are free. Make room, and do the same again: it goes on from there"
+            )
+            raise OSError(error.errno, f"{self.path}: {what if full else error.strerror}") from error
+        self.parts, self.about = parts, about
 
 
 @contextmanager
@@ -97,6 +90,8 @@ def appending(
     `words` and the small tensors `beside` say what the whole file is, and `expected` is a number of rows that the header should have room
     for.
 
+    Only one process adds to a file at a time. Others wait, with a warning, and find the rows that it has added.
+
     Raises ValueError if the file is no such matrix, if it says anything else of itself, and if it is cut short.
 
     >>> import tempfile
@@ -110,11 +105,29 @@ def appending(
     path, beside = Path(path), {key: value.detach().cpu().contiguous() for key, value in (beside or {}).items()}
     if dtype not in NAMES:
         raise ValueError(f"dtype={dtype} cannot be written. Choose one of {', '.join(map(str, NAMES))}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         _begin(path, name, size, dtype, words, beside, expected)
-    tidy(path)
+    with path.open("r+b", buffering=0) as file:
+        _wait_for(file, path)
+        tidy(file, path)
+        appender = _opened(file, path, name, size, dtype, words)
+        if differ := [key for key, value in beside.items() if not _same(path, key, value)]:
+            raise ValueError(f"{path} holds another {differ[0]!r} than the networks that were to be added. Name another file.")
+        yield appender
+
+
+def _wait_for(file: BinaryIO, path: Path) -> None:
+    """Wait until no other process adds to the file. Its lock ends with the process that holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        warnings.warn(f"Another process adds to {path}. This one waits until it has finished.", stacklevel=4)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _opened(file: BinaryIO, path: Path, name: str, size: int, dtype: torch.dtype, words: Mapping[str, str]) -> Appender:
     header, length = header_of(path)
+    check_length(path, header, length)
     said = dict(header.pop("__metadata__", {}))
     about = json.loads(said.pop(ROWS, "null"))
     found = header.get(name, {"shape": None, "dtype": None})
@@ -126,21 +139,7 @@ def appending(
         )
     if differ := [key for key in {**said, **words} if said.get(key) != words.get(key)]:
         raise ValueError(f"{path} says another {differ[0]!r} of itself than the networks that were to be added. Name another file.")
-    end = 8 + length + header[name]["data_offsets"][1]
-    if (there := path.stat().st_size) < end:
-        raise ValueError(f"{path} is cut short: it has {there} of {end} bytes. Copy or write it again.")
-    with path.open("r+b", buffering=0) as file:
-        appender = Appender(file.fileno(), path, header, said, about, length)
-        if differ := [key for key, value in beside.items() if not _same(path, key, value)]:
-            raise ValueError(f"{path} holds another {differ[0]!r} than the networks that were to be added. Name another file.")
-        yield appender
-
-
-def put(file: int, content: bytes | np.ndarray, start: int) -> None:
-    """Write all bytes to a file, from the byte `start` on."""
-    piece, done = memoryview(content), 0
-    while done < len(piece):
-        done += os.pwrite(file, piece[done:], start + done)
+    return Appender(file.fileno(), path, header, said, about, length)
 
 
 def appending_networks(
@@ -157,23 +156,16 @@ def appending_networks(
 
 
 def write_networks_of(
-    spec: NetworkSpec, path: Path, points: Tensor, dtype: torch.dtype, theta: Callable[[int], Tensor], progress: bool = False
+    spec: NetworkSpec, path: Path, key: str, count: int, dtype: torch.dtype, theta: Callable[[int], Tensor], progress: bool = False
 ) -> Stored:
-    """Write one network for each of the points, made by `theta` from its number. Those that the file has of these points are kept."""
-    words = {"points": sha256(points.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()}
-    with appending_networks(path, spec, dtype, words, expected=len(points)) as file:
-        for number in tqdm(range(len(file), len(points)), desc="write networks", unit="network", disable=not progress):
+    """Write `count` networks, each made by `theta` from its number. Those that the file has under this key are kept.
+
+    `key` is a digest of all that decides the networks. Raises ValueError for a file of another key.
+    """
+    with appending_networks(path, spec, dtype, {"points": key}, expected=count) as file:
+        for number in tqdm(range(len(file), count), desc="write networks", unit="network", disable=not progress):
             file.add(theta(number)[None])
     return stored(path, THETAS)
-
-
-def tidy(path: str | Path) -> None:
-    """Drop what an interrupted addition left behind the last whole row of a file."""
-    header, length = header_of(path)
-    if ROWS in header.pop("__metadata__", {}):
-        end = 8 + length + max(about["data_offsets"][1] for about in header.values())
-        if Path(path).stat().st_size > end:
-            os.truncate(path, end)
 
 
 def words_of(path: str | Path) -> tuple[dict[str, str], list]:
@@ -183,9 +175,18 @@ def words_of(path: str | Path) -> tuple[dict[str, str], list]:
 
 
 def small_tensors(path: str | Path, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of a file whose names begin with `prefix`."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118 (safe_open is not a mapping)
+    """Return the tensors of a file whose names begin with `prefix`, also while rows are added to it."""
+    header, length = header_of(path)
+    kinds = {name: dtype for dtype, name in SMALL.items()}
+    found = {}
+    with Path(path).open("rb") as file:
+        for name, about in header.items():
+            if name.startswith(prefix) and name != "__metadata__":
+                file.seek(8 + length + about["data_offsets"][0])
+                held, dtype = bytearray(file.read(about["data_offsets"][1] - about["data_offsets"][0])), kinds[about["dtype"]]
+                flat = torch.frombuffer(held, dtype=dtype) if prod(about["shape"]) else torch.empty(0, dtype=dtype)
+                found[name] = flat.reshape(about["shape"])
+    return found
 
 
 def _begin(path: Path, name: str, size: int, dtype: torch.dtype, words: Mapping, beside: Mapping[str, Tensor], expected: int) -> None:
@@ -200,7 +201,7 @@ def _begin(path: Path, name: str, size: int, dtype: torch.dtype, words: Mapping,
     parts[name] = {"dtype": NAMES[dtype], "shape": [0, size], "data_offsets": [first, first]}
     length = len(json.dumps(parts)) + 2 * len(json.dumps(dict(words))) + ROOM + ABOUT * expected
     length += -length % 8
-    with whole(path) as partial:
+    with whole(path, unless_there) as partial:  # another process may begin it at the same moment
         content = [value.reshape(-1).view(torch.uint8).numpy().tobytes() for value in tensors.values()]
         partial.write_bytes(b"".join([_header(parts, words, [], length, path), *content]))
 
@@ -208,7 +209,7 @@ def _begin(path: Path, name: str, size: int, dtype: torch.dtype, words: Mapping,
 def _header(parts: Mapping, words: Mapping, about: list, length: int, path: Path) -> bytes:
     text = json.dumps({"__metadata__": {**words, ROWS: json.dumps(about)}, **parts}).encode()
     if len(text) > length:
-        raise ValueError(f"{path} has no room left to say what further rows are, after {len(about) - 1}. Write them to another file.")
+        raise ValueError(f"{path} has no room left to say what further rows are, after {len(about) - 1}. Make it again from all of them.")
     return length.to_bytes(8, "little") + text + b" " * (length - len(text))
 
 

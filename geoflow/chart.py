@@ -14,6 +14,7 @@ from torch import Tensor
 from geoflow.appending import write_networks_of
 from geoflow.canonical.scaling import dead_units, incoming, sphere_rows
 from geoflow.coordinates import Coordinates, Recipe
+from geoflow.fingerprints import digest_of
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import Graph, graph_of
 from geoflow.manifolds import Product
@@ -191,7 +192,8 @@ class Chart(Coordinates):
         return found
 
     def write(self, path: Path, x: Float[Tensor, "nets size"], progress: bool = False) -> Stored:
-        return write_networks_of(self.spec, path, x, x.dtype, lambda number: self.theta(x[number]), progress)
+        key = digest_of({"points": x, "statistics": self.statistics, "axes": self.frame.axes})
+        return write_networks_of(self.spec, path, key, len(x), x.dtype, lambda number: self.theta(x[number]), progress)
 
     def record(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the tensors and words that a saved flow keeps of this chart."""

@@ -1,6 +1,6 @@
 """Train given networks further, all at once, on any objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,6 +8,14 @@ from torch import Tensor
 
 from geoflow.objectives import Objective, losses
 from geoflow.spec import NetworkSpec
+
+
+class NotFinite(FloatingPointError):
+    """The loss of some `networks` is not finite in a `step`. Networks are counted from 0, and steps from 1."""
+
+    def __init__(self, step: int, networks: Sequence[int], cure: str):
+        super().__init__(f"In step {step} the loss of the networks {list(networks)} is not finite. {cure}")
+        self.step, self.networks = step, networks
 
 
 @torch.inference_mode(False)  # whatever mode the caller is in
@@ -26,7 +34,7 @@ def descend(
     the number of steps done and the networks, before the first step and after each. It must not change them. Source: Kingma and Ba, Adam,
     2015.
 
-    Raises ValueError for a negative number of steps, and FloatingPointError that names the networks whose loss is not finite.
+    Raises ValueError for a negative number of steps, and NotFinite that names the networks whose loss is not finite.
 
     >>> import torch, geoflow
     >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
@@ -39,14 +47,16 @@ def descend(
         raise ValueError(f"{steps=} must be at least 0.")
     thetas = thetas.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([thetas], lr)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2)
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + torch.cos(torch.tensor(torch.pi * step / max(steps, 1))).item()) / 2
+    )
     watch(0, thetas.detach())
     for step in range(1, steps + 1):
         optimizer.zero_grad()
         with torch.enable_grad():
             found = losses(objective, spec, thetas)
             if broken := (~found.isfinite()).nonzero().flatten().tolist():
-                raise FloatingPointError(f"In step {step} the loss of the networks {broken} is not finite. Lower the learning rate {lr:g}.")
+                raise NotFinite(step, broken, f"Lower the learning rate {lr:g}.")
             found.sum().backward()
         optimizer.step()
         if falling:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def whole(path: str | Path, place: Callable[[Path, Path], object] = os.replace) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` when the block ends. After an error `path` is as it was.
+
+    `place` brings the finished file to its path. By default it takes the place of a file that is there by then.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -28,9 +30,19 @@ def whole(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield partial
-        os.replace(partial, path)
+        place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def unless_there(partial: Path, path: Path) -> None:
+    """Bring a finished file to its path, and keep a file that another process has put there in the meantime."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a disk without links
+        os.replace(partial, path)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -66,3 +78,13 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ['a']
     """
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def beside(path: str | Path, what: str) -> Path:
+    """Return the path of a file that belongs to the one at `path`. Whatever follows a dot in its name is kept, as in lr0.1 and lr0.2.
+
+    >>> str(beside("flow.safetensors", "zoo")), str(beside("lr0.1", "zoo"))
+    ('flow.zoo.safetensors', 'lr0.1.zoo.safetensors')
+    """
+    path = Path(path)
+    return path.with_name(f"{path.name.removesuffix('.safetensors')}.{what}.safetensors")

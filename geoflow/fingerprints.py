@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from geoflow.stored import Networks, Rows
+from geoflow.stored import Rows
 
 
 def fingerprint(tensor: Tensor | Rows) -> str:
@@ -21,7 +22,7 @@ def fingerprint(tensor: Tensor | Rows) -> str:
     return found.hexdigest()
 
 
-def fingerprint_of_zoos(zoos: Sequence[Networks]) -> str | list[str]:
+def fingerprint_of_zoos(zoos: Sequence[Float[Tensor, "_nets _size"] | Rows]) -> str | list[str]:
     """Return what a flow records of its zoos: the fingerprint of a single one, or a list of those of several."""
     prints = [fingerprint(zoo) for zoo in zoos]
     return prints if len(prints) > 1 else prints[0]

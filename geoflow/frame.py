@@ -86,8 +86,8 @@ def metric_frame(graph: Graph, inputs: Examples | Mapping[str, Examples]) -> Fra
     elsewhere. Two tokens never stand at one place. So E (w . x)^2 needs only the frequency of each token, and the frame stretches every
     token by itself. Of an input with more than WIDE real units, only the mean square of each unit counts.
 
-    Raises ValueError if no input has as many units, if it is unclear which axis or input is meant, and if examples are missing, all 0 or
-    not finite. Tokens that the input does not have are refused too.
+    Raises ValueError if no input has as many units, if it is unclear which axis or input is meant or whether numbers are tokens, and if
+    examples are missing, all 0 or not finite. Tokens that the input does not have are refused too.
 
     >>> import torch, geoflow
     >>> graph = geoflow.graph_of(geoflow.spec_of(torch.nn.Linear(2, 1, bias=False), torch.zeros(1, 2)))
@@ -218,6 +218,11 @@ def _by_units(examples: Tensor, units: int) -> list[Float[Tensor, "rows units"]]
     Tokens are one way, as they are.
     """
     if examples.dtype in (torch.int32, torch.int64) and examples.numel():
+        if examples.ndim > 1 and units in (examples.shape[1], examples.shape[-1]):
+            raise ValueError(
+                f"These whole numbers, {list(examples.shape)}, could be tokens or values of {units} units. Pass tokens as "
+                "examples.flatten(), and values as examples.float()."
+            )
         return [examples.flatten()] if examples.min() >= 0 and examples.max() < units else []
     if not (examples.numel() and examples.isfinite().all() and examples.any()):
         raise ValueError(f"These {len(examples)} examples of inputs measure nothing: there are none, all are 0, or some are NaN or Inf.")

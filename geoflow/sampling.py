@@ -141,7 +141,7 @@ def sample(
     Raises ValueError for an unknown solver, or one that does not suit the flow's prediction. Also raises it for an impossible count, number
     of steps, sharpness, start, condition or strength. With another `spec` it refuses a start, because no zoo has aligned its units, and a
     role of weights that the flow has never seen. Raises Diverged if networks come out with NaN or Inf, or if guidance makes their loss grow
-    without bound. The exception holds the networks that were finished before.
+    without bound. The exception holds the networks that were finished before, and none with `into`.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -165,7 +165,11 @@ def sample(
     how = (start, step, steps, sharpness, guidance, batch, watch, progress, told, condition_strength)
     if into is None:
         return finish(flow, chart, begin, *how)
-    return chart.write(Path(into), finish(flow, chart, begin, *how, end=lambda x: x).cpu(), progress)
+    try:
+        points = finish(flow, chart, begin, *how, end=lambda x: x)
+    except Diverged as error:
+        raise Diverged(str(error)) from None
+    return chart.write(Path(into), points.cpu(), progress)
 
 
 def finish(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geoflow.graph import graph_of, pinned_sites
 from geoflow.spec import NetworkSpec
-from geoflow.stored import Networks, Rows, Stored
+from geoflow.stored import Networks, Rows
 from geoflow.wiring.check import check_wires
 
 
@@ -22,14 +22,15 @@ class OneZoo:
     thetas: Networks
 
 
-def zoos_of(spec: NetworkSpec | Sequence[NetworkSpec], thetas: Tensor | Stored | Sequence[Tensor | Stored], batch: int) -> list[OneZoo]:
+def zoos_of(spec: NetworkSpec | Sequence[NetworkSpec], thetas: Tensor | Rows | Sequence[Tensor | Rows], batch: int) -> list[OneZoo]:
     """Return the zoos that `fit` was given: a table with its weight vectors, or as many tables as zoos. One zoo may lie in a file.
 
     Raises ValueError for what is no zoo, for fewer than 2 networks or fewer than `batch`, and for a table without the wires of a group.
     Several zoos must be of different architectures that read and answer alike. Else it raises ValueError too.
 
     >>> import torch, geoflow
-    >>> specs = [geoflow.spec_of(torch.nn.Sequential(torch.nn.Linear(4, n), torch.nn.Linear(n, 2)), torch.zeros(1, 4)) for n in (3, 5)]
+    >>> from torch import nn
+    >>> specs = [geoflow.spec_of(nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2)), torch.zeros(1, 4)) for n in (3, 5)]
     >>> [zoo.thetas.shape for zoo in zoos_of(specs, [torch.zeros(9, spec.weights) for spec in specs], batch=8)]
     [torch.Size([9, 23]), torch.Size([9, 37])]
     """
@@ -49,7 +50,8 @@ def _checked(thetas: Networks, batch: int, which: str) -> Networks:
         return _many(thetas, batch, which)
     if not isinstance(thetas, Tensor) or thetas.ndim != 2 or not thetas.is_floating_point():
         found = f"{tuple(thetas.shape)} of {thetas.dtype}" if isinstance(thetas, Tensor) else type(thetas).__name__
-        raise ValueError(f"A zoo is a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it, not {found}.")
+        forms = "a tensor [nets, weights] as geoflow.pack(spec, state_dicts) makes it"
+        raise ValueError(f"A zoo is {forms}, not {found}. Of a zoo in a file pass open_zoo(path).thetas.")
     thetas = _many(thetas.detach(), batch, which)
     return thetas.to(torch.promote_types(thetas.dtype, torch.float32))
 

@@ -1,4 +1,4 @@
-"""Read a matrix of networks from a file, by rows or in blocks of columns, and write one in blocks of columns."""
+"""Read a matrix of networks from a file, by rows or in blocks of columns."""
 
 import hashlib
 import json
@@ -6,21 +6,21 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
+from operator import index
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from geoflow.files import file_digest, whole
+from geoflow.files import file_digest
+from geoflow.headers import ROWS, check_length, header_of
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LONGEST = 10**8  # bytes of a header, by the format
 SAMPLES = 2**8  # pieces of a file that are looked at to know it again
 BLOCK = 2**26  # bytes of a block that is read at once; the pieces of its rows are then long enough for a disk
 
@@ -28,8 +28,8 @@ BLOCK = 2**26  # bytes of a block that is read at once; the pieces of its rows a
 class Rows(ABC):
     """Networks [nets, size] of which only those that are asked for are in memory.
 
-    What takes networks one after the other may take these in the place of a tensor. `rows[3]` is a vector, and `rows[3:5]` or
-    `rows[[0, 7]]` are tensors [nets, size].
+    What takes networks one after the other may take these in the place of a tensor. `rows[3]` is a vector, and `rows[3:5]`, `rows[[0, 7]]`
+    or `rows[mask]` are tensors [nets, size]. Networks are chosen whole: `rows[:, 0]` raises TypeError.
 
     >>> doubled = mapped(torch.eye(3), lambda x: 2 * x)
     >>> doubled[1], doubled[1:].shape, [len(part) for part in doubled.split(2)]
@@ -48,12 +48,18 @@ class Rows(ABC):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, nets: int | slice | Sequence[int] | Tensor) -> Float[Tensor, "*nets size"]:
-        if isinstance(nets, int):
-            return self.take([range(len(self))[nets]]).squeeze(0)
+    def __getitem__(self, nets: int | np.integer | slice | Sequence[int] | np.ndarray | Tensor) -> Float[Tensor, "*nets size"]:
         if isinstance(nets, slice):
             return self.take(range(len(self))[nets])
-        return self.take([range(len(self))[int(net)] for net in nets])
+        if isinstance(nets, tuple):
+            raise TypeError(f"Networks are read whole: give their numbers, not {nets}. Take weights from rows[nets] then.")
+        found = torch.as_tensor(nets)
+        if found.dtype == torch.bool and found.shape != (len(self),):
+            raise IndexError(f"A mask of {len(self)} networks has as many entries, not {list(found.shape)}.")
+        if found.ndim == 0:
+            return self.take([range(len(self))[index(found)]]).squeeze(0)
+        numbers = found.nonzero().squeeze(1) if found.dtype == torch.bool else found
+        return self.take([range(len(self))[index(net)] for net in numbers])
 
     def __iter__(self) -> Iterator[Float[Tensor, " size"]]:
         return (self[net] for net in range(len(self)))
@@ -63,7 +69,8 @@ class Rows(ABC):
 
     def split(self, nets: int) -> list["Rows"]:
         """Return parts of so many networks. They are read when they are used."""
-        return [mapped(self, lambda x: x, chosen=range(len(self))[first : first + nets]) for first in range(0, len(self), nets)]
+        parts = [range(len(self))[first : first + nets] for first in range(0, len(self), nets)]
+        return [Mapped(self, lambda x: x, part, (len(part), self.shape[1]), self.dtype, self.device) for part in parts]
 
     def to(self, to: torch.dtype | torch.device | str) -> "Rows":
         """Return the same networks in another precision or on another device, once they are read."""
@@ -95,14 +102,19 @@ class Stored(Rows):
         return rows
 
     def mark(self) -> str:
-        """Return a digest of the header, the length, and SAMPLES pieces of the file. It tells files apart without reading them whole."""
-        header, length = header_of(self.path)
-        end, found = self.path.stat().st_size, hashlib.sha256(json.dumps([header, length]).encode())
+        """Return a digest of the form, of what the file says of these rows, and of SAMPLES pieces of them.
+
+        It tells matrices apart without reading them whole. Rows that come behind do not change it.
+        """
+        said = json.loads(header_of(self.path)[0].get("__metadata__", {}).get(ROWS, "[]"))[: len(self)]
+        length = prod(self.shape) * self.dtype.itemsize
+        found = hashlib.sha256(json.dumps([self.shape, NAMES[self.dtype], said]).encode())
         with self.path.open("rb") as file:
             for number in range(SAMPLES):
-                file.seek(self.start + (end - self.start) * number // SAMPLES)
-                found.update(file.read(2**12))
-        return f"{found.hexdigest()[:32]}-{end}"
+                first = length * number // SAMPLES
+                file.seek(self.start + first)
+                found.update(file.read(min(2**12, length - first)))
+        return f"{found.hexdigest()[:32]}-{length}"
 
     def digest(self) -> str:
         """Return the sha256 of the whole file."""
@@ -158,13 +170,9 @@ def stored(path: str | Path, name: str | None = None) -> Stored:
     ...     stored(f"{folder}/zoo.safetensors").shape
     (6, 5)
     """
-    path = Path(path)
-    try:
-        with safe_open(path, "pt"):  # checks the header, and the length of the file
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or no safetensors file ({error}). Copy or write it again.") from error
+    path = Path(path).absolute()  # so that it is found from another working folder
     header, length = header_of(path)
+    check_length(path, header, length)
     header.pop("__metadata__", None)
     fits = {one: about for one, about in header.items() if about["dtype"] in DTYPES and len(about["shape"]) > 1}
     if name is None and len(fits) == 1:
@@ -173,29 +181,25 @@ def stored(path: str | Path, name: str | None = None) -> Stored:
         held = ", ".join(f"{one} {about['shape']} of {about['dtype']}" for one, about in header.items()) or "nothing"
         wanted = "one matrix of networks" if name is None else f"a matrix {name!r}"
         raise ValueError(f"{path} should hold {wanted} of float16, bfloat16, float32 or float64. It holds {held}. Name another file.")
-    *rows, size = fits[name]["shape"]
-    return Stored(path, name, (prod(rows), size), DTYPES[fits[name]["dtype"]], 8 + length + fits[name]["data_offsets"][0])
+    (*rows, size), dtype, (first, last) = fits[name]["shape"], DTYPES[fits[name]["dtype"]], fits[name]["data_offsets"]
+    if last - first != prod(rows) * size * dtype.itemsize:
+        raise ValueError(f"{path} is no safetensors file: {name!r} has {last - first} bytes, which do not fit its shape. Write it again.")
+    return Stored(path, name, (prod(rows), size), dtype, 8 + length + first)
 
 
-def header_of(path: str | Path) -> tuple[dict, int]:
-    """Return the header of a safetensors file, and its length in bytes. Raises ValueError if the file has none."""
-    with Path(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length <= LONGEST:
-            with suppress(ValueError):
-                return json.loads(file.read(length)), length
-    raise ValueError(f"{path} is cut short or no safetensors file: it has no readable header. Copy or write it again.")
-
-
-def blocks(matrix: Matrix, columns: int | None = None) -> Iterator[Float[Tensor, "nets _columns"]]:
+def blocks(matrix: Networks, columns: int | None = None) -> Iterator[Float[Tensor, "nets _columns"]]:
     """Yield a matrix in blocks of `columns` columns, in the precision that it is stored in. The last block may be narrower.
 
     By default a block of a file has BLOCK bytes, and a matrix in memory is one block. The next block of a file is read while the caller
     works on this one, which is valid until then.
 
+    Raises TypeError for networks that are changed as they are read.
+
     >>> [block.shape[1] for block in blocks(torch.zeros(3, 5), columns=2)]
     [2, 2, 1]
     """
+    if not isinstance(matrix, Tensor | Stored):
+        raise TypeError("Networks that are changed as they are read have no columns. Write them to a file, and open that by `stored`.")
     nets, size = matrix.shape
     columns = columns or (size if isinstance(matrix, Tensor) else max(1, BLOCK // (nets * matrix.dtype.itemsize)))
     starts = range(0, size, columns)
@@ -229,71 +233,3 @@ def _fill(file: int, piece, start: int, path: Path) -> None:
         if not read:
             raise ValueError(f"{path} ends at byte {start + done}: it was cut while it was read.")
         done += read
-
-
-@contextmanager
-def writing(path: str | Path, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Iterator["Writer"]:
-    """Give a `Writer` of a safetensors file with one matrix, which is filled in blocks of columns. After an error no file is left.
-
-    Raises OSError if the disk has too little room, before anything is written.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with writing(f"{folder}/new.safetensors", "thetas", (2, 3), torch.half) as writer:
-    ...         for block in torch.ones(2, 3).split(2, 1):
-    ...             writer.write(block)
-    ...     stored(f"{folder}/new.safetensors").shape
-    (2, 3)
-    """
-    if dtype not in NAMES:
-        raise ValueError(f"dtype={dtype} cannot be written. Choose one of {', '.join(map(str, NAMES))}.")
-    length = prod(shape) * dtype.itemsize
-    about = {name: {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [0, length]}}
-    header = json.dumps(about).encode()
-    header += b" " * (-len(header) % 8)
-    with whole(path) as partial:
-        check_room(partial, length, path)
-        with partial.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hand:
-            file.write(len(header).to_bytes(8, "little") + header)
-            file.truncate(8 + len(header) + length)
-            writer = Writer(file.fileno(), 8 + len(header), shape, dtype, hand)
-            yield writer
-            writer.finish()
-
-
-def check_room(path: Path, length: int, name: str | Path | None = None) -> None:
-    """Raise OSError if the disk of a file has no room for so many bytes."""
-    room = os.statvfs(path.parent)
-    if (free := room.f_bavail * room.f_frsize) < length:
-        raise OSError(f"{name or path} needs {length / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free. Choose another folder.")
-
-
-class Writer:
-    """Write blocks of columns from left to right. A block is written while the caller makes the next one."""
-
-    def __init__(self, file: int, start: int, shape: tuple[int, int], dtype: torch.dtype, hand: ThreadPoolExecutor):
-        self.file, self.start, self.shape, self.dtype, self.hand = file, start, shape, dtype, hand
-        self.done, self.under_way = 0, None
-
-    def write(self, block: Float[Tensor, "nets _columns"]) -> None:
-        """Write the next columns. Raises ValueError for numbers that the precision of the file cannot hold."""
-        kept = block.to(self.dtype).contiguous()
-        if not torch.stack(kept.aminmax()).isfinite().all():  # 25 times as fast as looking at each weight
-            raise ValueError(f"A weight is NaN, or too large for {self.dtype}. Write the networks in float32.")
-        self._wait()
-        self.under_way = self.hand.submit(self._put, kept, self.done)
-        self.done += block.shape[1]
-
-    def finish(self) -> None:
-        self._wait()
-        assert self.done == self.shape[1], "not all columns were written"
-
-    def _wait(self) -> None:
-        if self.under_way is not None:
-            self.under_way.result()
-
-    def _put(self, block: Tensor, first: int) -> None:
-        for row, piece in enumerate(block.view(torch.uint8).numpy()):
-            begin, done = self.start + (row * self.shape[1] + first) * self.dtype.itemsize, 0
-            while done < len(piece):
-                done += os.pwrite(self.file, piece[done:], begin + done)

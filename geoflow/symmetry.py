@@ -62,10 +62,10 @@ def random_symmetry(spec: NetworkSpec, generator: torch.Generator, dtype: torch.
     )
 
 
-def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], symmetry: Symmetry) -> Float[Tensor, "*batch weights"]:
+def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*_some weights"], symmetry: Symmetry) -> Float[Tensor, "*_all weights"]:
     """Apply a symmetry to weight vectors. The networks compute the same function as before.
 
-    The result has the shape of `theta`. Leading axes of the symmetry's tensors broadcast with those of `theta`.
+    Leading axes of the symmetry's tensors broadcast with those of `theta`. The result has all of them.
 
     Raises ValueError in the cases in which `rescale`, `flip`, `transform` and `permute` do.
 
@@ -90,13 +90,13 @@ def apply_symmetry(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], sy
     return moved
 
 
-def _copy_for(theta: Float[Tensor, "*batch weights"], *groups: Groups) -> Float[Tensor, "*batch weights"]:
+def _copy_for(theta: Float[Tensor, "*_some weights"], *groups: Groups) -> Float[Tensor, "*_all weights"]:
     """A copy of weight vectors with all leading axes that some groups have."""
     batch = torch.broadcast_shapes(theta.shape[:-1], *(values.shape[:-1] for some in groups for values in some.values()))
     return theta.expand(*batch, theta.shape[-1]).clone(memory_format=torch.contiguous_format)
 
 
-def permute(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], permutations: Groups) -> Float[Tensor, "*batch weights"]:
+def permute(spec: NetworkSpec, theta: Float[Tensor, "*_some weights"], permutations: Groups) -> Float[Tensor, "*_all weights"]:
     """Reorder the units of some groups. Place i of the group g receives the old unit `permutations[g][i]`.
 
     An order is a tensor of indices [`*batch`, units]. Its leading axes broadcast with those of `theta`.
@@ -151,7 +151,7 @@ def _reordered(part: Float[Tensor, "nets ..."], orders: dict[int, Tensor], nets:
     return part
 
 
-def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: Groups) -> Float[Tensor, "*batch weights"]:
+def rescale(spec: NetworkSpec, theta: Float[Tensor, "*_some weights"], factors: Groups) -> Float[Tensor, "*_all weights"]:
     """Multiply the activation of every unit by a positive factor. The weights that read a unit are divided by its factor.
 
     A tensor of factors is [`*batch`, units]. Its leading axes broadcast with those of `theta`.
@@ -168,7 +168,7 @@ def rescale(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], factors: 
     return _multiplied(spec, theta, factors, "scaling")
 
 
-def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Groups) -> Float[Tensor, "*batch weights"]:
+def flip(spec: NetworkSpec, theta: Float[Tensor, "*_some weights"], signs: Groups) -> Float[Tensor, "*_all weights"]:
     """Multiply the activation of every unit by a sign, +1 or -1. The weights that read a unit are multiplied by the same sign.
 
     A tensor of signs is [`*batch`, units]. Its leading axes broadcast with those of `theta`.
@@ -185,7 +185,7 @@ def flip(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], signs: Group
     return _multiplied(spec, theta, signs, "sign")
 
 
-def transform(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], maps: Groups) -> Float[Tensor, "*batch weights"]:
+def transform(spec: NetworkSpec, theta: Float[Tensor, "*_some weights"], maps: Groups) -> Float[Tensor, "*_all weights"]:
     """Multiply the vectors of some groups of linear maps by invertible matrices. What reads the vectors is multiplied by the inverses.
 
     Matrices are [`*batch`, heads, width, width]. Their leading axes broadcast with those of `theta`.
@@ -247,9 +247,7 @@ def _axis_index(spec: NetworkSpec, axis: tuple[Piece, ...], permutations: Groups
     return torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
 
 
-def _multiplied(
-    spec: NetworkSpec, theta: Float[Tensor, "*batch weights"], groups: Groups, symmetry: str
-) -> Float[Tensor, "*batch weights"]:
+def _multiplied(spec: NetworkSpec, theta: Float[Tensor, "*_some weights"], groups: Groups, symmetry: str) -> Float[Tensor, "*_all weights"]:
     if not groups:
         return theta
     moved = _copy_for(theta, groups)

@@ -37,7 +37,7 @@ WARMUP = 100  # iterations in which the learning rate rises
 
 def fit(
     spec: NetworkSpec | Sequence[NetworkSpec],
-    thetas: Float[Tensor, "_nets _weights"] | Stored | Sequence[Float[Tensor, "_nets _weights"]],
+    thetas: Float[Tensor, "_nets _weights"] | Rows | Sequence[Float[Tensor, "_nets _weights"] | Rows],
     inputs: Examples | Mapping[str, Examples] | None = None,
     *,
     flow: str = "geometric",
@@ -110,9 +110,9 @@ def fit(
       CPU the result has the same bits as that of an uninterrupted training.
 
     Warns if networks are copies of others. Raises ValueError for an unknown name, for fewer than 2 different networks, for fewer than
-    `batch`, and for networks with NaN. On spheres it also
-    refuses dead units, whose incoming weights are all zero. A checkpoint of another configuration is refused too. Several zoos may not be
-    of one architecture, nor have different inputs or outputs. Raises FloatingPointError if the loss is not finite.
+    `batch`, and for networks with NaN. On spheres it also refuses dead units, whose incoming weights are all zero. A checkpoint of another
+    configuration is refused too. Several zoos may not be of one architecture, nor have different inputs or outputs. Raises
+    FloatingPointError if the loss is not finite.
 
     >>> import torch, geoflow
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -135,7 +135,7 @@ def fit(
 
 def prepare(
     spec: NetworkSpec | Sequence[NetworkSpec],
-    thetas: Tensor | Stored | Sequence[Tensor | Stored],
+    thetas: Tensor | Rows | Sequence[Tensor | Rows],
     config: Mapping,
     inputs: Examples | Mapping[str, Examples] | None = None,
     conditions: Tensor | Sequence[Tensor] | None = None,
@@ -167,9 +167,9 @@ def prepare(
         described = fit_conditions(parts, [len(zoo.thetas) for zoo in zoos])
         config |= {"conditions": to_record(described), "told": [fingerprint(part) for part in parts]}
     base = UNTURNED if inputs is None else metric_frame(graph_of(zoos[0].spec), inputs)
-    if isinstance(one := zoos[0].thetas, Stored):
+    if isinstance(zoo := zoos[0].thetas, Stored):
         how = (recipe, config["align"], config["components"], base, progress)
-        chart, points, reference = coordinates_in_file(zoos[0].spec, one, *how)
+        chart, points, reference = coordinates_in_file(zoos[0].spec, zoo, *how)
         flow = build_flow(replace(chart, spread=config["spread"]), reference.float(), config)
         points = points.to(next(flow.field.parameters()))
         return flow, points if isinstance(spec, NetworkSpec) else [points]
@@ -198,6 +198,8 @@ def check_sizes(config: Mapping, zoos: Sequence[OneZoo]) -> None:
                 "A zoo in a file needs latent=pca: other flows read all its weights in each step. If the zoo fits into memory, pass "
                 "thetas[:]."
             )
+        if isinstance(zoo.thetas, Rows) and not isinstance(zoo.thetas, Stored):
+            raise ValueError("A zoo is read from its file as it is, not changed or in part. Pass open_zoo(path).thetas of such a file.")
         if isinstance(zoo.thetas, Rows) and len(zoos) > 1:
             raise ValueError("A zoo in a file is fitted alone. If the zoos fit into memory, pass thetas[:] of each.")
         check_components(config["components"], len(zoo.thetas))

@@ -504,6 +504,45 @@ def chunked(s, x):
     return s.o(torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).flatten(2))
 
 
+def gain_of_heads(s, x):
+    """The result of every head has a learned factor."""
+    q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    return s.o((F.scaled_dot_product_attention(q, k, v) * s.g).transpose(1, 2).flatten(2))
+
+
+def temperatures(s, x):
+    """Every head has a learned temperature."""
+    q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    return s.o(((q @ k.mT * s.g).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def key_for_all(s, x):
+    """One learned key, whose value is zero, serves all heads."""
+    q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    k, v = (torch.cat([one.expand(2, 2, 1, 4), of], 2) for one, of in ((s.g, k), (torch.zeros(4, dtype=x.dtype), v)))
+    return s.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def between_heads(s, x):
+    """The heads of one token read each other, in the place of the tokens."""
+    q, k, v = s.a(x).unflatten(-1, (3, 2, 3)).unbind(2)
+    return s.o(F.scaled_dot_product_attention(q, k, v).flatten(2))
+
+
+def between_heads_by_products(s, x):
+    """The same, with weights that multiply values element by element."""
+    q, k, v = s.a(x).unflatten(-1, (3, 2, 3)).unbind(2)
+    return s.o(((q @ k.mT).softmax(-1)[..., None] * v[:, :, None]).sum(3).flatten(2))
+
+
+def one_mixture(s, x):
+    """One layer mixes the heads of scores and those of values."""
+    q, k, v = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (s.q, s.k, s.v))
+    scores = q @ k.mT
+    scores, v = (one + s.t(one.movedim(1, -1)).movedim(-1, 1) for one in (scores, v))
+    return s.o((scores.softmax(-1) @ s.t(v.movedim(1, -1)).movedim(-1, 1)).transpose(1, 2).flatten(2))
+
+
 def row(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.zeros(shape)
 
@@ -769,5 +808,11 @@ NETWORKS: dict[str, Case] = {
     "talking heads": (lambda: Written(talking_heads, t=nn.Linear(2, 2), **projections()), row(2, 5, 8)),
     "every other copy": (lambda: Written(every_other_copy, a=nn.Linear(5, 18), o=nn.Linear(6, 2)), row(2, 4, 5)),
     "gain of copies": (lambda: Written(gain_of_copies, a=nn.Linear(5, 18), g=learned(3), o=nn.Linear(6, 2)), row(2, 4, 5)),
+    "gain of heads": (lambda: Written(gain_of_heads, g=learned(2, 1, 1), **projections()), row(2, 5, 8)),
+    "temperatures of heads": (lambda: Written(temperatures, g=learned(2, 1, 1), **projections()), row(2, 5, 8)),
+    "one key for all heads": (lambda: Written(key_for_all, g=learned(4), **projections()), row(2, 5, 8)),
+    "between heads": (lambda: Written(between_heads, a=nn.Linear(5, 18), o=nn.Linear(6, 2)), row(2, 4, 5)),
+    "between heads by products": (lambda: Written(between_heads_by_products, a=nn.Linear(5, 18), o=nn.Linear(6, 2)), row(2, 4, 5)),
+    "one mixture of heads": (lambda: Written(one_mixture, t=nn.Linear(2, 2, bias=False), **projections()), row(2, 5, 8)),
     "chunked projections": (lambda: Written(chunked, a=nn.Linear(5, 18), o=nn.Linear(6, 2)), row(2, 4, 5)),
 }

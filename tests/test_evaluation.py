@@ -501,6 +501,9 @@ FIGURES = {
     "tradeoff": lambda: comparisons.plot_tradeoff(
         {flow: [(1 - s, summary(some_scores(3))) for s in (0, 0.1)] for flow in ("geometric", "euclidean")}, summary(some_scores(3))
     ),
+    "frontier": lambda: comparisons.plot_frontier(
+        {name: [(n, n / 2, summary(some_scores(3))) for n in (0.1, 0.9)] for name in ("generated", "noised")}, summary(some_scores(3))
+    ),
     "distances": lambda: plots.plot_distances(
         {name: one[:, 0] for name, one in neighbours_of(*torch.randn(3, 9, 2), torch.arange(9)).items()}
     ),

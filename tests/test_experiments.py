@@ -168,6 +168,7 @@ def test_samples_load_into_the_network(finished):
         "guiding": {
             "at": "point", "unit": "velocity", "schedule": "constant", "yields": False, "repeats": 1, "examples": None, "batch": 1000,
         },
+        "polish": 0,
         "recalibrate": "auto",
         "seed": 0,
     }  # fmt: skip
@@ -490,12 +491,15 @@ def test_an_older_configuration_is_completed_by_what_it_meant(finished):
 def test_sample_draws_more_networks(finished, place):
     from lab.folder import read_samples
 
-    plain, guided = (
+    plain, guided, polished = (
         read_samples(launch(place, "sample", named=(), checkpoint=str(finished), count=3, steps=4, **more) / "samples.safetensors")
-        for more in ({}, {"guidance": 0.1})
+        for more in ({}, {"guidance": 0.1}, {"polish": 30})
     )
-    assert plain.thetas.shape == guided.thetas.shape == (3, 43)
+    assert plain.thetas.shape == guided.thetas.shape == polished.thetas.shape == (3, 43)
     assert not torch.allclose(plain.thetas, guided.thetas)
+    task, network = load_task("iris", 0), mlp(4, [5], 3)
+    before, after = (geoflow.evaluate(network, one.spec, one.thetas, task.x_train, task.y_train).nll for one in (plain, polished))
+    assert (after < before - 0.01).all()
 
 
 def test_a_flow_is_sampled_as_its_run_did_and_without_data(finished, place, monkeypatch):
@@ -651,6 +655,34 @@ def test_sharpening_scores_known_sharpness_and_the_last(finished, place, capsys)
     assert {"accuracy", "nll", "ece"} == set(found["0"]["training"])
     assert (folder / "figures" / "sharpness.png").exists()
     assert (launch(place, "sharpen", named=(), checkpoint=str(finished), count=1, steps=2, sharpness=0.1) / "figures").is_dir()
+
+
+def test_polish_scores_all_starts_after_0_1_4_and_the_last_number_of_steps(finished, place, capsys):
+    folder = launch(place, "polish", named=(), checkpoint=str(finished), count=4, steps=5, polish=30)
+    starts = read(folder, "polish.json")["starts"]
+    assert list(starts) == [
+        "generated networks", "baseline: interpolation", "baseline: noised", "baseline: gaussian", "random networks",
+    ]  # fmt: skip
+    assert all(list(row) == ["0", "1", "4", "16", "30"] for row in starts.values())
+    assert all(row["30"]["nll"]["mean"] < row["0"]["nll"]["mean"] for row in starts.values())
+    assert "generated networks, 30 steps" in capsys.readouterr().out
+    made = launch(place, "sample", named=(), checkpoint=str(finished), count=4, steps=5, polish=30)
+    scored = read(launch(place, "evaluate", named=(), checkpoint=str(made)), "metrics.json")
+    assert scored["generated"] == {name: starts["generated networks"]["30"][name] for name in scored["generated"]}
+    assert (folder / "figures" / "polish.png").exists()
+
+
+def test_rivals_names_a_missing_package_before_it_trains(finished, place, monkeypatch, capsys):
+    import uses.rivals
+    from lab.checks import InputError
+
+    def missing(name):
+        raise ImportError(f"The package {name} is missing.")
+
+    monkeypatch.setattr(uses.rivals, "imported", missing)
+    with pytest.raises(InputError, match="The package laplace is missing"):
+        launch(place, "rivals", named=(), checkpoint=str(finished), count=3, steps=2)
+    assert "5 times" not in capsys.readouterr().out
 
 
 def test_the_curve_scores_powers_of_two_and_the_last(finished, place, capsys):
@@ -822,6 +854,8 @@ def test_a_zoo_with_too_large_a_batch_is_named_by_its_option(place):
         ("sample", {"sizes": {"node": 32}}, r"so sizes\.node=32 would change nothing"),
         ("transfer", {"hidden": [9], "start": 0.1}, "another network has other units: for transfer leave start=0"),
         ("sharpen", {"sharpness": 0.0}, "sharpen goes up from 0"),
+        ("polish", {}, "polish goes up from 0"),
+        ("curve", {"polish": 4}, "polish serves the commands main and sample and polish, and changes nothing here"),
         ("posterior", {"count": 1}, "posterior compares ensembles, and count=1 makes none"),
         ("posterior", {"task": "wine"}, "for another task use transfer"),
         ("evaluate", {"seed": 4}, "evaluate scores the saved samples, so"),
@@ -851,6 +885,16 @@ def test_what_a_flow_cannot_make_is_said(finished, place, command, config, words
 def normed(place) -> dict[str, Path]:
     """The folders of two runs with batch norm, by what they do with its statistics."""
     return {how: launch(place, norm="batch", recalibrate=how) for how in ("auto", "never")}
+
+
+def test_polish_measures_running_statistics_before_and_after(normed, place):
+    scored = {}
+    for steps in (1, 8):
+        drawn = launch(place, "sample", named=(), checkpoint=str(normed["auto"]), count=4, steps=4, polish=steps)
+        scored[str(steps)] = read(launch(place, "evaluate", named=(), checkpoint=str(drawn)), "metrics.json")["generated"]
+    found = read(launch(place, "polish", named=(), checkpoint=str(normed["auto"]), count=4, steps=4, polish=8), "polish.json")
+    for steps, one in scored.items():
+        assert one == {name: found["starts"]["generated networks"][steps][name] for name in one}
 
 
 def kept(folder: Path) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -962,7 +1006,10 @@ def test_sample_says_where_it_could_not_measure(normed, place, capsys, monkeypat
         ("with zoo.epoch=3", "There is no option 'zoo.epoch'. Is it zoo.epochs"),
         ("with xyzzy=3", "There is no option 'xyzzy'. Known: task, network, hidden, activation"),
         ("with zoo=cosine", "zoo is a group of options, such as zoo.epochs=..."),
-        ("with checkpoint=runs/3", "checkpoint serves the commands sample, evaluate, transfer, widths, guide, finetune, curve, sharpen"),
+        (
+            "with checkpoint=runs/3",
+            "checkpoint serves the commands sample, evaluate, transfer, widths, guide, finetune, curve, sharpen, polish",
+        ),
         ("curve with steps=8", "curve with checkpoint=runs/3"),
         ("density with count=2", "density with checkpoint=runs/3"),
         ("with probes=2", "probes=2 serves the command density only"),

@@ -352,6 +352,16 @@ def test_the_metric_of_tokens_is_that_of_ones_where_they_stand(generator):
             metric_frame(graph, refused)
 
 
+def test_whole_numbers_that_could_be_tokens_or_values_are_refused(generator):
+    graph = graph_of(spec_of(Tokens(9), torch.zeros(1, 4, dtype=torch.long)))
+    tokens = torch.randint(9, (50, 9), generator=generator)
+    for unclear in (tokens, tokens.int(), torch.nn.functional.one_hot(tokens, 9)):
+        with pytest.raises(ValueError, match=r"could be tokens or values of 9 units\. Pass tokens as examples\.flatten\(\)"):
+            metric_frame(graph, unclear)
+    assert metric_frame(graph, tokens.flatten()).axes["input0"].shape == (9,)
+    assert metric_frame(graph, tokens.float()).axes["input0"].shape == (9, 9)
+
+
 @pytest.mark.parametrize("tokens", [True, False])
 def test_wide_inputs_are_stretched_and_not_turned(tokens, generator, monkeypatch, tmp_path):
     monkeypatch.setattr("geoflow.frame.WIDE", 8)

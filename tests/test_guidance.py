@@ -238,6 +238,7 @@ def test_descent_falls_and_refuses(generator):
         descend(spec, torch.tensor([[0.0, 0, 1], [0, 0, -1]]), lambda states: states["bias"].log().sum(1), 3)
     with pytest.raises(ValueError, match="steps=-1"):
         descend(spec, torch.zeros(1, 3), lambda states: states["bias"].sum(1), -1)
+    assert torch.equal(descend(spec, torch.ones(1, 3), lambda states: states["bias"].sum(1), 0), torch.ones(1, 3))
 
 
 def test_guidance_leaves_the_network_and_the_flow_as_they_are(generator):

@@ -15,10 +15,14 @@ from geoflow.canonical import large as aligning
 from geoflow.canonical.large import canonicalize_large
 from geoflow.frame import UNTURNED, metric_frame
 from geoflow.graph import graph_of
+from geoflow.guidance import Diverged
 from geoflow.latent import large as charting
+from geoflow.latent import pca
+from geoflow.sampling import SOLVERS
 from geoflow.statistics import variances_of
 from geoflow.stored import Stored
 from geoflow.training import prepare
+from geoflow.writing import Writer
 from geoflow.zoo.large import open_zoo
 from tests.networks import NETWORKS
 
@@ -27,6 +31,10 @@ CONFIG |= {"prediction": "preconditioned", "sizes": {"width": 16}, "iterations":
 CONFIG |= {"ema": 0.9, "seed": 0, "latent": "pca"}
 SMALL = {"iterations": 2, "batch": 4, "progress": False, "latent": "pca"}
 Case = namedtuple("Case", "build x")
+
+
+class Stop(Exception):
+    """What interrupts."""
 
 
 def residual() -> nn.Module:
@@ -203,10 +211,6 @@ def test_other_flows_draw_into_files_too(tmp_path):
     assert drawn[:].allclose(new, atol=1e-6)
 
 
-class Stop(Exception):
-    """What interrupts."""
-
-
 @pytest.mark.parametrize("stop", [0, 4])
 def test_an_interrupted_preparation_goes_on_with_the_points_that_it_has(stop, tmp_path, monkeypatch):
     case, left = CASES["residual and batch norm"], [stop]
@@ -262,6 +266,93 @@ def test_a_disk_without_room_is_said_before_drawing(tmp_path, monkeypatch):
     assert not (tmp_path / "new.safetensors").exists()
 
 
+def test_a_drawing_makes_its_folder_and_needs_no_room_for_what_it_has(tmp_path, monkeypatch):
+    spec, _, zoo = zoo_of(CASES["relu and tanh"], tmp_path / "zoo.safetensors")
+    flow, Room, path = fit(spec, zoo, **SMALL), namedtuple("Room", "f_bavail f_frsize"), tmp_path / "new" / "folder" / "new.safetensors"
+
+    def draw():
+        return sample(flow, 3, steps=2, generator=torch.Generator().manual_seed(0), into=path)[:]
+
+    theta, left = charting.Chart.theta, [2]
+
+    def stopped(chart, x):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Stop
+        return theta(chart, x)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(charting.Chart, "theta", stopped)
+        draw()
+    needed = 4 * (3 * flow.chart.chart.graph.size + spec.weights)  # the points of all, and the one network that is missing
+    monkeypatch.setattr(os, "statvfs", lambda folder: Room(needed - 1, 1))
+    with pytest.raises(OSError, match=r"new\.safetensors needs"):
+        draw()
+    monkeypatch.setattr(os, "statvfs", lambda folder: Room(needed, 1))
+    made = draw()
+    monkeypatch.setattr(os, "statvfs", lambda folder: Room(0, 1))
+    monkeypatch.setattr(charting.Chart, "theta", lambda chart, x: pytest.fail("all networks are there"))
+    assert draw().equal(made) and [file.name for file in path.parent.iterdir()] == ["new.safetensors"]
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_many_networks_of_a_small_zoo_are_written_in_small_blocks(memory, tmp_path, monkeypatch):
+    spec, thetas, zoo = zoo_of(CASES["relu and tanh"], tmp_path / "zoo.safetensors")
+    flow, widest, write = fit(spec, thetas if memory else zoo, **SMALL), [], Writer.write
+    monkeypatch.setattr(pca, "BLOCK", 2**10)
+    monkeypatch.setattr(Writer, "write", lambda self, block: widest.append(block.nbytes) or write(self, block))
+    new = sample(flow, 100, steps=1, generator=torch.Generator().manual_seed(0))
+    drawn = sample(flow, 100, steps=1, generator=torch.Generator().manual_seed(0), into=tmp_path / "new.safetensors")
+    assert max(widest) <= 2**10 and drawn[:].allclose(new, atol=1e-5)
+
+
+def test_a_list_of_one_zoo_may_lie_in_a_file(tmp_path):
+    spec, _, zoo = zoo_of(CASES["relu and tanh"], tmp_path / "zoo.safetensors")
+    one, other = fit([spec], [zoo], **SMALL), fit(spec, zoo, **SMALL)
+    assert one.losses == other.losses and one.chart.pca.variances.equal(other.chart.pca.variances)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_one_network_in_several_orders_is_no_zoo(memory, tmp_path, recwarn):
+    """All components are rounding then. Networks that differ by a thousandth of their spread are fine."""
+    spec, (one, *_) = zoo_in_memory(CASES["relu and tanh"], 6)
+    generator = torch.Generator().manual_seed(1)
+    for noise, warned in ((1e-3, 0), (0.0, 1)):
+        symmetries = [random_symmetry(spec, generator, torch.float32) for _ in range(6)]
+        zoo = torch.stack([apply_symmetry(spec, one + noise * torch.randn(len(one), generator=generator), g) for g in symmetries])
+        with appending_networks(tmp_path / f"{noise}.safetensors", spec, torch.float32) as file:
+            file.add(zoo)
+        fit(spec, zoo if memory else open_zoo(tmp_path / f"{noise}.safetensors").thetas, **SMALL)
+        assert sum("components may be rounding" in str(one.message) for one in recwarn) == warned
+
+
+def test_networks_appended_while_a_flow_is_fitted_change_nothing(tmp_path, monkeypatch):
+    spec, thetas, zoo = zoo_of(CASES["relu and tanh"], tmp_path / "zoo.safetensors")
+    wanted, work = prepare(spec, thetas, CONFIG)[0].chart, charting.fit_chart_large
+
+    def beside_another(*given):
+        with appending_networks(zoo.path, spec, torch.float32) as file:
+            file.add(thetas[:1] + 1)
+        return work(*given)
+
+    monkeypatch.setattr(charting, "fit_chart_large", beside_another)
+    found = prepare(spec, zoo, CONFIG)[0].chart
+    assert found.pca.variances.allclose(wanted.pca.variances, rtol=1e-3)
+    monkeypatch.setattr(charting, "fit_chart_large", lambda *given: pytest.fail("the chart of the same six networks is kept"))
+    assert prepare(spec, zoo, CONFIG)[0].chart.pca.variances.equal(found.pca.variances)
+
+
+def test_a_drawing_that_diverges_holds_no_points_as_networks(tmp_path, monkeypatch):
+    spec, _, zoo = zoo_of(CASES["relu and tanh"], tmp_path / "zoo.safetensors")
+    flow = fit(spec, zoo, **SMALL)
+    monkeypatch.setitem(SOLVERS, "broken", lambda v, x, t, h, manifold: x.index_fill(0, torch.tensor([0]), torch.nan))
+    for into, held in ((None, 2), (tmp_path / "new.safetensors", None)):
+        with pytest.raises(Diverged, match="1 of 3 networks came out with NaN") as caught:
+            sample(flow, 3, steps=1, solver="broken", into=into)
+        assert caught.value.thetas is held or caught.value.thetas.shape == (held, spec.weights)
+    assert not (tmp_path / "new.safetensors").exists()
+
+
 def test_what_a_file_cannot_serve_is_refused_before_work_begins(tmp_path, monkeypatch):
     spec, thetas, zoo = zoo_of(CASES["relu and tanh"], tmp_path / "zoo.safetensors")
     other = spec_of(nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3)), torch.zeros(1, 4))
@@ -274,6 +365,8 @@ def test_what_a_file_cannot_serve_is_refused_before_work_begins(tmp_path, monkey
     ):
         with pytest.raises(ValueError, match=said):
             fit(table, zoo, **{**SMALL, **options})
+    with pytest.raises(ValueError, match=r"not changed or in part\. Pass open_zoo\(path\)\.thetas"):
+        fit(spec, zoo.split(4)[0], **SMALL)
     with pytest.raises(ValueError, match="components=6: 6 networks have at most 5"):
         fit(spec, thetas, **{**SMALL, "components": 6})
 

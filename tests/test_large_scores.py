@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from geoflow import Flow, evaluate, fit, spec_of
+from geoflow import Flow, evaluate, fit, spec_of, unpack
 from geoflow.appending import appending_networks
 from geoflow.canonical import canonicalize, gathering, matching
 from geoflow.canonical.large import Steps
@@ -85,6 +85,12 @@ def test_the_ruler_and_novelty_are_those_of_memory(metric, spec, thetas, x, tmp_
         place_large(ruler, others, tmp_path / "placed.safetensors", progress=False)
 
 
+def test_the_ruler_of_a_file_needs_no_folder(spec, thetas, tmp_path):
+    """The networks have free signs, which are found for a few networks at a time."""
+    usual, ruler = fit_ruler(spec, thetas), fit_ruler(spec, to_file(tmp_path / "zoo.safetensors", spec, thetas))
+    assert ruler.scale.allclose(usual.scale, rtol=1e-4) and ruler.reference.allclose(usual.reference, atol=1e-4)
+
+
 def test_an_interrupted_placing_goes_on(spec, thetas, tmp_path, monkeypatch):
     ruler, zoo, calls, place = fit_ruler(spec, thetas), to_file(tmp_path / "zoo.safetensors", spec, thetas), [], Ruler.place
 
@@ -129,8 +135,33 @@ def test_baselines_in_files_are_those_of_memory(name, flow, spec, thetas, tmp_pa
     assert open_zoo(tmp_path / "made.safetensors", spec).thetas[:].equal(found[:])
 
 
+def test_a_finished_baseline_is_not_taken_for_one_of_another_zoo_flow_or_seed(flow, spec, thetas, tmp_path):
+    zoo, other = (to_file(tmp_path / f"{name}.safetensors", spec, some) for name, some in (("zoo", thetas), ("other", thetas + 1)))
+
+    def made(name, flow, zoo, count, seed):
+        return baseline_in_file(name, flow, zoo, count, torch.Generator().manual_seed(seed), tmp_path / "made.safetensors", False)[:]
+
+    first, another = made("retrieval", flow, zoo, 3, 0), replace(flow, reference=flow.reference + 1)
+    given = ("noised", flow, zoo, 3, 0), ("retrieval", another, zoo, 3, 0), ("retrieval", flow, other, 3, 0)
+    for one in (*given, ("retrieval", flow, zoo, 2, 0), ("retrieval", flow, zoo, 3, 1)):
+        with pytest.raises(ValueError, match=r"made\.safetensors says another 'points' of itself"):
+            made(*one)
+    assert made("retrieval", flow, zoo, 3, 0).equal(first)
+
+
+def test_networks_that_change_as_they_are_read_have_no_columns(spec, thetas, tmp_path):
+    doubled = to_file(tmp_path / "zoo.safetensors", spec, thetas).to(torch.double)
+    with pytest.raises(TypeError, match="have no columns"):
+        spread(doubled)
+
+
 def test_a_scoreboard_in_files_is_that_of_memory(spec, thetas, x, tmp_path, monkeypatch):
-    """Baselines of noise have other noise. All else is equal, and the same call again draws and measures nothing."""
+    """Baselines of noise have other noise. All else is equal, and the same call again draws and measures nothing.
+
+    Gains are positive, as trained ones mostly are. Gains of both signs may have a mean of 0 up to rounding, which no comparison survives.
+    """
+    gains = unpack(spec, torch.arange(spec.weights, dtype=torch.float64))["1.weight"].long()
+    thetas = thetas.index_copy(1, gains, thetas[:, gains].abs())
     files = [to_file(tmp_path / f"{name}.safetensors", spec, some) for name, some in (("new", thetas[:3] + 0.1), ("held", thetas[6:]))]
     (new, held), _ = files, to_file(tmp_path / "zoo.safetensors", spec, thetas[:6])
     zoo = replace(open_zoo(tmp_path / "zoo.safetensors", spec), snapshots=2)

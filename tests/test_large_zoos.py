@@ -2,15 +2,22 @@
 
 import os
 import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from time import sleep
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
 
+import geoflow
+from geoflow import appending as growing
 from geoflow import read_networks, spec_of, write_networks
-from geoflow.appending import appending
-from geoflow.stored import mapped, stored
+from geoflow.appending import appending, small_tensors, words_of
+from geoflow.stored import Stored, mapped, stored
 from geoflow.zoo.files import network_files
 from geoflow.zoo.large import add_networks, open_zoo
 
@@ -40,7 +47,7 @@ def quietly(path, source, spec, **how):
 # Rows of a file
 
 
-def test_rows_are_those_of_the_tensor(tmp_path, spec, folder):
+def test_rows_are_those_of_the_tensor(tmp_path, spec, folder, monkeypatch):
     zoo, thetas = quietly(tmp_path / "zoo.safetensors", folder, spec), read_networks(folder, spec)
     rows = zoo.thetas
     for seen, wanted in ((rows, thetas), (mapped(rows, lambda x: 2 * x), 2 * thetas), (rows.to(torch.double), thetas.double())):
@@ -48,8 +55,15 @@ def test_rows_are_those_of_the_tensor(tmp_path, spec, folder):
         assert all(seen[at].equal(wanted[at]) for at in (0, -1, slice(2, 7), slice(None), slice(5, 5), [3, 1], torch.tensor([0, 11, 0])))
         assert torch.stack(list(seen)).equal(wanted)
         assert [part[:].tolist() for part in seen.split(5)] == [part.tolist() for part in wanted.split(5)]
-    with pytest.raises(IndexError):
-        rows[12]
+    mask = torch.arange(12) % 3 == 1
+    for at in (np.int64(3), torch.tensor(3), np.array([3, 1]), mask, mask.numpy(), mask.tolist(), range(2, 4), []):
+        assert rows[at].equal(thetas[at])
+    for wrong, error in ((12, IndexError), ([0, 12], IndexError), (mask[:5], IndexError), ((1, 2), TypeError)):
+        with pytest.raises(error):
+            rows[wrong]
+    reads, take = [], Stored.take
+    monkeypatch.setattr(Stored, "take", lambda self, nets: reads.extend(nets) or take(self, nets))
+    assert [len(part[:]) for part in rows.split(5)] == [5, 5, 2] and reads == list(range(12))  # each network is read once
     paths = write_networks(tmp_path / "again", spec, rows)
     assert read_networks(paths, spec).equal(thetas)
 
@@ -101,18 +115,14 @@ def test_more_networks_come_behind(tmp_path, spec, folder):
 
 
 def test_a_full_disk_keeps_what_was_written(tmp_path, spec, folder, monkeypatch):
-    path, write, left = tmp_path / "zoo.safetensors", os.pwrite, [4 * spec.weights * 3 + 50]
+    path, write, most = tmp_path / "zoo.safetensors", os.pwrite, []
 
     def full(file, content, start):
-        if len(content) != 4 * spec.weights and start:  # a part of a row
+        """A disk with room for three networks, and a part of the next one."""
+        most.append(2 * os.fstat(file).st_size + 3 * 4 * spec.weights + 50)  # a copy of the header stands behind a row at times
+        if start >= most[0]:
             raise OSError(28, "No space left on device")
-        if start == 0:
-            return write(file, content, start)
-        done = min(len(content), left[0])
-        left[0] -= done
-        if not done:
-            raise OSError(28, "No space left on device")
-        return write(file, content[:done], start)
+        return write(file, content[: most[0] - start], start)
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(
@@ -122,6 +132,96 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, spec, folder, monkeypatch)
     monkeypatch.undo()
     assert open_zoo(path, spec).thetas[:].equal(read_networks(folder, spec)[:3])
     assert quietly(path, folder, spec).thetas[:].equal(read_networks(folder, spec))
+
+
+class Killed(BaseException):
+    """The end of a process, after which nothing else is done."""
+
+
+def add_rows(path, rows):
+    with appending(path, "thetas", 5, torch.float32, {"x": "y"}, {"small": torch.arange(3)}) as file:
+        file.add(rows[len(file) :], [{"number": number} for number in range(len(file), len(rows))])
+
+
+@pytest.mark.parametrize("stop", [*range(0, 120, 7), 900, 1400, 2000, 2600, 2700, 2800, 4000])
+def test_a_process_that_is_killed_at_any_byte_loses_no_row(stop, tmp_path, monkeypatch):
+    """The half-written header is the worst: the file must be readable at once, by itself, and by the same call again."""
+    monkeypatch.setattr(growing, "ROOM", 1000)
+    path, rows, write, left = tmp_path / "a.safetensors", torch.randn(4, 5), os.pwrite, [stop]
+    add_rows(path, rows[:2])
+
+    def killed(file, content, start):
+        done = min(len(content), left[0])
+        left[0] -= done
+        write(file, content[:done], start)
+        if done < len(content):
+            raise Killed
+        return done
+
+    monkeypatch.setattr(os, "pwrite", killed)
+    with pytest.raises(Killed):
+        add_rows(path, rows)
+    monkeypatch.undo()
+    found = stored(path)
+    assert 2 <= len(found) <= 4 and found[:].equal(rows[: len(found)])
+    assert [one["number"] for one in words_of(path)[1]] == list(range(len(found)))
+    assert small_tensors(path, "small")["small"].equal(torch.arange(3))
+    add_rows(path, rows)
+    assert stored(path)[:].equal(rows)
+    with safe_open(path, "pt") as file:  # nothing is left behind the rows
+        assert file.get_tensor("thetas").equal(rows)
+
+
+def test_a_header_without_room_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(growing, "ROOM", 400)
+    path = tmp_path / "a.safetensors"
+    named = pytest.raises(ValueError, match=r"has no room left to say what further rows are, after 1\.")
+    with named, appending(path, "thetas", 5, torch.float32, {}) as file:
+        file.add(torch.ones(2, 5), [{"path": "x" * 300}] * 2)
+    with safe_open(path, "pt") as file:
+        assert file.get_tensor("thetas").shape == (1, 5)
+
+
+def test_rows_of_another_length_are_refused(tmp_path):
+    for rows in (torch.ones(2, 4), torch.ones(2, 6)):
+        refused = pytest.raises(ValueError, match=r"a\.safetensors has rows of 5 numbers, not")
+        with refused, appending(tmp_path / "a.safetensors", "thetas", 5, torch.half, {}) as file:
+            file.add(rows)
+    assert len(stored(tmp_path / "a.safetensors")) == 0
+
+
+def test_two_that_add_to_one_file_take_turns(tmp_path):
+    """Locks belong to an open file, so threads stand for processes."""
+    path, rows, begun = tmp_path / "a.safetensors", torch.randn(6, 5), Barrier(3)
+
+    def add(number: int) -> None:
+        begun.wait()
+        for net in (2 * number, 2 * number + 1):
+            with appending(path, "thetas", 5, torch.float32, {"x": "y"}) as file:
+                file.add(rows[net : net + 1], [net])
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(3) as pool:
+        warnings.simplefilter("ignore")
+        list(pool.map(add, range(3)))
+    order = words_of(path)[1]
+    assert sorted(order) == list(range(6)) and stored(path)[:].equal(rows[order])
+
+
+def test_one_that_waits_says_so_and_finds_what_was_added(tmp_path):
+    path, rows = tmp_path / "a.safetensors", torch.randn(2, 5)
+
+    def second() -> None:
+        with appending(path, "thetas", 5, torch.float32, {}) as file:
+            file.add(rows[1:], [len(file)])
+
+    with ThreadPoolExecutor(1) as pool, pytest.warns(UserWarning, match=r"Another process adds to .*a\.safetensors"):
+        with appending(path, "thetas", 5, torch.float32, {}) as file:
+            waiting = pool.submit(second)
+            sleep(0.2)
+            file.add(rows[:1], [0])
+            assert not waiting.done() and len(stored(path)) == 1
+        waiting.result()
+    assert words_of(path)[1] == [0, 1] and stored(path)[:].equal(rows)
 
 
 @pytest.mark.parametrize(("dtype", "kept"), [(None, torch.float32), (torch.half, torch.half), (torch.double, torch.double)])
@@ -148,6 +248,51 @@ def test_bad_networks_and_files_are_named_and_the_good_ones_kept(tmp_path, spec,
     os.utime(folder / "seed1.pt", (1, 1))
     with pytest.raises(ValueError, match=r"seed1\.pt has changed since it was added"):
         quietly(path, folder, spec)
+
+
+def test_copies_moved_files_and_files_of_its_own_are_no_new_networks(tmp_path, spec, folder):
+    path, first = folder / "zoo.safetensors", network_files(folder)[0]
+    shutil.copy(first, folder / "seed12.pt")
+    with pytest.warns(UserWarning, match=r"1 files, such as .*seed12\.pt, were passed over: they hold the same bytes"):
+        assert quietly(path, folder, spec).thetas.shape == (12, spec.weights)
+    (folder / "seed12.pt").unlink()
+    zoo = quietly(path, [first, folder / ".." / "runs" / first.name], spec).thetas
+    assert quietly(tmp_path / "once.safetensors", [first, first], spec).thetas.shape == (1, spec.weights)
+    geoflow.fit(spec, zoo, latent="pca", iterations=1, batch=4, progress=False)  # writes two files beside the zoo
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.warns(UserWarning, match="12 files"):
+        assert quietly(moved / "zoo.safetensors", moved, spec).thetas.shape == (12, spec.weights)
+
+
+def test_precisions_that_do_not_hold_each_other_need_a_wider_zoo(tmp_path, spec, folder):
+    state = {name: value.half() if value.is_floating_point() else value for name, value in build().state_dict().items()}
+    torch.save(state, folder / "seed3.pt")
+    with pytest.raises(ValueError, match=r"seed3\.pt holds .*float16, and .*bfloat16\. Make the zoo with dtype=torch\.float32"):
+        torch.save({name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}, folder / "seed0.pt")
+        quietly(tmp_path / "zoo.safetensors", [folder / "seed0.pt", folder / "seed3.pt"], spec)
+
+
+def test_a_mark_tells_zoos_apart_and_outlives_further_networks(tmp_path, spec, folder):
+    files = network_files(folder)
+    zoo = quietly(tmp_path / "zoo.safetensors", files[:6], spec).thetas
+    mark = zoo.mark()
+    more = quietly(tmp_path / "zoo.safetensors", folder, spec).thetas
+    assert zoo.mark() == mark and zoo[:].equal(more[:6]) and more.mark() != mark
+    others = [quietly(tmp_path / f"{name}.safetensors", some, spec).thetas for name, some in
+              (("copy", files[:6]), ("turned", files[5::-1]), ("others", files[6:]))]  # fmt: skip
+    assert [other.mark() == mark for other in others] == [True, False, False]
+    with zoo.path.open("r+b") as file:
+        file.seek(zoo.start + 50)
+        file.write(b"other")
+    assert zoo.mark() != mark
+
+
+def test_a_zoo_is_found_from_another_working_folder(tmp_path, spec, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    zoo = quietly("zoo.safetensors", "runs", spec).thetas
+    flow = geoflow.fit(spec, zoo, latent="pca", iterations=1, batch=4, progress=False)
+    monkeypatch.chdir(folder)
+    assert zoo[:2].shape == (2, spec.weights) and len(geoflow.sample(flow, 2, steps=1)) == 2
 
 
 def test_a_cut_zoo_and_one_of_another_network_are_named(tmp_path, spec, folder):

@@ -68,6 +68,15 @@ def test_products_that_are_balanced_stay(name, generator):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_balancing_in_half_precision_loses_no_more_than_rounding(dtype):
+    """A head of 64 units has directions that count for a few percent of its product."""
+    spec = of_heads(1, 64)[1]
+    theta = normal(2, spec.weights).to(dtype)
+    exact, found = (balance_products(spec, one).double() for one in (theta.double(), theta))
+    assert (found - exact).norm() < 8 * torch.finfo(dtype).eps * exact.norm()
+
+
 @mapped
 def test_maps_lead_back_from_balanced_products(name):
     """Where the product has full rank. Else what was there in some direction is lost, and the map is the identity."""

@@ -162,6 +162,7 @@ def test_later_commands_find_the_files_from_another_folder(finished, mine, tmp_p
         ("finetune", {"tuning": {"steps": 2, "level": 0.7}}, "finetune.json"),
         ("curve", {}, "curve.json"),
         ("sharpen", {"sharpness": 0.1}, "sharpness.json"),
+        ("polish", {"polish": 2}, "polish.json"),
         ("stages", {}, "stages.json"),
         ("density", {"probes": 2}, "density.json"),
         ("posterior", {}, "posterior.json"),

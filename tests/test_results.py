@@ -195,6 +195,9 @@ def test_runs_and_what_was_found_of_their_flows_are_kept(tmp_path, elsewhere):
     results.keep("main_job", a_run(tmp_path / "curve", "curve", curve=curve, config=checkpoint))
     one = {"generated": new["generated"], "training": new["zoo"], "diversity": {"generated": new["diversity"]["generated"]}}
     results.keep("main_job", a_run(tmp_path / "sharper", "sharpen", sharpness={"sharpness": {"0.5": one, "1": one}}, config=checkpoint))
+    steps = {"0": new["generated"] | {"novelty": 0.9, "copies": 0.0}, "4": new["zoo"] | {"novelty": 0.8, "copies": 0.2}}
+    polish = {"zoo": new["zoo"], "starts": {"generated networks": steps}}
+    results.keep("main_job", a_run(tmp_path / "polish", "polish", polish=polish, config=checkpoint))
     layers = {"0": {"0": new["zoo"], "": new["generated"]}}
     stages = {"zoo": new["zoo"], "whole": {"0": new["generated"], "0.5": new["zoo"]}, "layers": layers}
     results.keep("main_job", a_run(tmp_path / "stages", "stages", stages=stages, config=checkpoint))
@@ -314,7 +317,9 @@ def test_a_run_that_the_study_does_not_have_is_refused(tmp_path, elsewhere, chan
 def test_a_run_of_another_command_is_refused(tmp_path, elsewhere):
     import results
 
-    with pytest.raises(SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, stages, widths, transfer, guide"):
+    with pytest.raises(
+        SystemExit, match="holds no finished run of the main job, nor of curve, sharpen, polish, stages, widths, transfer, guide"
+    ):
         results.keep("mnist", a_run(tmp_path / "run", "evaluate", metrics={}, config={"task": "mnist"}))
     with pytest.raises(SystemExit, match="holds no finished run"):
         results.keep("mnist", tmp_path / "nothing")

@@ -144,10 +144,10 @@ def test_seconds_are_those_of_the_work():
 
 
 def test_a_missing_package_is_said_with_its_cure():
-    from rivals.packages import _imported
+    from rivals.packages import imported
 
     with pytest.raises(ImportError, match=r'The package no_such_package is missing .* pip install -e "\.\[baselines\]"'):
-        _imported("no_such_package")
+        imported("no_such_package")
 
 
 @needs_packages

@@ -105,10 +105,10 @@ def test_sample_and_evaluate_serve_the_architecture_that_is_named(label, togethe
         assert read(scored, "metrics.json")["generated"] == expected
 
 
-MORE = {"sharpen": {"sharpness": 0.1}, "finetune": {"tuning": {"steps": 2}}, "density": {"probes": 2}}
+MORE = {"sharpen": {"sharpness": 0.1}, "polish": {"polish": 2}, "finetune": {"tuning": {"steps": 2}}, "density": {"probes": 2}}
 
 
-@pytest.mark.parametrize("command", ["stages", "curve", "sharpen", "density", "posterior", "finetune"])
+@pytest.mark.parametrize("command", ["stages", "curve", "sharpen", "polish", "density", "posterior", "finetune"])
 def test_analyses_serve_each_architecture(command, together, place):
     more = MORE.get(command, {})
     folder = launch(place, command, named=(), checkpoint=str(together), hidden=[4, 4], count=4, steps=2, **more)

@@ -5,6 +5,7 @@ import itertools
 import json
 from dataclasses import replace
 from functools import cache
+from typing import ClassVar
 
 import pytest
 import torch
@@ -106,6 +107,12 @@ GROUPS = {
     "expanded keys": ([2], [], []),
     "low rank pair": ([6], [6], []),
     "chunked projections": ([2], [], []),
+    "gain of heads": ([2], [2, 2], [2, 2]),  # before the gain and behind it
+    "temperatures of heads": ([2], [2], [2]),  # of the queries, as on the temperatures
+    "one key for all heads": ([], [], []),
+    "between heads": ([2], [], []),
+    "between heads by products": ([2], [], []),
+    "one mixture of heads": ([2], [], []),
 }
 # name: the (heads, width) of the groups of linear maps, derived by hand; all other networks have none
 LINEAR = {
@@ -126,6 +133,10 @@ LINEAR = {
     "expanded keys": [(2, 3), (2, 3)],
     "low rank pair": [(1, 2)],
     "chunked projections": [(2, 3), (2, 3)],
+    "gain of heads": [(2, 4)],  # of queries and keys; the values keep the factors of heads
+    "temperatures of heads": [(2, 4)],  # of the values, as above
+    "one key for all heads": [(1, 4), (2, 4)],  # one matrix for the queries and keys of all heads
+    "one mixture of heads": [(2, 4)],
     "rotary": [(1, 3)],  # of the values; positions rotate the pairs of queries and keys
     "einsum with an ellipsis": [(1, 4), (1, 3)],
 }
@@ -422,15 +433,20 @@ def test_an_undeclared_scaling_changes_the_function():
 class Amplified(nn.Sequential):
     """Its output turns by one radian when a hidden unit changes by 1e-8, so rounding by 1e-16 is seen in the eighth digit."""
 
+    precisions: ClassVar[set] = set()
+
     def forward(self, x):
-        return torch.sin(1e8 * super().forward(x))
+        shift = torch.full((3,), 0.1)  # a tensor of its own
+        self.precisions.add(shift.dtype)
+        return torch.sin(1e8 * (super().forward(x) + shift))
 
 
 def test_a_network_that_amplifies_rounding_is_checked_up_to_that():
     network, x = Amplified(nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 3)), torch.zeros(4, 5)
     spec = spec_of(network, x)
+    Amplified.precisions.clear()
     changes = [check_spec(network, spec, x, generator(seed)) for seed in range(10)]
-    assert 1e-8 < max(changes) < 1e-4
+    assert 1e-8 < max(changes) < 1e-4 and Amplified.precisions == {torch.float64}
     wrong = replace(spec, sites=tuple(replace(site, sign=site.scaling) for site in spec.sites))
     with pytest.raises(ValueError, match="does not fit Amplified"):
         check_spec(network, wrong, x, generator())

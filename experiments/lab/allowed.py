@@ -18,17 +18,22 @@ from lab.conditions import CONDITIONS
 DEVICES = ("auto", "cpu", "cuda")
 # the commands on a saved flow
 FURTHER = (
-    "sample", "evaluate", "transfer", "widths", "guide", "finetune", "curve", "sharpen", "stages", "density", "posterior", "rivals",
+    "sample", "evaluate", "transfer", "widths", "guide", "finetune", "curve", "sharpen", "polish", "stages", "density", "posterior",
+    "rivals",
 )  # fmt: skip
 ELSEWHERE = ("transfer", "widths", "guide", "finetune")  # those that serve other networks and data than the flow's own
-ONLY = {"yardstick": ("transfer", "widths"), "widths": ("widths",), "depths": ("widths",)}  # option: the commands that it serves
+# option: the commands that it serves
+ONLY = {"yardstick": ("transfer", "widths"), "widths": ("widths",), "depths": ("widths",), "polish": ("main", "sample", "polish")}
 # how a flow was fitted, and which part of the data it must not see; the flow records them, and commands on a saved flow cannot change them
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
     "ema", "part", "condition", "condition_dropout", "latent", "components", "spread", "pool", "jitter", "dropout", "optimizer",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
-SAMPLING = ("count", "solver", "steps", "start", "sharpness", "ask", "condition_strength", "guidance", "guiding", "recalibrate", "seed")
+SAMPLING = (
+    "count", "solver", "steps", "start", "sharpness", "ask", "condition_strength", "guidance", "guiding", "polish", "recalibrate",
+    "seed",
+)  # fmt: skip
 DENSITY = ("count", "solver", "steps", "probes", "sharpness", "seed")  # what density takes of these, and its own
 BATCH = 32  # networks in a training step of the flow, if the zoo has as many
 PARTS = ("test", "validation")
@@ -86,6 +91,7 @@ NUMBERS: dict[str, Number] = {
     "ask": POSITIVE,
     "probes": (int, lambda n: n == 0 or n >= 2, "0, or a whole number of at least 2"),
     "guidance": NOT_NEGATIVE,
+    "polish": (int, lambda n: n >= 0, "a whole number of at least 0"),
     "seed": SEED,
     "memory": POSITIVE,
     "yardstick": (int, lambda n: n == 0 or n >= 2, "0 or a whole number of at least 2"),

@@ -8,11 +8,15 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from geoflow.appending import write_networks_of
 from geoflow.canonical import canonicalize
-from geoflow.evaluation.large import recalibrate_large
+from geoflow.descent import NotFinite, descend
 from geoflow.evaluation.plots import SHOWN_PATHS
+from geoflow.fingerprints import digest_of
 from geoflow.flow import Flow
 from geoflow.guidance import Guidance, no_guidance, task_guidance
+from geoflow.latent.large import single
+from geoflow.objectives import task_objective
 from geoflow.randomness import randomness
 from geoflow.sampling import sample
 from geoflow.spec import NetworkSpec
@@ -28,6 +32,9 @@ from lab.conditions import asked_of, extrapolates
 from lab.folder import flow_file
 from lab.own import check_table, is_function
 
+FINISHING = ("polish", "guiding", "recalibrate", "seed")  # options that decide what becomes of networks once they are drawn
+POLISH = 3e-3  # learning rate of the steps of Adam after sampling
+POLISHED_AT_ONCE = 32  # networks that these steps train at once
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 
 
@@ -40,9 +47,8 @@ def generate(
     """
     points = []
     thetas = _drawn(flow, spec, config, guidance, watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()))
-    seen = None if task is None else measuring_examples(spec, task, config, flow.config["seed"])
-    if seen is not None:
-        thetas = recalibrate(network, spec, thetas, seen.to(thetas.device), progress=at_terminal())
+    if task is not None:
+        thetas = _finished(network, spec, thetas, task, config, flow.config["seed"])
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
 
 
@@ -53,13 +59,19 @@ def generate_in_file(
 
     After an interruption the same call goes on.
     """
-    points, seen, device = [], measuring_examples(spec, task, config, flow.config["seed"]), device_of(config["device"])
-    thetas = _drawn(flow, spec, config, guidance, watch=lambda x: points.append(x.cpu()), into=folder / "drawn.safetensors")
-    if seen is not None:
-        thetas = recalibrate_large(network, spec, thetas, seen.to(device), folder / "recalibrated.safetensors", at_terminal())
+    points, seed, device = [], flow.config["seed"], device_of(config["device"])
+    drawn = _drawn(flow, spec, config, guidance, watch=lambda x: points.append(x.cpu()), into=folder / "drawn.safetensors")
     times = config["steps"] + 1
-    batches = [torch.stack(points[first : first + times]) for first in range(0, len(points), times)]
-    return thetas, torch.cat(batches, 1)
+    paths = torch.cat([torch.stack(points[begin : begin + times]) for begin in range(0, len(points), times)], 1)
+    if not config["polish"] and not recalibrates(spec, config):
+        return drawn, paths
+
+    def finished(number: int) -> Tensor:
+        return _finished(network, spec, single(drawn[number])[None].to(device), task, config, seed, number)[0]
+
+    key = digest_of({"drawn": drawn.mark(), "x": task.x_train, "y": task.y_train, **{name: config[name] for name in FINISHING}})
+    path = folder / "finished.safetensors"
+    return write_networks_of(spec, path, key, len(drawn), drawn.dtype, finished, at_terminal()), paths
 
 
 def _drawn(flow: Flow, spec: NetworkSpec, config: Mapping, guidance: Guidance, **how) -> Networks:
@@ -71,17 +83,58 @@ def _drawn(flow: Flow, spec: NetworkSpec, config: Mapping, guidance: Guidance, *
     )  # fmt: skip
 
 
+def _finished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int, first: int = 0) -> Tensor:
+    """Return drawn networks after their training steps, with running statistics measured anew, if the options ask for these."""
+    if config["polish"]:
+        thetas = polished(network, spec, thetas, task, config, seed, first)
+    return measured_anew(network, spec, thetas, task, config, seed)
+
+
+def measured_anew(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int) -> Tensor:
+    """Return networks with their running statistics measured on training data, if they have any and the options ask for it."""
+    seen, progress = measuring_examples(spec, task, config, seed), at_terminal() and len(thetas) > 1
+    return thetas if seen is None else recalibrate(network, spec, thetas, seen.to(thetas.device), progress=progress)
+
+
 def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
     """Return the guidance that the options ask for, on labelled training examples."""
     if not config["guidance"]:
         return no_guidance
+    x, y, batch = labelled_examples(task, config)
+    generator = randomness(config["seed"], "guidance")
+    return task_guidance(network, x, y, config["guidance"], task.outputs, batch, generator, **way_of(config))
+
+
+def polished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int, first: int = 0) -> Tensor:
+    """Return networks after config["polish"] steps of Adam on labelled training examples, with a learning rate that falls from POLISH to 0.
+
+    Running statistics are measured before the first step on the inputs that `seed` chooses, if at all.
+
+    Raises FloatingPointError that names the networks whose loss is not finite. The first of those given has the number `first`.
+    """
+    x, y, batch = labelled_examples(task, config)
+    thetas = measured_anew(network, spec, thetas, task, config, seed)
+
+    def trained(number: int, part: Tensor) -> Tensor:
+        objective = task_objective(network, x, y, task.outputs, batch, randomness(config["seed"], "polish"))  # the same batches for all
+        try:
+            return descend(spec, part, objective, config["polish"], POLISH)
+        except NotFinite as error:
+            broken = [number + one for one in error.networks]
+            raise NotFinite(error.step, broken, f"Leave polish={config['polish']} out, or draw other networks.") from error
+
+    numbers = range(first, first + len(thetas), POLISHED_AT_ONCE)
+    return torch.cat([trained(number, part) for number, part in zip(numbers, thetas.split(POLISHED_AT_ONCE), strict=True)])
+
+
+def labelled_examples(task: Task, config: Mapping) -> tuple[Tensor, Tensor, int]:
+    """Return the training examples whose labels may be seen, their targets, and how many of them make a batch."""
     count, batch = config["guiding"]["examples"] or len(task.x_train), config["guiding"]["batch"]
     if count > len(task.x_train):
         raise ValueError(f"guiding.examples={count} is more than the {len(task.x_train)} training examples of {task.name}.")
     some = torch.randperm(len(task.x_train), generator=randomness(config["seed"], "labels"))[:count]
     x, y = (part[some].to(device_of(config["device"])) for part in (task.x_train, task.y_train))
-    generator = randomness(config["seed"], "guidance")
-    return task_guidance(network, x, y, config["guidance"], task.outputs, min(batch, count), generator, **way_of(config))
+    return x, y, min(batch, count)
 
 
 def way_of(config: Mapping) -> dict:

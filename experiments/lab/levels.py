@@ -26,7 +26,7 @@ def levels(flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, config
     exam, rows, asked, reached = Exam(network, spec, task, device), [], [], []
     count = max(LEAST, config["count"] // len(SHARES))
     for level in flow.conditions.at(torch.tensor(SHARES)).exp().flatten().tolist():
-        thetas, _ = generate(flow, network, spec, task, {**config, "count": count, "ask": level})
+        thetas, _ = generate(flow, network, spec, task, {**config, "count": count, "ask": level, "polish": 0})
         found = training_nll(network, spec, task, thetas, device).double()
         spread = {"mean": found.mean().item(), "std": found.std().item()}
         rows.append({"asked": level, "reached": spread, "test": summary(exam.single(thetas))})

@@ -76,6 +76,8 @@ def complete(config: Mapping, command: str, defaults: Mapping) -> dict:
     own |= {name: value if config[name] is None else config[name] for name, value in sampler.items()}
     if command == "sharpen" and not own["sharpness"]:
         raise InputError("sharpen goes up from 0 to the sharpness that you give, such as sharpness=2.")
+    if command == "polish" and not config["polish"]:
+        raise InputError("polish goes up from 0 to the number of steps that you give, such as polish=64.")
     if command == "widths" and is_function(own["network"]):
         raise InputError(f"{own['network']} builds networks of one size. For another, use transfer with network=... of another function.")
     if command == "posterior" and config["count"] == 1:

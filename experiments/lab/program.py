@@ -77,7 +77,7 @@ class Program(Experiment):
             return "\n\n".join([*parts, f"It takes all options but checkpoint. {PROGRAM} help lists them."])
         of_a_network, back = NETWORK if command in ELSEWHERE else (), command == "density"
         its_own = [name for name, commands in ONLY.items() if command in commands]
-        names = {"checkpoint", *of_a_network, *its_own, *(DENSITY if back else SAMPLING), "device", "cache"}
+        names = {"checkpoint", *of_a_network, *its_own, *(DENSITY if back else SAMPLING), "device", "cache"} - ({*ONLY} - {*its_own})
         own = dict.fromkeys(NETWORK, "the flow's own") | ({**BACK, "count": COUNTS[command]} if back else {})
         served = [option for option in self._options() if {option.name, option.name.partition(".")[0]} & names]
         served = [replace(option, default=str(own.get(option.name, option.default))) for option in served]

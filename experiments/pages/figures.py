@@ -8,7 +8,7 @@ from lab.labels import by_kind
 from matplotlib.figure import Figure
 
 from geoflow.evaluation.boards import plot_board, plot_rows
-from geoflow.evaluation.comparisons import plot_curve, plot_learning, plot_sizes, plot_tradeoff, plot_widths
+from geoflow.evaluation.comparisons import plot_curve, plot_frontier, plot_learning, plot_sizes, plot_tradeoff, plot_widths
 from geoflow.outputs import outputs_of
 from geoflow.zoo.tasks import TASKS
 from pages.kept import beside, free_options
@@ -47,6 +47,11 @@ def figures(study: str, frame: pd.DataFrame) -> dict[str, Figure]:
         label, (seed, _) = next(iter(sharper.items()))
         zoo = summary(frame.loc[label, seed], "zoo", outputs)
         shown["tradeoff"] = plot_tradeoff(drawn, zoo, f"{title}: quality against diversity", outputs)
+    for number, (label, seed, found) in enumerate(beside(study, "polish")):
+        ways = {start: [(at["novelty"], at["copies"], at) for at in row.values()] for start, row in found["starts"].items()} | {
+            name: _as_a_line(runs) for name, runs in rows.items() if name != label
+        }
+        shown[f"polish{number or ''}"] = plot_frontier(ways, found["zoo"], f"{title}: {label}, seed {seed}, trained further", outputs)
     for number, (label, seed, found) in enumerate(beside(study, "guide-*")):
         rows = by_kind({name: one["test"] for name, one in found["ways"].items() if one["test"]})
         name = f"{title}: {label}, seed {seed}, guided to {found['task']} with {found['gradients']} gradients"
@@ -80,7 +85,7 @@ def by_size(frame: pd.DataFrame) -> dict[str, list[tuple[int, Mapping, Mapping, 
 
     A point is the number of runs in the zoo, the novelty, the scores of the generated networks, and those of the zoo.
     """
-    lines, same = {}, ("runs", *free_options(frame["config.guidance"].any()))
+    lines, same = {}, ("runs", *free_options(frame[["config.guidance", "config.polish"]].any(axis=None)))
     options = [column for column in frame if column.startswith("config.") and column.split(".")[1] not in same]
     for _, runs in frame.groupby(frame[options].map(str).agg(" ".join, axis=1), sort=False):
         runs = runs.sort_values("config.runs")
@@ -99,6 +104,12 @@ def by_size(frame: pd.DataFrame) -> dict[str, list[tuple[int, Mapping, Mapping, 
 def summary(run: pd.Series, kind: str, outputs: str) -> dict[str, dict[str, float]]:
     """Return the main scores of a kind of networks, in the form of `geoflow.evaluation.metrics.summary`."""
     return {score: {part: run[f"{kind}.{score}.{part}"] for part in ("mean", "std")} for score in outputs_of(outputs).main}
+
+
+def _as_a_line(runs: pd.DataFrame) -> list[tuple[float, float, Mapping]]:
+    """Return a line of one point for `plot_frontier`: the first run of a row."""
+    run = runs.iloc[0]
+    return [(run["novelty.ratio"], run["novelty.copies"], summary(run, "generated", outputs_in(runs)))]
 
 
 def _kinds(runs: pd.DataFrame) -> dict[str, Mapping]:

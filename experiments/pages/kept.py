@@ -110,13 +110,13 @@ def resolved(arguments: Arguments) -> Mapping:
 
 def of_the_result(config: Mapping) -> dict:
     """Return the options that decide a result, as they are after a pass through JSON."""
-    free = free_options(config["guidance"] != 0)
+    free = free_options(config["guidance"] != 0 or config["polish"] != 0)
     return json.loads(json.dumps({name: value for name, value in config.items() if name not in free}))
 
 
-def free_options(guided: bool) -> tuple[str, ...]:
-    """Return the options that change no result of a main job. Those of `guiding` change none where nothing is guided."""
-    return FREE if guided else (*FREE, "guiding")
+def free_options(labels_seen: bool) -> tuple[str, ...]:
+    """Return the options that change no result of a main job. Those of `guiding` change none where nothing is guided or polished."""
+    return FREE if labels_seen else (*FREE, "guiding")
 
 
 def place_of(study: str, config: Mapping) -> tuple[str, int] | None:

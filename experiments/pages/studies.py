@@ -79,16 +79,19 @@ ZOOS: dict[str, Arguments] = {
     **{f"{runs:,} runs": (f"runs={runs}",) for runs in (64, 256, 1024, 4096)},
     "50 runs, 16 snapshots of each": ("runs=50", "snapshots=16", "zoo.epochs=20", "zoo.schedule=constant", "zoo.lr=5e-3"),
 }
-# changes to the published recipe
+# the usual recipe for zoos of MNIST, so that all rows but one compare on one zoo
+PIXELS = ("zoo.epochs=10", "zoo.batch=128", "zoo.lr=0.02", "zoo.weight_decay=0.03", "zoo.schedule=cosine", "zoo.init=torch")
+# changes to the published recipe for flows
 DEEPWEIGHTFLOW: dict[str, Arguments] = {
-    "as published": (),
-    "align=False": ("align=False",),
-    "width 64": ("sizes.width=64",),
-    "width 64, align=False": ("sizes.width=64", "align=False"),
-    "1,500 steps": ("iterations=1500",),
-    "600 steps": ("iterations=600",),
-    "10,000 steps, noise as wide as the zoo, new in every step": ("iterations=10000", "spread=1.0", "pool=None"),
+    "DeepWeightFlow, as published": (),
+    "DeepWeightFlow, align=False": ("align=False",),
+    "DeepWeightFlow, width 64": ("sizes.width=64",),
+    "DeepWeightFlow, width 64, align=False": ("sizes.width=64", "align=False"),
+    "DeepWeightFlow, 1,500 steps": ("iterations=1500",),
+    "DeepWeightFlow, 600 steps": ("iterations=600",),
+    "DeepWeightFlow, 10,000 steps, noise as wide as the zoo": ("iterations=10000", "spread=1.0", "pool=None"),
 }
+FEW = ("mnist32", "zoo.seed=0", "runs=114", "velocity=identified", "iterations=1000", "batch=32")  # the flow sees 100 runs
 
 
 def _from_one_start(title: str, networks: str, configuration: str, flow: bool) -> Study:
@@ -141,7 +144,7 @@ STUDIES: dict[str, Study] = {
             f"{title}, 256 runs each": Row(("mnist", f"hidden={hidden}", "runs=256", "iterations=3000", "batch=64", "zoo.seed=0"))
             for title, hidden in (("widths 6, 10 and 16", "[[6],[10],[16]]"), ("one, two and three layers", "[[16],[8,8],[16,16,16]]"))
         },
-        about=("widths 6, 10 and 16, 256 runs each",),
+        about=("widths 6, 10 and 16, 256 runs each", "one, two and three layers, 256 runs each"),
     ),
     "conditions": Study(
         "Asking a flow for a level of the loss, or for a data set",
@@ -175,10 +178,22 @@ STUDIES: dict[str, Study] = {
         about=("1,000 runs, 3,000 steps of 64", "100 runs, 3,000 steps of 64"),
     ),
     "deepweightflow": Study(
-        "DeepWeightFlow, 784-32-32-10",
-        "Does the published recipe of DeepWeightFlow make new networks, and which of its choices decide that?",
-        {label: Row(("deepweightflow", "zoo.seed=0", *changes)) for label, changes in DEEPWEIGHTFLOW.items()},
-        about=("as published", "align=False", "600 steps", "10,000 steps, noise as wide as the zoo, new in every step"),
+        "100 networks 784-32-32-10, DeepWeightFlow among others",
+        "Can new and good networks be made from 100 trained ones? What does the published recipe of DeepWeightFlow make?",
+        {label: Row(("deepweightflow", "zoo.seed=0", *PIXELS, *changes)) for label, changes in DEEPWEIGHTFLOW.items()}
+        | {
+            "DeepWeightFlow, with its own recipe for the zoo": Row(("deepweightflow", "zoo.seed=0")),
+            "geoflow, polish=0": Row(FEW, THREE),
+            "geoflow, polish=16": Row((*FEW, "polish=16"), THREE),
+        },
+        about=(
+            "DeepWeightFlow, as published",
+            "DeepWeightFlow, align=False",
+            "DeepWeightFlow, 600 steps",
+            "DeepWeightFlow, 10,000 steps, noise as wide as the zoo",
+            "geoflow, polish=0",
+            "geoflow, polish=16",
+        ),
     ),
     "batch_norm": Study(
         "Digits, 64-10-10 with batch norm",
@@ -199,7 +214,7 @@ STUDIES: dict[str, Study] = {
         about=("4,000 steps of 64",),
     ),
     "resnet": _from_one_start("MNIST at 14x14 pixels, a ResNet", "ResNets with batch norm", "resnet14", flow=True),
-    "vit": _from_one_start("MNIST at 14x14 pixels, a vision transformer", "vision transformers", "vit14", flow=True),
+    "vit": _from_one_start("MNIST at 14x14 pixels, a vision transformer", "vision transformers", "vit14", flow=False),
     "bert": _from_one_start("Sentiment of film reviews, a BERT", "language models", "bert", flow=False),
     "independent": Study(
         "Digits as images, a ResNet and a vision transformer from independent starts",

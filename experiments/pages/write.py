@@ -41,6 +41,7 @@ CAPTIONS = {
     "guide": "Ways to guide one flow to labelled data, and training by Adam with as many gradients.",
     "finetune": "Training from several starts. A band is one standard deviation over networks. The dashed line is the accuracy to reach.",
     "tradeoff": "Networks that one flow draws with more and more sharpness, from 0 (hollow) on. To the left they are more alike.",
+    "polish": "New networks after 0 (hollow), 1, 4 and more training steps. Red rings: more than a tenth are copies. Dashed: the zoo.",
     "ensembles": "Ensembles of generated networks beside ensembles of the zoo. A band is the deviation over ensembles of one size.",
     "reliability": "Accuracy by confidence. On the dotted line an ensemble is right as often as it says, and below it is too sure.",
     "selective": "Accuracy on the answers of highest confidence. A curve that falls late means that an ensemble knows when it is wrong.",
@@ -98,7 +99,8 @@ def page(study: str, frame: pd.DataFrame, pictures: list[str]) -> str:
 def _shown(study: str, frame: pd.DataFrame, root: str) -> dict:
     """Return what both the page and the overview say of a study."""
     rows = by_label(frame)
-    complete = all(any(f"{row}, ".startswith(f"{label}, ") for row in rows) for label in STUDIES[study].about)  # also of several networks
+    parts = [row for row in rows if row not in STUDIES[study].rows]  # of runs for several networks
+    complete = all(label in rows or any(row.startswith(f"{label}, ") for row in parts) for label in STUDIES[study].about)
     several = len(rows) >= MANY and frame["config.task"].nunique() == 1
     shown = {"name": study, "study": STUDIES[study], "picture": "rows" if several else MAIN, "scores": titles(outputs_in(frame))}
     return shown | {"answer": answer(study, rows, root) if complete else None}

@@ -73,19 +73,23 @@ def sghmc(setting: Setting, seed: int, **changes) -> Said:
 
 @dataclass(frozen=True)
 class Rival:
-    """A row of RIVALS: a function of a setting and a seed that gives what the members predict, and the kinds of outputs that it serves."""
+    """A row of RIVALS: a function of a setting and a seed that gives what the members predict.
+
+    `outputs` are the kinds of outputs that it serves, and `package` is the optional package that it needs.
+    """
 
     way: Callable[..., Said]
     outputs: tuple[str, ...] = tuple(OUTPUTS)
+    package: str | None = None
 
 
 RIVALS = {
     "single network": Rival(partial(single, count=1)),
     "deep ensemble of 16": Rival(partial(single, count=16)),
     "deep ensemble of 64": Rival(partial(single, count=64)),
-    "last-layer Laplace": Rival(laplace, ("classes",)),
+    "last-layer Laplace": Rival(laplace, ("classes",), "laplace"),
     "SWAG": Rival(swag),
-    "SGHMC": Rival(sghmc),
+    "SGHMC": Rival(sghmc, package="posteriors"),
 }
 
 

@@ -17,6 +17,7 @@ from geoflow.spec import NetworkSpec
 from geoflow.vector import pack, unpack
 from geoflow.zoo.tasks import Task
 
+PACKAGES = ("laplace", "posteriors")
 LAPLACE_BATCH = 1000  # examples at once
 
 
@@ -28,7 +29,7 @@ def laplace_log_probs(
     It has the full Gauss-Newton matrix of the last layer, the prior N(0, 1 / precision) for each of its weights, and the probit
     approximation of the predictive. Source: Daxberger et al. 2021, Laplace redux.
     """
-    laplace = _imported("laplace")
+    laplace = imported("laplace")
     trained = itself(network, unpack(spec, theta))
     fitted = laplace.Laplace(trained, "classification", subset_of_weights="last_layer", hessian_structure="full", prior_precision=precision)
     fitted.fit(DataLoader(TensorDataset(task.x_train, task.y_train), LAPLACE_BATCH))
@@ -59,7 +60,7 @@ def sghmc_samples(
 
     Raises FloatingPointError if the chain diverges.
     """
-    posteriors = _imported("posteriors")
+    posteriors = imported("posteriors")
     model, examples, kind = itself(network, unpack(spec, theta)), len(task.x_train), outputs_of(task.outputs)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
@@ -81,7 +82,7 @@ def sghmc_samples(
     return torch.stack(samples)
 
 
-def _imported(name: str) -> ModuleType:
+def imported(name: str) -> ModuleType:
     """Import an optional package. Raises ImportError with the cure if it is missing."""
     try:
         with warnings.catch_warnings():

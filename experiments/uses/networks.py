@@ -37,7 +37,7 @@ def sample(_config, _run):
     folder = folder_of(_run)
     flow, made_for = load_flow(_config), described(_config["checkpoint"])
     network, spec, task, seen = None, flow.charts[chart_of(made_for, _config)].spec, None, None  # without data
-    if _config["guidance"]:
+    if _config["guidance"] or _config["polish"]:
         flow, network, spec, task = reopen(_config)
     elif recalibrates(spec, _config):
         try:

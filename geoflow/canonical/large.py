@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -72,7 +71,8 @@ def canonicalize_large(
         theta = turn(theta.to(torch.promote_types(theta.dtype, torch.float32)))
         return balanced(spec, theta) if balance else theta
 
-    rows, steps = mapped(zoo, scaled), Steps(path.with_suffix(f".{sha256(json.dumps(words).encode()).hexdigest()[:8]}.steps"), progress)
+    kept = path.with_name(f"{path.name}.{digest_of(words | {'spec': spec.to_json()})[:8]}.steps")
+    rows, steps = mapped(zoo, scaled), Steps(kept, progress)
     common, symmetry = steps.found(spec, rows, None if reference is None else turn(reference))
     beside = {REFERENCE: back(common) if reference is None else reference}
     with appending_networks(path, spec, dtype, words, beside, len(zoo)) as file:
@@ -84,10 +84,16 @@ def canonicalize_large(
     return Canonical(stored(path, THETAS), beside[REFERENCE])
 
 
+def match_by_parts(spec: NetworkSpec, rows: Networks, reference: Float[Tensor, " weights"]) -> Symmetry:
+    """Return what `match_units` does, for networks in memory or in a file. Only a few are read at a time."""
+    return _symmetry(_joined([_flat(match_units(spec, rows[part], reference)) for part in parts_of(spec, len(rows))]))
+
+
 class Steps:
     """Keep the symmetries that are found in a folder, so that they need not be found again after an interruption.
 
-    The search for a centre is the same each time. So a symmetry is known by the number of the search and by its first network.
+    The search for a centre is the same each time. So a symmetry is known by the number of the search and by its first network. Each zoo
+    needs a folder of its own.
     """
 
     def __init__(self, folder: Path, progress: bool):
@@ -113,11 +119,15 @@ class Steps:
             if not path.exists():
                 write_tensors(path, _flat(match_units(spec, rows[part], reference)), {})
             found.append(read_tensors(path)[0])
-        return _symmetry({name: torch.cat([one[name] for one in found]) for name in found[0]})
+        return _symmetry(_joined(found))
 
 
 def _flat(symmetry: Symmetry) -> dict[str, Tensor]:
     return {f"{field.name}.{group}": value for field in fields(Symmetry) for group, value in getattr(symmetry, field.name).items()}
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _symmetry(tensors: Mapping[str, Tensor]) -> Symmetry:

@@ -14,6 +14,7 @@ from geoflow.stored import Networks, Rows
 from geoflow.symmetry import Groups, Symmetry, apply_symmetry
 
 CHUNK = 2**24  # weights of the networks that are aligned at once
+TURNED = {torch.float64: 1e-10, torch.float32: 1e-5}  # a smaller rotation may be the rounding of products
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}  # a smaller relative gain may be the rounding of products
 
 
@@ -133,7 +134,25 @@ def _align(spec: NetworkSpec, theta: Tensor, reference: Tensor, sweeps: int) -> 
             stale[index][nets] = better & node.quadratic
             for other in (i for i, neighbour in enumerate(nodes) if i != index and neighbour.touched & node.touched):
                 stale[other][nets] |= better
+    for node in (node for node in nodes if node.linear):
+        _turn_exactly(state, overlaps, node)
     return state
+
+
+def _turn_exactly(state: State, overlaps: Overlaps, node: Node) -> None:
+    """Turn heads by what is left. A rotation of 1e-6 gains 1e-12 of the objective, which the search takes for rounding."""
+    everyone = torch.arange(len(next(iter(state.linear.values()))))
+    gains = overlaps.gains(state, node, [(place, {}) for place in node.places if place.learned], everyone)
+    for key in (key for key in gains if isinstance(key, tuple)):
+        order = _order(state, node, len(gains[key]), gains[key].device)
+        chosen = _at_places(gains[key], order)
+        turned, eye = rotation_to(chosen), torch.eye(chosen.shape[-1]).to(chosen)
+        found, limit = torch.linalg.svdvals(chosen), TURNED[overlaps.precision]
+        moves = ((turned - eye).abs().amax((-1, -2)) > limit) & (found[..., -1] > limit * found[..., 0])  # else it is not unique
+        turned = torch.where(moves[..., None, None], turned, eye)
+        rotations = {key[1]: torch.empty_like(turned).scatter(1, order[..., None, None].expand_as(turned), turned)}
+        state.turn(everyone, rotations)
+        overlaps.turn(everyone, rotations)
 
 
 def _start(spec: NetworkSpec, theta: Tensor, reference: Tensor, dtype: torch.dtype) -> tuple[State, Overlaps, list[Node], set[int]]:

@@ -38,10 +38,19 @@ def balance_products(spec: NetworkSpec, theta: Float[Tensor, "*batch weights"]) 
     if not spec.linear:
         return theta
     balanced = theta.clone(memory_format=torch.contiguous_format)
-    for part in balanced.view(-1, spec.weights).split(max(1, CHUNK // spec.weights)):
+    nets, some = balanced.view(-1, spec.weights), max(1, CHUNK // spec.weights)
+    for start in range(0, len(nets), some):
         for group in spec.linear:
-            _balance_(spec, part, group)
+            _balance_(spec, nets[start : start + some], group)
     return balanced
+
+
+def _rounding(theta: Tensor) -> float:
+    """The relative rounding below which a singular value counts as zero. It is that of single precision for half precision too.
+
+    Else directions that count for a few percent of a product would be lost.
+    """
+    return torch.finfo(torch.promote_types(theta.dtype, torch.float32)).eps
 
 
 def maps_back(
@@ -55,7 +64,7 @@ def maps_back(
     for group, (_, width) in spec.linear.items():
         before, after = (_sides(spec, nets, group)[1][0] for nets in (theta, balanced))
         values, squares = torch.linalg.eigvalsh(after @ after.mT), after @ after.mT
-        whole = values[..., 0] > torch.finfo(theta.dtype).eps * width * values[..., -1]
+        whole = values[..., 0] > _rounding(theta) * width * values[..., -1]
         eye = torch.eye(width).to(after)
         squares = torch.where(whole[..., None, None], squares, eye)
         found[group] = torch.where(whole[..., None, None], torch.linalg.solve(squares, after @ before.mT).mT, eye)
@@ -71,7 +80,7 @@ def _sides(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], group: int) 
 def _balance_(spec: NetworkSpec, theta: Float[Tensor, "nets weights"], group: int) -> None:
     """Balance one group in the memory of the weights."""
     sides, stacked = _sides(spec, theta, group)
-    for side, new in zip(sides, _balanced(*stacked, torch.finfo(theta.dtype).eps), strict=True):
+    for side, new in zip(sides, _balanced(*stacked, _rounding(theta)), strict=True):
         counts = [vectors(spec, theta[:1], s).shape[-1] for s in side]
         for stretch, values in zip(side, new.split(counts, -1), strict=True):
             put_vectors_(spec, theta, stretch, values.to(theta))
@@ -81,17 +90,15 @@ def _balanced(x: Vectors, y: Vectors, rounding: float) -> tuple[Vectors, Vectors
     (q, a), (p, b) = (torch.linalg.qr(side.mT) for side in (x, y))
     u, s, vh = torch.linalg.svd(a @ b.mT, full_matrices=False)
     s = torch.where(s > rounding * x.shape[-2] * s[..., :1], s, 0.0)
-    new = [_filled(s.sqrt()[..., None] * (side @ thin.mT), x.shape[-2]) for side, thin in ((u.mT, q), (vh, p))]
+    new = [s.sqrt()[..., None] * (side @ thin.mT) for side, thin in ((u.mT, q), (vh, p))]
     turn = rotation_to(x @ new[0].mT + y @ new[1].mT)
     return turn @ new[0], turn @ new[1]
 
 
-def _filled(side: Tensor, width: int) -> Vectors:
-    """Vectors with zeros below, if there are fewer than `width` directions."""
-    return torch.cat([side, side.new_zeros(*side.shape[:-2], width - side.shape[-2], side.shape[-1])], -2)
+def rotation_to(overlap: Float[Tensor, "*batch width rank"]) -> Float[Tensor, "*batch width rank"]:
+    """Return the matrix O with orthonormal columns and the greatest sum of O * overlap (Procrustes). `rank` is at most `width`.
 
-
-def rotation_to(overlap: Float[Tensor, "*batch width width"]) -> Float[Tensor, "*batch width width"]:
-    """Return the orthogonal matrix O with the greatest sum of O * overlap (Procrustes). If overlap = A B^T, it turns B nearest to A."""
-    u, _, vh = torch.linalg.svd(overlap)
+    If overlap = A B^T, it turns B nearest to A.
+    """
+    u, _, vh = torch.linalg.svd(overlap, full_matrices=False)
     return u @ vh

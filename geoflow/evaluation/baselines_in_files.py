@@ -10,6 +10,8 @@ from torch import Generator, Tensor
 from geoflow.appending import write_networks_of
 from geoflow.choices import choose
 from geoflow.evaluation.baselines import NOISE, draw, normal
+from geoflow.files import beside
+from geoflow.fingerprints import digest_of
 from geoflow.flow import Flow
 from geoflow.latent.large import single
 from geoflow.latent.pca import write_sums
@@ -53,7 +55,7 @@ def pca_gaussian(flow: Flow, zoo: Stored, count: int, generator: Generator, path
     """The sums over all networks are made in one pass, in a file of their own. Only variances are summed as logarithms, in memory."""
     z = normal(count, len(zoo), generator) / (len(zoo) - 1) ** 0.5
     shares, variances = z + (1 - z.sum(1, keepdim=True)) / len(zoo), variances_of(flow.spec)
-    sums = write_sums(path.with_suffix(".sums.safetensors"), zoo, shares, zoo.dtype, "sums")
+    sums = write_sums(beside(path, "sums"), zoo, shares, zoo.dtype, "sums")
     logs = shares @ torch.stack([log_variances(single(theta), variances)[variances] for theta in zoo])
     return count, lambda number: single(sums[number]).index_copy(0, variances, logs[number])
 
@@ -88,7 +90,8 @@ def baseline_in_file(
     The values are those of `baseline`. Only the noise of `gaussian` and `noised` is drawn network by network, so it is other noise of the
     same distribution. After an interruption the same call goes on, with a generator in the same state.
 
-    Raises ValueError as `baseline` does, and OSError if the disk is full.
+    Raises ValueError as `baseline` does, and for a file at `path` with networks of another zoo, flow or generator. Raises OSError if the
+    disk is full.
     """
     make = choose("baseline", name, IN_FILES)
     if len(zoo) < 2:
@@ -96,9 +99,10 @@ def baseline_in_file(
     path, drawn = Path(path), generator.get_state()
     count, one = make(flow, zoo, count, generator, path)
     variances = variances_of(flow.spec)
-    key = torch.cat([drawn.long(), torch.tensor([list(IN_FILES).index(name), len(zoo)])]).expand(count, -1)
-    found = write_networks_of(flow.spec, path, key, zoo.dtype, lambda number: exp_variances(one(number), variances), progress)
-    path.with_suffix(".sums.safetensors").unlink(missing_ok=True)
+    form = {"recipe": repr(flow.chart.recipe), "axes": flow.chart.frame.axes, "reference": flow.reference}
+    key = digest_of(form | {"baseline": name, "zoo": zoo.mark(), "count": count, "drawn": drawn})
+    found = write_networks_of(flow.spec, path, key, count, zoo.dtype, lambda number: exp_variances(one(number), variances), progress)
+    beside(path, "sums").unlink(missing_ok=True)
     return found
 
 

@@ -9,6 +9,7 @@ from geoflow.evaluation.novelty import COPIES
 from geoflow.evaluation.plots import BLACK, BLUE, GREY, ORANGE, VERMILION, main_columns, plain_ticks
 
 MARKERS = "os^Dv"
+COPIED = 0.1  # share of copies from which a point of `plot_frontier` is ringed
 Summary = Mapping[str, Mapping[str, float]]  # score: its mean and std over networks, from `summary`
 
 
@@ -167,6 +168,37 @@ def plot_tradeoff(
         axes.set(xlabel="distance between two networks (zoo = 1)", ylabel=said.long_label)
         _finish(axes, said.log)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1 + (len(flows) > 3), frameon=False)
+    return figure
+
+
+def plot_frontier(
+    lines: Mapping[str, Sequence[tuple[float, float, Summary]]], zoo: Summary, title: str = "Quality and novelty", outputs: str = "classes"
+) -> Figure:
+    """Draw the means of the two main scores against the novelty ratio, with a line for each way to make networks.
+
+    A point is (novelty ratio, share of copies, scores). The first point of a line is hollow. A red ring marks points of which more than a
+    tenth are copies. Dashed lines are the zoo's own scores. Good and new networks lie near these lines at a novelty near 1. `outputs`
+    names the kind of outputs, a row of OUTPUTS.
+
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}}
+    >>> len(plot_frontier({"generated": [(0.9, 0.02, one), (0.91, 0.01, one)], "noised": [(0.2, 1.0, one)]}, one).axes)
+    2
+    """
+    figure = Figure(figsize=(10, 4 + 0.12 * len(lines)), layout="constrained")
+    figure.suptitle(title)
+    for axes, (field, said) in zip(figure.subplots(1, 2), main_columns(outputs).items(), strict=True):
+        for number, (name, points) in enumerate(lines.items()):
+            style = {"color": (BLUE, ORANGE, BLACK, GREY)[number % 4], "marker": MARKERS[number // 4 % len(MARKERS)], "markersize": 5}
+            places = [(novelty, one[field]["mean"]) for novelty, _, one in points]
+            axes.plot(*zip(*places, strict=True), label=name, linewidth=1, **style)
+            axes.plot(*places[0], markerfacecolor="white", **style)
+            copied = [place for place, (_, copies, _) in zip(places, points, strict=True) if copies is not None and copies > COPIED]
+            axes.plot([x for x, _ in copied], [y for _, y in copied], "o", color=VERMILION, markersize=10, markerfacecolor="none")
+        axes.axhline(zoo[field]["mean"], color=BLACK, linestyle="--", linewidth=1, label="zoo")
+        axes.set(xlabel="novelty (1 = as new as another run)", ylabel=said.long_label)
+        _finish(axes, said.log)
+    figure.axes[0].plot([], [], "o", color=VERMILION, markersize=10, markerfacecolor="none", label="more than a tenth are copies")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 

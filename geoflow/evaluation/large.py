@@ -12,6 +12,7 @@ from geoflow.appending import THETAS, appending, write_networks_of
 from geoflow.canonical.matching import parts_of
 from geoflow.evaluation.ruler import Ruler
 from geoflow.fingerprints import digest_of
+from geoflow.latent.large import single
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate
 from geoflow.stored import Stored, stored
@@ -52,10 +53,9 @@ def recalibrate_large(
     After an interruption the same call goes on. Raises ValueError as `recalibrate` does, and for a file at `path` that belongs to another
     zoo or other inputs.
     """
-    key = torch.frombuffer(bytearray(f"{zoo.mark()} {digest_of({'x': x})}".encode()), dtype=torch.uint8)
+    key = digest_of({"networks": zoo.mark(), "x": x})
 
     def made(number: int) -> Tensor:
-        theta = zoo[number].to(torch.promote_types(zoo.dtype, torch.float32))
-        return recalibrate(network, spec, theta[None].to(x.device), x)[0]
+        return recalibrate(network, spec, single(zoo[number])[None].to(x.device), x)[0]
 
-    return write_networks_of(spec, Path(path), key.expand(len(zoo), -1), zoo.dtype, made, progress)
+    return write_networks_of(spec, Path(path), key, len(zoo), zoo.dtype, made, progress)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from geoflow.evaluation.exam import Exam
-from geoflow.evaluation.keeping import Keeper
+from geoflow.evaluation.keeping import IN_MEMORY, Keeper
 from geoflow.evaluation.metrics import RegressionScores, Scores
 from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
 from geoflow.evaluation.ruler import Ruler, layers_of
@@ -37,8 +37,7 @@ class Measuring:
 
     @cached_property
     def ruler(self) -> Ruler:
-        spec, numbers = self.exam.spec, self.exam.numbers
-        return self.keep.ruler(spec, self.train, UNTURNED if numbers is None else metric_frame(graph_of(spec), numbers))
+        return ruler_of(self.exam, self.train, self.keep)
 
     @cached_property
     def zoo(self) -> Thetas:
@@ -87,6 +86,12 @@ class Measuring:
         nearest, apart = found.pop("nearest"), found.pop("spread").item()
         place = {"novelty": nearest.median().item() / usual, "spread": apart / self.apart if len(nearest) > 1 else None}
         return KINDS[frozenset(found)](**found), place
+
+
+def ruler_of(exam: Exam, train: Thetas, keep: Keeper = IN_MEMORY) -> Ruler:
+    """Return the ruler that measures how far networks are from the training networks. It is the same for every flow."""
+    frame = UNTURNED if exam.numbers is None else metric_frame(graph_of(exam.spec), exam.numbers)
+    return keep.ruler(exam.spec, train, frame)
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, Tensor]:

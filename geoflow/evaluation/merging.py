@@ -26,7 +26,8 @@ def align_to(spec: NetworkSpec, state: Network, reference: Network) -> dict[str,
     """Return a network's state dict with its units in the order, the signs and the scale of a reference. It computes the same as before.
 
     Both are balanced first, so that the match does not depend on the scale of their units (see `balance` and `align`). Then the network
-    gets the scale of the reference. Source: Ainsworth et al., Git Re-Basin, 2023 (weight matching).
+    gets the scale of the reference and the matrices of its heads. If the product of a head lacks full rank in the reference, that head
+    stays balanced (see `balance_products`). Source: Ainsworth et al., Git Re-Basin, 2023 (weight matching).
 
     Raises ValueError as `pack` does.
 

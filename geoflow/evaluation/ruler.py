@@ -8,7 +8,8 @@ from torch import Tensor
 
 from geoflow.canonical import align, balance, centre, gathered
 from geoflow.canonical.gathering import Match
-from geoflow.canonical.matching import match_units, part_of, parts_of
+from geoflow.canonical.large import match_by_parts
+from geoflow.canonical.matching import part_of, parts_of
 from geoflow.frame import UNTURNED, Frame
 from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
@@ -40,7 +41,7 @@ class Ruler:
         return align(self.spec, _balanced(self.spec, thetas, self.frame) * self.scale.to(thetas), self.reference)[0]
 
 
-def fit_ruler(spec: NetworkSpec, zoo: Networks, frame: Frame = UNTURNED, match: Match = match_units) -> Ruler:
+def fit_ruler(spec: NetworkSpec, zoo: Networks, frame: Frame = UNTURNED, match: Match = match_by_parts) -> Ruler:
     """Return the ruler of a zoo, in memory or in a file.
 
     `match` finds the symmetries. For a zoo in a file use that of `geoflow.canonical.large.Steps`, which goes on after an interruption.

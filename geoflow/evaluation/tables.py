@@ -40,6 +40,22 @@ def scores_table(scores: Mapping[str, Mapping], outputs: str = "classes") -> str
     return aligned(_single(scores, kind), titles_of(kind))
 
 
+def new_and_good_table(found: Mapping[str, Mapping], outputs: str = "classes") -> str:
+    """Return the scores, the novelty ratio and the share of copies of named sets of networks as plain text.
+
+    `outputs` names the kind of outputs, a row of OUTPUTS. For classes the scores are accuracy, NLL and ECE.
+
+    >>> one = {"accuracy": {"mean": 0.9, "std": 0.01}, "nll": {"mean": 0.3, "std": 0.02}, "ece": {"mean": 0.05, "std": 0.0}}
+    >>> print(new_and_good_table({"16 steps": one | {"novelty": 0.91, "copies": 0.02}}))
+                   accuracy            NLL            ECE  novelty  copies
+    16 steps  0.900 ± 0.010  0.300 ± 0.020  0.050 ± 0.000     0.91    2.0%
+    """
+    kind = outputs_of(outputs)
+    both = zip(_single(found, kind), found.values(), strict=True)
+    rows = ([*cells, number(one["novelty"], ".2f"), number(one["copies"], ".1%")] for cells, one in both)
+    return aligned(rows, [*titles_of(kind), "novelty", "copies"])
+
+
 def diversity_table(found: Mapping[str, Mapping[str, float | None]], outputs: str = "classes") -> str:
     """Return as plain text how far apart two networks of each set are, in their weights and in their predictions.
 

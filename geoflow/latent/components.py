@@ -1,6 +1,7 @@
 """Put the principal components of a zoo in the place of its coordinates."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,19 +13,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from geoflow.appending import write_networks_of
+from geoflow.appending import words_of, write_networks_of
 from geoflow.chart import Chart
 from geoflow.coordinates import Coordinates, Recipe
+from geoflow.files import beside
+from geoflow.fingerprints import digest_of
 from geoflow.frame import Frame
 from geoflow.graph import Graph
 from geoflow.latent.pca import PCA, fit_pca
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
-from geoflow.stored import Matrix, Stored, check_room, stored, writing
+from geoflow.stored import Matrix, Stored, stored
+from geoflow.writing import check_room, writing
 
 WITHIN = 2**28  # numbers up to which a saved flow holds the networks of its zoo; larger zoos get a file beside it
 NAME = "points"  # of the zoo's points in such a file
 COLUMNS = 2**16  # columns of it that are written at once
+ROUNDINGS = 4  # a spread of so many roundings may be rounding itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,17 +154,20 @@ class Components(Coordinates):
         Their points are written first, to a second file of the same size, which is deleted at the end. Raises OSError if the disk has no
         room for both, before anything is written.
         """
-        dtype, beside = self.pca.matrix.dtype, path.with_suffix(".points.safetensors")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_room(path, len(x) * (self.chart.graph.size + self.spec.weights) * dtype.itemsize)
-        points = self.pca.write(beside, x.detach().cpu() * self.unit, dtype, NAME)
+        dtype, passing = self.pca.matrix.dtype, beside(path, NAME)
+        there = len(words_of(path)[1]) if path.exists() else 0
+        if there < len(x):
+            passing.unlink(missing_ok=True)  # an interrupted call left it
+            check_room(path, (len(x) * self.chart.graph.size + (len(x) - there) * self.spec.weights) * dtype.itemsize)
+            points = self.pca.write(passing, x.detach().cpu() * self.unit, dtype, NAME)
 
         def made(number: int) -> Tensor:
             point = points[number].to(torch.promote_types(dtype, torch.float32)) / self.chart.scale
             return self.chart.theta(self.chart.manifold.projx(point))
 
-        written = write_networks_of(self.spec, path, x, dtype, made, progress)
-        beside.unlink()
+        key = digest_of({"points": x, "variances": self.pca.variances, "statistics": self.chart.statistics})
+        written = write_networks_of(self.spec, path, key, len(x), dtype, made, progress)
+        passing.unlink(missing_ok=True)
         return written
 
     def record(self, path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
@@ -171,11 +179,11 @@ class Components(Coordinates):
         if isinstance(matrix, Tensor) and prod(matrix.shape) <= WITHIN:
             return tensors | {"latent.points": matrix}, {**words, "latent": json.dumps(about)}
         if isinstance(matrix, Tensor):
-            beside = path.with_suffix(".zoo.safetensors")
-            with writing(beside, NAME, tuple(matrix.shape), matrix.dtype) as writer:
+            place = beside(path, "zoo")
+            with writing(place, NAME, tuple(matrix.shape), matrix.dtype) as writer:
                 for block in matrix.split(COLUMNS, 1):
                     writer.write(block)
-            matrix = stored(beside, NAME)
+            matrix = stored(place, NAME)
         place = matrix.path.resolve()
         inside = place.parent == path.resolve().parent
         about |= {"file": place.name if inside else str(place), "name": matrix.name, "sha256": matrix.digest()}
@@ -190,7 +198,21 @@ def in_components(
     `components` is that of `fit_pca`, whose errors are raised.
     """
     found = [Components(chart, fit_pca(measured(chart, one), components)) for chart, one in zip(charts, points, strict=True)]
+    for one in found:
+        check_spread(one.pca)
     return found, [(chart.pca.own / chart.unit).to(one) for chart, one in zip(found, points, strict=True)]
+
+
+def check_spread(pca: PCA) -> None:
+    """Warn if networks differ by rounding only, as those that are one network in several orders of its units. Theirs is no zoo."""
+    rounding, deviation = torch.finfo(pca.matrix.dtype).eps, (pca.total / pca.matrix.shape[1]) ** 0.5
+    if deviation < ROUNDINGS * rounding:
+        warnings.warn(
+            f"The aligned networks differ by {deviation:.1g} of the spread of their weights, and {pca.matrix.dtype} rounds to "
+            f"{rounding:.1g}. So their components may be rounding. Are they one network with its units in several orders? Else keep them "
+            "in a wider precision.",
+            stacklevel=5,
+        )
 
 
 def read_components(chart: Chart, tensors: Mapping[str, Tensor], words: Mapping[str, str], path: Path) -> Components:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from geoflow.appending import appending, small_tensors, tidy, words_of
+from geoflow.appending import appending, small_tensors, words_of
 from geoflow.canonical import Canonical, unaligned
 from geoflow.canonical.large import canonicalize_large
 from geoflow.chart import Chart, Statistics
@@ -19,7 +19,7 @@ from geoflow.files import under
 from geoflow.fingerprints import digest_of
 from geoflow.frame import WIDE, Frame, centred_axes, moments_of, named, turned_on, unturned_axes
 from geoflow.graph import Block, plain_inputs
-from geoflow.latent.components import NAME, Components, measured
+from geoflow.latent.components import NAME, Components, check_spread, measured
 from geoflow.latent.pca import check_components, fit_pca
 from geoflow.spec import NetworkSpec
 from geoflow.stored import Networks, Stored, mapped, stored
@@ -37,22 +37,23 @@ def coordinates_in_file(
     Raises ValueError for more components than networks minus one, before anything is read.
     """
     check_components(components, len(zoo))
-    canonical, path = canonical_beside(spec, zoo, recipe, align, base, progress), _beside(zoo, recipe, align, base, NAME)
+    canonical, path = canonical_beside(spec, zoo, recipe, align, base, progress), _beside(spec, zoo, recipe, align, base, NAME)
     seen = canonical.theta if align else mapped(zoo, lambda theta: unaligned(spec, single(theta), recipe.balance, base))
     chart = _chart_of(path, spec, recipe) if path.exists() else fit_chart_large(spec, recipe, canonical.theta, base, progress)
     points = write_points(chart, seen, path, zoo.dtype, progress)
     found = Components(chart, fit_pca(points, components))
+    check_spread(found.pca)
     return found, (found.pca.own / found.unit).float(), canonical.reference
 
 
 def canonical_beside(spec: NetworkSpec, zoo: Stored, recipe: Recipe, align: bool, base: Frame, progress: bool = False) -> Canonical:
     """Return the canonical form of a zoo in a file, in the first of the two files that `coordinates_in_file` writes beside it."""
-    path = _beside(zoo, recipe, align, base, "canonical")
+    path = _beside(spec, zoo, recipe, align, base, "canonical")
     return canonicalize_large(spec, zoo, path, balance=recipe.balance, frame=base, progress=progress)
 
 
-def _beside(zoo: Stored, recipe: Recipe, align: bool, base: Frame, what: str) -> Path:
-    key = digest_of({"zoo": zoo.mark(), "recipe": repr(recipe), "align": align, "frame": base.axes})[:8]
+def _beside(spec: NetworkSpec, zoo: Stored, recipe: Recipe, align: bool, base: Frame, what: str) -> Path:
+    key = digest_of({"zoo": zoo.mark(), "spec": spec.to_json(), "recipe": repr(recipe), "align": align, "frame": base.axes})[:8]
     return zoo.path.with_name(f"{zoo.path.stem}.{key}.{what}.safetensors")
 
 
@@ -93,7 +94,6 @@ def write_points(chart: Chart, thetas: Networks, path: Path, dtype: torch.dtype,
 
 def _chart_of(path: Path, spec: NetworkSpec, recipe: Recipe) -> Chart:
     """Return the chart of a file of points. It is not fitted anew after an interruption."""
-    tidy(path)
     words, (axes, moments) = words_of(path)[0], (under(kind, small_tensors(path, kind)) for kind in ("axes.", "moments."))
     statistics = {role: tuple(pair) for role, pair in json.loads(words["statistics"]).items()}
     return Chart(spec, recipe, statistics, Frame(axes, moments), powers=json.loads(words["powers"]))

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.choices import choose
-from geoflow.stored import Matrix, Stored, blocks, stored, writing
+from geoflow.stored import BLOCK, Matrix, Stored, blocks, stored
+from geoflow.writing import writing
 
 PART = 2**11  # columns that are centred and multiplied at once, so that they stay in the cache; 1.4 times as fast as 2^13
 MORE = 10  # directions that a random search takes beyond those asked for
@@ -162,7 +163,11 @@ def parts(matrix: Matrix, columns: int | None = None) -> Iterator[Float[Tensor, 
 def write_sums(
     path: str | Path, matrix: Matrix, shares: Float[Tensor, "made nets"], dtype: torch.dtype, name: str, columns: int | None = None
 ) -> Stored:
-    """Write sums of the networks of a matrix, each weighted by its shares, to a safetensors file, in one pass. Return them, opened."""
+    """Write sums of the networks of a matrix, each weighted by its shares, to a safetensors file, in one pass. Return them, opened.
+
+    By default a block of the sums has at most BLOCK bytes too.
+    """
+    columns = columns or max(1, BLOCK // (max(len(shares), len(matrix)) * max(matrix.dtype.itemsize, dtype.itemsize)))
     with writing(path, name, (len(shares), matrix.shape[1]), dtype) as writer:
         for block in blocks(matrix, columns):
             made = torch.empty(len(shares), block.shape[1], dtype=dtype)

@@ -22,6 +22,7 @@ def attention(
         k, v = (_for_every_query(ledger, x, length(q.labels[-3])) for x in (k, v))
     contract(ledger, q.labels[-1], k.labels[-1], q.labels[:-2], k.labels[:-2])
     ledger.tie(k.labels[-2], v.labels[-2], "contraction", ("permutation",))
+    ledger.summed(v.labels, -2)
     ledger.pin(*q.labels[:-1], *k.labels[:-1], v.labels[-2], symmetries=MEASURES)
     if is_causal:
         ledger.pin(q.labels[-2], k.labels[-2])

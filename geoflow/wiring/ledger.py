@@ -1,6 +1,6 @@
 """Record what one walk over the graph finds: sites, and which of their units move together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -167,10 +167,13 @@ class Ledger:
             self.tie_sites(one.site, other.site, kind, symmetries)
             self.maps.tie(self.maps.of(one), self.maps.of(other), dual=True)
 
-    def together(self, a: int, b: int) -> bool:
-        """Whether the units of two sites are permuted together."""
-        root = self.classes["permutation"].root
-        return root(a) == root(b)
+    def together(self, a: int, b: int, symmetry: str = "permutation") -> bool:
+        """Whether a symmetry moves the units of two sites together."""
+        return self.classes[symmetry].root(a) == self.classes[symmetry].root(b)
+
+    def summed(self, labels: Sequence[Label], *axes: int) -> None:
+        """A sum over some axes of an activation. If heads lie along one of them, the vectors of these heads are mixed."""
+        self.maps.pin_strays([label for axis, label in enumerate(labels) if axis not in {a % len(labels) for a in axes}], self.together)
 
     def tie_sites(self, a: int, b: int, kind: str, symmetries: Iterable[str]) -> None:
         """Tie the units of two sites."""
@@ -280,12 +283,10 @@ class Ledger:
                 self.places[site] = replace(self.places[site], position=True)
 
     def refuse(self) -> bool:
-        """Drop the shares whose units are pinned in the end. Returns whether there are any, so that another walk has to follow."""
+        """Drop the shares whose units nothing moves in the end. Returns whether there are any, so that another walk has to follow."""
         free = self.classes["permutation"].free
         shares = [(site, place) for site, place in enumerate(self.places) if place.share and not free(site)]
-        mapped = {
-            (p.key, p.start, p.share) for site, p in shares if site in self.maps.inside and self.maps.classes.free(self.maps.inside[site])
-        }
+        mapped = {(p.key, p.start, p.share) for site, p in shares if self.maps.classes.free(self.maps.inside.get(site, site))}
         idle = {(p.key, p.start, p.share) for _, p in shares} - mapped - self.layout.refused
         if idle:
             self.layout.refused |= idle

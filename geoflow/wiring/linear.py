@@ -20,6 +20,7 @@ def linear(ledger: Ledger, x: Operand, weight: Operand, bias: Operand = None) ->
     require(len(weight.shape) == 2, "its weight is not a matrix")
     nothing = is_zero(x)  # such as the first state of a recurrent network
     x = activation(ledger, x)
+    ledger.summed(x.labels, -1)
     label = ledger.new(weight.shape[0]) if nothing else mix(ledger, x.labels[-1], weight, read=-1, write=-2)
     add_bias(ledger, (*x.labels[:-1], label), -1, bias)
     return Value((*x.labels[:-1], label))
@@ -41,18 +42,23 @@ def matmul(ledger: Ledger, x: Operand, y: Operand) -> Value | Tensor:
         if is_zero(x):
             return torch.zeros(ledger.shape)
         x = activation(ledger, x)
+        ledger.summed(x.labels, -1)
         return Value((*x.labels[:-1], mix(ledger, x.labels[-1], y, read=0, write=1)))
     if isinstance(x, Parameter) and len(x.shape) == 2:
         y = activation(ledger, y)
         require(len(y.labels) >= 2, "a matrix of parameters times a vector")
+        ledger.summed(y.labels, -2)
         return Value((*y.labels[:-2], mix(ledger, y.labels[-2], x, read=1, write=0), y.labels[-1]))
     if isinstance(y, Parameter) and len(y.shape) == 1 and y.axes == (0,):  # the result has one number for all units
         x = activation(ledger, x)
+        ledger.summed(x.labels, -1)
         record(ledger, y, {0: parts_reading(x.labels[-1])}, "weight")
         return Value(x.labels[:-1])
     x, y = activation(ledger, x), activation(ledger, y)
     require(min(len(x.labels), len(y.labels)) >= 2, "a product with a vector")
     contract(ledger, x.labels[-1], y.labels[-2], x.labels[:-2], y.labels[:-2])
+    ledger.summed(x.labels, -1)
+    ledger.summed(y.labels, -2)
     return Value((*product_labels(ledger, y.labels[:-2], x.labels[:-2]), x.labels[-2], y.labels[-1]))
 
 
@@ -87,10 +93,13 @@ def einsum(ledger: Ledger, equation: str, operands: Sequence[Operand], path: obj
     labels |= dict(zip(a, x.labels, strict=True))
     summed = [letter for letter in b if letter in a and letter not in result]
     own = [letter for letter in b if letter not in a]
+    ledger.summed(x.labels, *(axis for axis, letter in enumerate(a) if letter not in result))
     if isinstance(y, Parameter) and len(b) == 2 and len(summed) == len(own) == 1 and set(a) - set(summed) <= set(result) >= set(own):
         labels[own[0]] = mix(ledger, labels[summed[0]], y, read=b.index(summed[0]), write=b.index(own[0]))
         return Value(tuple(labels[letter] for letter in result))
-    others = dict(zip(b, activation(ledger, y).labels, strict=True))
+    y = activation(ledger, y)
+    ledger.summed(y.labels, *(axis for axis, letter in enumerate(b) if letter not in result))
+    others = dict(zip(b, y.labels, strict=True))
     beside = [[of.get(letter, ()) if letter not in summed else () for letter in sorted({*a, *b})] for of in (dict(labels), others)]
     for letter, label in others.items():
         if letter in summed:
@@ -165,11 +174,12 @@ def add_bias(ledger: Ledger, labels: tuple[Label, ...], axis: int, bias: Operand
 def contract(ledger: Ledger, a: Label, b: Label, beside_a: Sequence[Label], beside_b: Sequence[Label]) -> None:
     """A sum over products of the units of two activations. Equal signs cancel in it. Factors would not, so scaling is pinned.
 
-    `beside_a` and `beside_b` are the axes of the product that both have. Units of heads lie along them at the same place, or else every
-    head meets every other, and the heads have no maps of their own.
+    `beside_a` and `beside_b` are the axes of the product that both have. Heads must lie along them at the same place. Otherwise every head
+    meets every other, and the heads have no maps of their own.
     """
     ledger.tie_against(a, b, "contraction", ("permutation", "sign"))
     for segment in (*a, *b):
         ledger.pin_site(segment.site, ("scaling",))
-    if offset(ledger.maps, a, beside_a, ledger.together) != offset(ledger.maps, b, beside_b, ledger.together):
+    places = [offset(ledger.maps, label, beside, ledger.together) for label, beside in ((a, beside_a), (b, beside_b))]
+    if places[0] != places[1] or (ledger.maps.homes(a) and not places[0]):
         ledger.maps.pin(*ledger.maps.within(a))

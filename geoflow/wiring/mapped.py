@@ -66,8 +66,9 @@ def _unlike(ledger: Ledger) -> None:
             vector = mapped_by(ledger, site)
             if vector is None:
                 continue
-            if ledger.maps.of(part, site) is None:  # heads as units, which must not look like their vectors
-                ledger.maps.pin(*([vector] if part.repeat % width_inside(ledger, site) == 0 else []))
+            if ledger.maps.of(part, site) is None:  # heads as units, whose factors no map contains, and which must not look like vectors
+                scaled = any(ledger.classes[symmetry].free(site) for symmetry in MEASURES)
+                ledger.maps.pin(*([vector] if scaled or part.repeat % width_inside(ledger, site) == 0 else []))
                 continue
             width, root = width_inside(ledger, site), ledger.maps.classes.root(vector)[0]
             heads = (
@@ -81,16 +82,27 @@ def _unlike(ledger: Ledger) -> None:
 
 def _met(ledger: Ledger) -> None:
     """Pin maps that meet in one tensor: first those that meet themselves, then those of whole sites that meet heads, and then all."""
-    root, home = ledger.maps.classes.root, ledger.maps.home
-    for chosen in (
-        lambda met: {one for one in met if [root(other)[0] for other in met].count(root(one)[0]) > 1},
-        lambda met: {one for one in met if one not in home} if home.keys() & met else set(),
-        set,
-    ):
+    for chosen in (_themselves, _beside_heads, _all):
         for entry in ledger.entries.values():
             axes = _mapped(ledger, entry)
-            met = [vector for found in axes.values() for vector in found] if len(axes) > 1 else []
-            ledger.maps.pin(*chosen(met))
+            if len(axes) > 1:
+                ledger.maps.pin(*chosen(ledger, axes))
+
+
+def _themselves(ledger: Ledger, axes: dict[int, set[int]]) -> set[int]:
+    """Vectors along one axis whose maps act along another one too. Queries and keys may lie along one axis."""
+    roots = {axis: {ledger.maps.classes.root(one)[0] for one in found} for axis, found in axes.items()}
+    twice = {root for axis, found in roots.items() for root in found if any(root in roots[other] for other in roots if other != axis)}
+    return {one for one in _all(ledger, axes) if ledger.maps.classes.root(one)[0] in twice}
+
+
+def _beside_heads(ledger: Ledger, axes: dict[int, set[int]]) -> set[int]:
+    whole = _all(ledger, axes) - ledger.maps.home.keys()
+    return whole if whole != _all(ledger, axes) else set()
+
+
+def _all(ledger: Ledger, axes: dict[int, set[int]]) -> set[int]:
+    return set().union(*axes.values())
 
 
 def _scale_told(ledger: Ledger) -> None:

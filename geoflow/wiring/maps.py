@@ -101,6 +101,12 @@ class Maps:
         """Pin the vectors of heads whose units were repeated so often that they look like whole heads."""
         self.pin(*(self.of(segment) for segment in heads if segment.site in self.inside))
 
+    def pin_strays(self, labels: Sequence[Label], together: Together) -> None:
+        """Pin the vectors of heads along one of these axes, unless the heads lie along exactly one other axis."""
+        for home in {home for label in labels for home in self.homes(label)}:
+            if sum(any(together(s.site, home) for s in label if s.site not in self.home) for label in labels) != 1:
+                self.pin(self.inside[home])
+
     def homes(self, label: Label) -> set[int]:
         """The sites of heads whose inside this axis is."""
         return {self.home[segment.site] for segment in label if segment.site in self.home}
@@ -145,7 +151,8 @@ class Maps:
         )
         if name in VIEWS | CUTS | LINEAR:
             self.pin(*(before - behind - self.kept))
-            self.pin(*(self.inside[site] for value in results for site in _strays(self, value, together)))
+            for value in results:
+                self.pin_strays(value.labels, together)
         else:
             self.pin(*before, *behind, *new)
         for value in operands:
@@ -168,10 +175,3 @@ def offset(maps: Maps, label: Label, beside: Sequence[Label], together: Together
     """For an axis inside heads: where among the labels `beside` the heads lie, counted from the last."""
     homes = maps.homes(label)
     return [i - len(beside) for i, other in enumerate(beside) for s in other if any(together(s.site, home) for home in homes)]
-
-
-def _strays(maps: Maps, value: Value, together: Together) -> set[int]:
-    """The sites of heads whose inside is an axis of a value, while their units are no axis of it."""
-    sites = {s.site for label in value.labels for s in label} - set(maps.home)
-    homes = {home for label in value.labels for home in maps.homes(label)}
-    return {home for home in homes if not any(together(site, home) for site in sites)}

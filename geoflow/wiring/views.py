@@ -7,7 +7,7 @@ from operator import mul
 
 from geoflow.wiring.entries import activation
 from geoflow.wiring.labels import Label, Operand, Parameter, Segment, Value, length
-from geoflow.wiring.ledger import Ledger
+from geoflow.wiring.ledger import MEASURES, Ledger
 from geoflow.wiring.rules import rule
 
 # Operations whose result may share memory with their operand.
@@ -144,12 +144,16 @@ def _copies(ledger: Ledger, label: Label, copies: int) -> bool:
 
 
 def _with_inside(ledger: Ledger, heads: Label, last: Label) -> Label:
-    """The units of heads that are merged with an axis inside them: they are those of the site that the axis belongs to."""
+    """The units of heads that are merged with an axis inside them: they are those of the site that the axis belongs to.
+
+    Heads that have factors or signs of their own, as behind a gain for each head, stay, and the axis inside loses its maps.
+    """
     homes = ledger.maps.homes(last)
     if len(heads) != 1 or not homes:
         return heads
     (home,) = homes
-    fits = ledger.together(heads[0].site, home) and ledger.places[home].size == heads[0].size
+    alike = all(ledger.together(heads[0].site, home, symmetry) or not ledger.free(heads, symmetry) for symmetry in MEASURES)
+    fits = alike and ledger.together(heads[0].site, home) and ledger.places[home].size == heads[0].size
     return (Segment(home, heads[0].size, heads[0].repeat),) if fits else heads
 
 

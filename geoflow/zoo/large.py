@@ -1,5 +1,6 @@
 """Keep a zoo that is larger than memory in one file, and add networks to it one by one."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from geoflow.appending import THETAS, Appender, appending, small_tensors, tidy, words_of
+from geoflow.appending import THETAS, appending, small_tensors, words_of
 from geoflow.files import file_digest, under
 from geoflow.spec import NetworkSpec
 from geoflow.states import say
@@ -84,49 +85,61 @@ def add_networks(
     """Add files of trained networks to the zoo in a file, and make it if there is none. Return the zoo, opened.
 
     Only one network is in memory at a time, and the file is a whole zoo after each. Files that the zoo has already are passed over, so
-    after an interruption the same call goes on. `source` and `entry` are those of `read_networks`. `dtype` is the precision of a zoo that
-    is made. By default it is that of the first network.
+    after an interruption the same call goes on. Copies of such files are passed over too, with a warning. `source` and `entry` are those
+    of `read_networks`. `dtype` is the precision of a zoo that is made. By default it is that of the first network.
 
     Raises what `read_networks` and `open_zoo` raise, and ValueError for a network of a wider precision than the zoo, or a file that changed
-    since it was added. A file of another network is named before any is added (see `check_files`). Raises OSError if the disk is full.
+    since it was added. A file of another network is named before any is read (see `check_files`). Raises OSError if the disk is full.
     Networks that were added before an error are kept.
     """
-    path, ways, lost = Path(path), [], []
-    files = [file for file in network_files(source) if file.resolve() != path.resolve()]
-    if path.exists():
-        tidy(path)
+    path, ways, lost, copies = Path(path), [], [], []
+    files = [file for file in network_files(source) if not _belongs(file, path)]
     zoo = open_zoo(path, spec) if path.exists() else None
+    if new := _new(zoo.networks if zoo else (), files, path):
+        check_files(new, spec, entry, progress)
     made = dtype or (zoo.thetas.dtype if zoo else read_network(files[0], spec, entry)[0].dtype)
     if zoo and made != zoo.thetas.dtype:
         raise ValueError(f"{path} holds networks in {zoo.thetas.dtype}, not in {dtype}. Leave dtype out, or make another zoo.")
     words, rest = (words_of(path)[0], _rest(path)) if zoo else ({"spec": spec.to_json()}, spec.rest)
     beside = {f"rest.{name}": value for name, value in rest.items()}
     with appending(path, THETAS, spec.weights, made, words, beside, len(files)) as rows:
-        if new := _new(rows, files):
-            check_files(new, spec, entry, progress)
-        for file in tqdm(new, desc="add networks", unit="network", disable=not progress):
+        digests = {one.get("sha256") for one in rows.about}
+        for file in tqdm(_new(rows.about, files, path), desc="add networks", unit="network", disable=not progress):
+            if (digest := file_digest(file)) in digests:
+                copies.append(file)
+                continue
             theta, how, left = read_network(file, spec, entry)
-            if dtype is None and torch.promote_types(theta.dtype, made) != made:
-                raise ValueError(f"{file} holds a network in {theta.dtype}, and {path} has {made}. Make the zoo with dtype={theta.dtype}.")
+            if dtype is None and (wide := torch.promote_types(theta.dtype, made)) != made:
+                raise ValueError(f"{file} holds a network in {theta.dtype}, and {path} has {made}. Make the zoo with dtype={wide}.")
             try:
-                rows.add(theta[None], [_mark(file) | {"sha256": file_digest(file)}])
+                rows.add(theta[None], [_mark(file) | {"sha256": digest}])
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from error
+            digests.add(digest)
             ways.append(how)
             lost = lost or left
+    if copies:
+        some = f"{len(copies)} files, such as {copies[0]}"
+        warnings.warn(f"{some}, were passed over: they hold the same bytes as files that the zoo has.", stacklevel=2)
     say(ways)
     say_lost(lost)
     return open_zoo(path, spec)
 
 
-def _new(zoo: Appender, files: Sequence[Path]) -> list[Path]:
-    """Return the files that a zoo does not have yet. Raises ValueError if one changed since it was added."""
-    known = {one["path"]: one for one in zoo.about if "path" in one}
+def _new(networks: Sequence[Mapping], files: Sequence[Path], zoo: Path) -> list[Path]:
+    """Return the files that a zoo does not have yet, of which `networks` tells. Raises ValueError if one changed since it was added."""
+    known = {one["path"]: one for one in networks if "path" in one}
     for file in files:
         now = _mark(file)
         if (then := known.get(now["path"], now)) != then | now:
-            raise ValueError(f"{file} has changed since it was added to {zoo.path}. Make that zoo again, or name the file otherwise.")
-    return [file for file in files if str(file.resolve()) not in known]
+            raise ValueError(f"{file} has changed since it was added to {zoo}. Make that zoo again, or name the file otherwise.")
+    return list({path: file for file in files if (path := str(file.resolve())) not in known}.values())
+
+
+def _belongs(file: Path, zoo: Path) -> bool:
+    """Return whether a file is the zoo, or one that `fit` has written beside it."""
+    ours = file.name.startswith(f"{zoo.stem}.") and file.name.endswith((".canonical.safetensors", ".points.safetensors"))
+    return file.resolve() == zoo.resolve() or ours
 
 
 def _mark(file: Path) -> dict:
