@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 import geoflow
+from geoflow.appending import appending_networks
 from geoflow.canonical import gathering
 from geoflow.canonical import large as aligning
-from geoflow.evaluation import large as placing
 from geoflow.flow import Flow
+from geoflow.guidance import no_guidance
 from geoflow.latent import large as charting
 from geoflow.randomness import randomness
+from geoflow.stored import stored
 from geoflow.zoo import files, large
 from geoflow.zoo.builders import builder_of
 from geoflow.zoo.networks import build_network
@@ -136,45 +138,48 @@ def test_scores_are_those_of_memory(finished, in_memory):
     assert one["recalibrated"] == other["recalibrated"] == 20
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_in_every_phase_comes_to_the_same_end(finished, options, tmp_path, monkeypatch):
+    from lab import draw
     from lab.checks import InputError
 
     from geoflow import training
     from geoflow.evaluation.exam import Exam
 
-    stops = [  # where, and after how many calls
-        (large, "read_network", 3),
-        (aligning, "match_units", 1),
-        (charting, "measured", 2),
-        (training, "train_step", 3),
-        (placing, "recalibrate", 1),
-        (files, "unpack", 1),
-        (Exam, "single", 4),
+    stops = [  # where and after how many calls, and what an earlier call has finished
+        (large, "read_network", 3, ()),
+        (aligning, "match_units", 1, ()),
+        (charting, "measured", 2, (large, "read_network")),
+        (training, "train_step", 3, (aligning, "match_units")),
+        (draw, "recalibrate", 1, (charting, "measured")),
+        (files, "unpack", 1, (training, "train_step")),
+        (Exam, "single", 4, (draw, "recalibrate")),
     ]
-    done = []
-    for owner, name, most in stops:
-        work = getattr(owner, name)
-
-        def stopping(*given, work=work, most=most, calls=[]):  # noqa: B006  it counts
-            calls.append(1)
-            if len(calls) > most:
-                raise KeyboardInterrupt
-            return work(*given)
-
+    for owner, name, most, done in stops:
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, stopping)
+            patch.setattr(owner, name, stopping(getattr(owner, name), most))
+            if done:
+                patch.setattr(*done, lambda *given, done=done, **how: pytest.fail(f"{done[1]} was finished before"))
             with pytest.raises(InputError, match=r"Stopped\. The same command goes on"):
                 launch(tmp_path, named=(), **options, **RUN, **LITTLE, every=1)
-        done.append(name)
-        if name == "match_units":  # what was read stays
-            monkeypatch.setattr(large, "read_network", lambda *given: pytest.fail("it was read before"))
-        if name == "measured":
-            monkeypatch.setattr(aligning, "match_units", lambda *given: pytest.fail("it was aligned before"))
-            monkeypatch.undo()
+    monkeypatch.setattr(files, "unpack", lambda *given: pytest.fail("unpack was finished before"))
     folder = launch(tmp_path, named=(), **options, **RUN, **LITTLE, every=1)
     found, wanted = (read(one, "metrics.json") for one in (folder, finished))
     for part in ("zoo", "generated", "baselines", "ensemble", "novelty"):
         assert flat(found[part]) == pytest.approx(flat(wanted[part]), rel=1e-3, abs=1e-5), part
+
+
+def stopping(work: Callable, most: int) -> Callable:
+    """Return a function that does its work so many times, and is stopped then."""
+    calls = []
+
+    def stopped(*given, **how):
+        calls.append(1)
+        if len(calls) > most:
+            raise KeyboardInterrupt
+        return work(*given, **how)
+
+    return stopped
 
 
 def flat(value) -> list[float]:
@@ -207,6 +212,39 @@ def test_a_full_disk_keeps_what_was_written_and_the_job_goes_on(options, tmp_pat
         with pytest.raises(InputError, match=r"network-0001\.safetensors'\. What was written is kept\. Make room, and do the same again"):
             launch(tmp_path, named=(), **options, **RUN, **LITTLE)
     assert read(launch(tmp_path, named=(), **options, **RUN, **LITTLE), "metrics.json")["parameters"] > 0
+
+
+@pytest.mark.parametrize("more", [{}, {"recalibrate": "never"}, {"polish": 2}, {"polish": 2, "recalibrate": "never"}])
+def test_new_networks_in_a_file_are_those_of_memory(more, finished, options, tmp_path):
+    """Running statistics and training steps are those of each network alone, so they do not depend on how many are in work."""
+    from lab.draw import generate, generate_in_file
+
+    flow, task, network = Flow.load(finished / "flow.safetensors"), read_task(options["task"]), builder_of(options["network"])()
+    spec, config = geoflow.spec_of(network, task.x_train[:2]), {**read(finished, "config.json"), **more}
+    wanted, paths = generate(flow, network, spec, task, config)
+    for _ in range(2):  # the second call finds the file
+        found, all_paths = generate_in_file(flow, network, spec, task, config, no_guidance, tmp_path)
+        assert found[:].allclose(wanted, atol=1e-4) and all_paths.equal(paths)
+    plain = generate(flow, network, spec, task, {**config, "polish": 0})[0]
+    assert wanted.equal(plain) == (config["polish"] == 0)
+
+
+def test_training_steps_name_the_network_whose_loss_is_not_finite(finished, options, tmp_path, monkeypatch):
+    from lab import draw
+
+    flow, task, network = Flow.load(finished / "flow.safetensors"), read_task(options["task"]), builder_of(options["network"])()
+    spec, config = geoflow.spec_of(network, task.x_train[:2]), {**read(finished, "config.json"), "polish": 2, "recalibrate": "never"}
+    broken = draw.generate(flow, network, spec, task, {**config, "polish": 0})[0]
+    broken[1] = 1e30
+    file = tmp_path / "broken.safetensors"
+    with appending_networks(file, spec, broken.dtype) as rows:
+        rows.add(broken)
+    monkeypatch.setattr(draw, "POLISHED_AT_ONCE", 1)
+    monkeypatch.setattr(draw, "sample", lambda *given, into=None, watch, **how: watch(broken) or (stored(file) if into else broken))
+    given = flow, network, spec, task, {**config, "steps": 0}
+    for call in (lambda: draw.generate(*given), lambda: draw.generate_in_file(*given, no_guidance, tmp_path)):
+        with pytest.raises(FloatingPointError, match=r"step 1 the loss of the networks \[1\] is not finite\. Leave polish=2 out"):
+            call()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -255,7 +293,11 @@ def test_a_zoo_that_is_trained_goes_to_files_too(options, tmp_path):
 
 @pytest.mark.parametrize(
     ("network", "x"),
-    [("resnet18", images()), ("vit_small", images()), ("bert_base", np.random.default_rng(0).integers(1, 30_522, (32, 6)))],
+    [
+        pytest.param("resnet18", images(), marks=pytest.mark.slow),
+        ("vit_small", images()),
+        pytest.param("bert_base", np.random.default_rng(0).integers(1, 30_522, (32, 6)), marks=pytest.mark.slow),
+    ],
 )
 def test_published_networks_go_the_same_way(network, x, tmp_path):
     sizes = {"width": 4, "depth": 1}
