@@ -1,17 +1,15 @@
 """Measure a zoo larger than memory, from checkpoints on disk to new networks on disk: time for each network, and peak memory.
 
 python benchmarks/large.py                                   6 networks of ResNet-18, 11.2 million weights each
-python benchmarks/large.py --network vit --nets 4            a vision transformer of the width and depth of ViT-S
-python benchmarks/large.py --network bert --nets 3           a language model of the width, depth and vocabulary of BERT-base
+python benchmarks/large.py --network vit_small --nets 4      ViT-S/16
+python benchmarks/large.py --network bert_base --nets 3      BERT-base
 python benchmarks/large.py --folder /a/disk --dtype float16  elsewhere, in half precision
 
 The networks have random weights around a common one, and are deleted at the end. The disk must hold six times the zoo.
 """
 
 import argparse
-import resource
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,59 +20,29 @@ from torch import nn
 
 from geoflow import fit, sample, spec_of
 from geoflow.files import write_tensors
+from geoflow.peak import peak_memory
 from geoflow.zoo.large import add_networks
-from geoflow.zoo.networks.transformers import Bert, ViT
+from geoflow.zoo.networks.published import PLACES, WORDS, bert_base, resnet18, vit_small
 
 CLASSES = 10
 
 
-class Block(nn.Module):
-    """The basic block of a residual network."""
-
-    def __init__(self, inside: int, out: int, stride: int):
-        super().__init__()
-        self.first, self.norm1 = nn.Conv2d(inside, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
-        self.second, self.norm2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
-        self.short = nn.Identity() if inside == out else nn.Sequential(nn.Conv2d(inside, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-
-    def forward(self, x):
-        return (self.norm2(self.second(self.norm1(self.first(x)).relu())) + self.short(x)).relu()
-
-
-def resnet18() -> nn.Module:
-    """A residual network of 18 layers, with the widths of He et al. 2015."""
-    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
-    stem = (nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-    return nn.Sequential(*stem, *(Block(*some) for some in widths), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES))
-
-
 # name: how a network is made, and what it reads
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
-    "resnet18": (resnet18, lambda: torch.randn(4, 3, 64, 64)),
-    "vit": (lambda: ViT((3, 224, 224), CLASSES, width=384, depth=12, heads=6), lambda: torch.randn(2, 3, 224, 224)),
-    "bert": (lambda: Bert(30_522, 128, CLASSES, width=768, depth=12, heads=12), lambda: torch.randint(30_522, (8, 128))),
+    "resnet18": (lambda: resnet18((3, 64, 64), CLASSES), lambda: torch.randn(4, 3, 64, 64)),
+    "vit_small": (lambda: vit_small((3, 224, 224), CLASSES), lambda: torch.randn(2, 3, 224, 224)),
+    "bert_base": (lambda: bert_base(WORDS, PLACES, CLASSES), lambda: torch.randint(WORDS, (8, 128))),
 }
 
 
 @contextmanager
 def measured(what: str, nets: int) -> Iterator[None]:
     """Print the time of a step for each network, and the most memory that the process has held in it."""
-    most, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.05):
-            held, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
-            most[0] = max(most[0], (held - shared) * resource.getpagesize())
-
-    watcher, wall, work = threading.Thread(target=watch), perf_counter(), process_time()
-    watcher.start()
-    try:
+    wall, work = perf_counter(), process_time()
+    with peak_memory() as peak:
         yield
-    finally:
-        done.set()
-        watcher.join()
-        times = f"{(process_time() - work) / nets:.2f} s of CPU, {(perf_counter() - wall) / nets:.2f} s on the clock for each network"
-        print(f"{what}: {times}; peak {most[0] / 1e9:.2f} GB", flush=True)
+    times = f"{(process_time() - work) / nets:.2f} s of CPU, {(perf_counter() - wall) / nets:.2f} s on the clock for each network"
+    print(f"{what}: {times}; peak {peak.held / 1e9:.2f} GB", flush=True)
 
 
 def write_checkpoints(folder: Path, build: Callable[[], nn.Module], nets: int) -> int:

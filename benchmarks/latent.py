@@ -26,7 +26,8 @@ from bench import RESULTS, commit, described, table
 from workloads import Row, faster
 
 from geoflow.latent.pca import PART, fit_pca
-from geoflow.stored import Stored, stored, writing
+from geoflow.stored import Stored, stored
+from geoflow.writing import writing
 
 PIECE = 2**24  # bytes that a plain reader or writer takes at once
 MEMORY = 4e9  # bytes that all of it may take

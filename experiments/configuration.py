@@ -33,7 +33,7 @@ def config():
     activation = None  # of an mlp: the function behind each hidden layer; default: relu
     norm = None  # of an mlp: the layer behind each hidden linear layer; default: none
     width = None  # of the other networks: units, channels of the first stage, or of the stream; default: the network's
-    depth = None  # of residual_mlp, resnet, vit and bert: blocks, of a resnet in each stage; default: the network's
+    depth = None  # of networks with blocks: their number, of resnet and resnet18 in each stage; default: the network's
     runs = None  # independent training runs
     snapshots = None  # networks kept from each run
     zoo = {
@@ -119,6 +119,7 @@ def config():
     device = "auto"  # where to compute
     seed = 0  # data split, zoo, flow and samples
     cache = ".cache"  # folder of zoos, and of trainings under way
+    memory = 1.0  # GB that the zoo and the new networks may have together in memory; larger ones stay in files, with `latent=pca`
 
 
 DEFAULTS = config()
@@ -227,6 +228,17 @@ one_start = {"iterations": 400, "batch": 16, "solver": "midpoint", "steps": 50, 
 ex.add_named_config("resnet14", {"network": "resnet", "task": "mnist14", **one_start})  # a ResNet whose runs have one common start
 ex.add_named_config("vit14", {"network": "vit", "task": "mnist14", **one_start})  # a ViT whose runs have one common start
 ex.add_named_config("bert", {"network": "bert", "task": "sst2", **one_start})  # a BERT whose runs have one common start
+
+
+# as deepweightflow, with the noise in standard deviations of the components; those of such zoos were not measured here
+published = {"task": "cifar10", "runs": 114, "flow": "euclidean", "metric": "weights", "latent": "pca", "components": 99}
+published |= {"velocity": "mlp", "prediction": "velocity", "weighting": "uniform", "pool": 100, "jitter": 0.001, "dropout": 0.1}
+published |= {"optimizer": "adamw", "iterations": 30000, "batch": 8, "lr": 5e-4, "weight_decay": 1e-5, "ema": 0.0}
+published |= {"count": 100, "solver": "rk4", "steps": 99}
+resnet18 = {"network": "resnet18", "sizes": {"width": 1024}, "spread": 0.01}
+vit192 = {"network": "vit_small", "width": 192, "depth": 6, "sizes": {"width": 384}, "spread": 0.001, "batch": 4}
+ex.add_named_config("resnet18_cifar10", published | resnet18)  # ResNet-18 on CIFAR-10 by the settings of DeepWeightFlow, for a GPU
+ex.add_named_config("vit_cifar10", published | vit192)  # a ViT of width 192 on CIFAR-10 by the settings of DeepWeightFlow, for a GPU
 
 
 @ex.named_config  # a ResNet (or network=vit) whose runs have nothing in common

@@ -1,6 +1,6 @@
 """Train given networks further, all at once, on any objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,14 @@ from geoflow.objectives import Objective, losses
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import NORMS
 from geoflow.vector import State
+
+
+class NotFinite(FloatingPointError):
+    """The loss of some `networks` is not finite in a `step`. Networks are counted from 0, and steps from 1."""
+
+    def __init__(self, step: int, networks: Sequence[int], cure: str):
+        super().__init__(f"In step {step} the loss of the networks {list(networks)} is not finite. {cure}")
+        self.step, self.networks = step, networks
 
 
 @torch.inference_mode(False)  # whatever mode the caller is in
@@ -29,7 +37,7 @@ def descend(
     the number of steps done and the networks, before the first step and after each. It must not change them. Source: Kingma and Ba, Adam,
     2015.
 
-    Raises ValueError for a negative number of steps, and FloatingPointError that names the networks whose loss is not finite.
+    Raises ValueError for a negative number of steps, and NotFinite that names the networks whose loss is not finite.
 
     >>> import torch, geoflow
     >>> spec = geoflow.spec_of(torch.nn.Linear(1, 1), torch.zeros(1, 1))
@@ -51,7 +59,7 @@ def descend(
         with torch.enable_grad():
             found = losses(objective, spec, thetas)
             if broken := (~found.isfinite()).nonzero().flatten().tolist():
-                raise FloatingPointError(f"In step {step} the loss of the networks {broken} is not finite. Lower the learning rate {lr:g}.")
+                raise NotFinite(step, broken, f"Lower the learning rate {lr:g}.")
             found.sum().backward()
         optimizer.step()
         if falling:

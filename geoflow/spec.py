@@ -233,9 +233,7 @@ class NetworkSpec:
         """
         table = json.loads(text)
         if (tracing := table.get("tracing", 1)) > TRACING:
-            raise ValueError(
-                f"This table is of a later version of geoflow (tracing {tracing}; this version has {TRACING}): update it."
-            )
+            raise ValueError(f"This table is of a later version of geoflow (tracing {tracing}; this version has {TRACING}): update it.")
         tensors = tuple(
             TensorSpec(**entry | {"shape": tuple(entry["shape"]), "axes": tuple(tuple(Piece(**p) for p in axis) for axis in entry["axes"])})
             for entry in table["tensors"]

@@ -1,4 +1,4 @@
-"""Read a matrix of networks from a file, by rows or in blocks of columns, and write one in blocks of columns."""
+"""Read a matrix of networks from a file, by rows or in blocks of columns."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from operator import index
@@ -17,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geoflow.files import file_digest, whole
-from geoflow.headers import ROWS, check_length, header_of, put
+from geoflow.files import file_digest
+from geoflow.headers import ROWS, check_length, header_of
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -147,6 +146,11 @@ def mapped(rows: "Float[Tensor, 'nets size'] | Rows", change: Callable[[Tensor],
     return Mapped(rows, change, chosen, (len(chosen), one.shape[1]), one.dtype, one.device)
 
 
+def picked(networks: "Float[Tensor, '_nets size'] | Rows", numbers: Tensor) -> "Float[Tensor, '_picked size'] | Rows":
+    """Return the networks with these numbers. Those of a file are read when they are used."""
+    return mapped(networks, lambda x: x, numbers.tolist()) if isinstance(networks, Rows) else networks[numbers]
+
+
 Matrix = Float[Tensor, "nets size"] | Stored  # what is read in blocks of columns
 Networks = Float[Tensor, "nets size"] | Rows  # what is read network by network
 
@@ -229,70 +233,3 @@ def _fill(file: int, piece, start: int, path: Path) -> None:
         if not read:
             raise ValueError(f"{path} ends at byte {start + done}: it was cut while it was read.")
         done += read
-
-
-@contextmanager
-def writing(path: str | Path, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Iterator["Writer"]:
-    """Give a `Writer` of a safetensors file with one matrix, which is filled in blocks of columns. After an error no file is left.
-
-    Raises OSError if the disk has too little room, before anything is written.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with writing(f"{folder}/new.safetensors", "thetas", (2, 3), torch.half) as writer:
-    ...         for block in torch.ones(2, 3).split(2, 1):
-    ...             writer.write(block)
-    ...     stored(f"{folder}/new.safetensors").shape
-    (2, 3)
-    """
-    if dtype not in NAMES:
-        raise ValueError(f"dtype={dtype} cannot be written. Choose one of {', '.join(map(str, NAMES))}.")
-    length = prod(shape) * dtype.itemsize
-    about = {name: {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [0, length]}}
-    header = json.dumps(about).encode()
-    header += b" " * (-len(header) % 8)
-    with whole(path) as partial:
-        check_room(partial, length, path)
-        with partial.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hand:
-            file.write(len(header).to_bytes(8, "little") + header)
-            file.truncate(8 + len(header) + length)
-            writer = Writer(file.fileno(), 8 + len(header), shape, dtype, hand)
-            yield writer
-            writer.finish()
-
-
-def check_room(path: Path, length: int, name: str | Path | None = None) -> None:
-    """Raise OSError if the disk of a file has no room for so many bytes more. The folder of the file is made if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    room = os.statvfs(path.parent)
-    if (free := room.f_bavail * room.f_frsize) < length:
-        raise OSError(f"{name or path} needs {length / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free. Choose another folder.")
-
-
-class Writer:
-    """Write blocks of columns from left to right. A block is written while the caller makes the next one."""
-
-    def __init__(self, file: int, start: int, shape: tuple[int, int], dtype: torch.dtype, hand: ThreadPoolExecutor):
-        self.file, self.start, self.shape, self.dtype, self.hand = file, start, shape, dtype, hand
-        self.done, self.under_way = 0, None
-
-    def write(self, block: Float[Tensor, "nets _columns"]) -> None:
-        """Write the next columns. Raises ValueError for numbers that the precision of the file cannot hold."""
-        kept = block.to(self.dtype).contiguous()
-        if not torch.stack(kept.aminmax()).isfinite().all():  # 25 times as fast as looking at each weight
-            raise ValueError(f"A weight is NaN, or too large for {self.dtype}. Write the networks in float32.")
-        self._wait()
-        self.under_way = self.hand.submit(self._put, kept, self.done)
-        self.done += block.shape[1]
-
-    def finish(self) -> None:
-        self._wait()
-        assert self.done == self.shape[1], "not all columns were written"
-
-    def _wait(self) -> None:
-        if self.under_way is not None:
-            self.under_way.result()
-
-    def _put(self, block: Tensor, first: int) -> None:
-        for row, piece in enumerate(block.view(torch.uint8).numpy()):
-            put(self.file, piece, self.start + (row * self.shape[1] + first) * self.dtype.itemsize)

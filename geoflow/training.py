@@ -200,6 +200,8 @@ def check_sizes(config: Mapping, zoos: Sequence[OneZoo]) -> None:
             )
         if isinstance(zoo.thetas, Rows) and not isinstance(zoo.thetas, Stored):
             raise ValueError("A zoo is read from its file as it is, not changed or in part. Pass open_zoo(path).thetas of such a file.")
+        if isinstance(zoo.thetas, Rows) and len(zoos) > 1:
+            raise ValueError("A zoo in a file is fitted alone. If the zoos fit into memory, pass thetas[:] of each.")
         check_components(config["components"], len(zoo.thetas))
 
 

@@ -131,8 +131,8 @@ def _own(part: Tensor) -> Tensor:
     return part.clone(memory_format=torch.contiguous_format)
 
 
-def check_state(spec: NetworkSpec, state: Mapping) -> None:
-    """Raise ValueError if a state dict is of another architecture, or if it holds NaN or Inf.
+def check_form(spec: NetworkSpec, state: Mapping) -> None:
+    """Raise ValueError if a state dict is of another architecture, as far as names, shapes and kinds of numbers tell. None is read.
 
     The entries may be stacked along leading axes.
     """
@@ -149,7 +149,15 @@ def check_state(spec: NetworkSpec, state: Mapping) -> None:
             raise ValueError(f"{name!r} has shape {found}, the traced network {shape}: two architectures.")
         if not state[name].is_floating_point():
             raise ValueError(f"{name!r} holds {state[name].dtype}, not decimal numbers. Convert it, for example by float().")
-        finite = state[name].isfinite()
+    if foreign:
+        raise ValueError(f"entries {sorted(foreign)} are unknown to the traced network.")
+
+
+def check_state(spec: NetworkSpec, state: Mapping) -> None:
+    """Raise ValueError as `check_form` does, and if a state dict holds NaN or Inf, or other ties and constants than the traced network."""
+    check_form(spec, state)
+    for name, shape in shapes_of(spec).items():
+        found, finite = tuple(state[name].shape), state[name].isfinite()
         if not finite.all():
             where = (~finite).nonzero()[0, : len(found) - len(shape)].tolist()
             of = f" of network {where[0] if len(where) == 1 else tuple(where)}" if where else ""
@@ -166,8 +174,6 @@ def check_state(spec: NetworkSpec, state: Mapping) -> None:
                 f"{name!r} is a constant of the forward pass and differs from that of the traced network. A weight vector cannot hold it. "
                 "All networks of a zoo must share their constants. Make it a parameter if every network has its own."
             )
-    if foreign:
-        raise ValueError(f"entries {sorted(foreign)} are unknown to the traced network.")
 
 
 def _lost(spec: NetworkSpec, state: Mapping) -> list[str]:

@@ -24,8 +24,8 @@ LEVELS = {
     "couplings": 2, "paths": 2, "population": 2, "statistics": 2,
     "describe": 1, "states": 1, "vector": 1, "symmetry": 1, "linear": 1, "graph": 1, "earlier": 1, "pyg": 1, "manifolds": 1,
     "divergence": 1, "wiring": 1,
-    "spec": 0, "choices": 0, "examples": 0, "outputs": 0, "files": 0, "headers": 0, "stored": 0, "appending": 0, "fingerprints": 0,
-    "tally": 0, "randomness": 0, "constants": 0,
+    "spec": 0, "choices": 0, "examples": 0, "outputs": 0, "files": 0, "headers": 0, "stored": 0, "writing": 0, "appending": 0,
+    "fingerprints": 0, "tally": 0, "peak": 0, "randomness": 0, "constants": 0,
 }  # fmt: skip
 FRONT = 6  # geoflow/__init__.py, and whoever imports from it
 OUTSIDE = {"sacred", "experiments", "notebooks", "benchmarks", "tests", "beartype"}

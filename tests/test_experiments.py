@@ -59,7 +59,7 @@ SCHEMA = {
     "pairwise": {"generated_generated": PAIR, "generated_zoo": PAIR, "zoo_zoo": PAIR},
     "novelty": dict.fromkeys(("generated_to_train", "heldout_to_train", "zoo_leave_one_out", "ratio", "copies", "spread"), float)
     | {"layers": {"0": float, "2": float}},
-    "time": dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), float),
+    **dict.fromkeys(("time", "memory"), dict.fromkeys(("collect", "prepare", "train", "sample", "evaluate"), float)),
     "flow": str,
     "task": str,
     "seed": int,

@@ -20,8 +20,9 @@ from geoflow.latent import large as charting
 from geoflow.latent import pca
 from geoflow.sampling import SOLVERS
 from geoflow.statistics import variances_of
-from geoflow.stored import Stored, Writer
+from geoflow.stored import Stored
 from geoflow.training import prepare
+from geoflow.writing import Writer
 from geoflow.zoo.large import open_zoo
 from tests.networks import NETWORKS
 

@@ -10,17 +10,21 @@ from geoflow import Flow, evaluate, fit, spec_of
 from geoflow.appending import appending_networks
 from geoflow.canonical import canonicalize, gathering, matching
 from geoflow.canonical.large import Steps
-from geoflow.evaluation import novelty as measuring
+from geoflow.evaluation import keeping, measuring
+from geoflow.evaluation import novelty as distances
 from geoflow.evaluation.baselines import BASELINES, baseline
 from geoflow.evaluation.baselines_in_files import IN_FILES, baseline_in_file
+from geoflow.evaluation.keeping import IN_MEMORY, InFiles
 from geoflow.evaluation.large import place_large
 from geoflow.evaluation.metrics import disagreement, pooled_scores
 from geoflow.evaluation.novelty import by_layer, neighbours_of, novelty, spread
 from geoflow.evaluation.ruler import Ruler, fit_ruler
+from geoflow.evaluation.scoreboard import scoreboard
 from geoflow.frame import metric_frame
 from geoflow.graph import graph_of
 from geoflow.statistics import log_variances, variances_of
 from geoflow.zoo.large import open_zoo
+from geoflow.zoo.own import own_task
 
 
 def build() -> nn.Module:
@@ -55,8 +59,8 @@ def to_file(path, spec, thetas):
 def small(monkeypatch):
     monkeypatch.setattr(gathering, "STARTS", 2)
     monkeypatch.setattr(matching, "CHUNK", 200)
-    monkeypatch.setattr(measuring, "WORK", 100)  # several blocks of columns
-    monkeypatch.setattr(measuring, "RUNS", 3)
+    monkeypatch.setattr(distances, "WORK", 100)  # several blocks of columns
+    monkeypatch.setattr(distances, "RUNS", 3)
 
 
 @pytest.mark.parametrize("metric", [True, False])
@@ -149,6 +153,65 @@ def test_networks_that_change_as_they_are_read_have_no_columns(spec, thetas, tmp
     doubled = to_file(tmp_path / "zoo.safetensors", spec, thetas).to(torch.double)
     with pytest.raises(TypeError, match="have no columns"):
         spread(doubled)
+
+
+def test_a_scoreboard_in_files_is_that_of_memory(spec, thetas, x, tmp_path, monkeypatch):
+    """Baselines of noise have other noise. All else is equal, and the same call again draws and measures nothing.
+
+    The networks are near each other. Far ones have gains of both signs, whose mean may be 0 up to rounding, which no comparison survives.
+    """
+    thetas = thetas[:1].lerp(thetas, 0.25)
+    files = [to_file(tmp_path / f"{name}.safetensors", spec, some) for name, some in (("new", thetas[:3] + 0.1), ("held", thetas[6:]))]
+    (new, held), _ = files, to_file(tmp_path / "zoo.safetensors", spec, thetas[:6])
+    zoo = replace(open_zoo(tmp_path / "zoo.safetensors", spec), snapshots=2)
+    flow = fit(spec, zoo.thetas, x, latent="pca", iterations=1, batch=4, progress=False)
+    data, paths = own_task(x, torch.arange(20) % 3, x + 1, torch.arange(20) % 3), torch.randn(4, 3, 5)
+
+    def board(keep):
+        return scoreboard(build(), spec, zoo, new, data, flow, held, seen=x, paths=paths, keep=keep)
+
+    found = board(InFiles(tmp_path / "board"))
+    runs = zoo.thetas[:].view(3, 2, -1)
+    wanted = scoreboard(build(), spec, runs, new[:], data, flow, held[:], seen=x, paths=paths)
+    assert found.figures.keys() == wanted.figures.keys() == {"scores", "distances", "loss", "weights"}
+    for part in ("zoo", "generated", "novelty", "recalibrated", "parameters"):
+        assert flat(found.metrics[part]) == pytest.approx(flat(wanted.metrics[part]), rel=1e-3, abs=1e-5), part
+    for name in ("mean_network", "rescaled_mean"):
+        one, other = (flat(board.metrics["baselines"][name]) for board in (found, wanted))
+        assert one == pytest.approx(other, rel=1e-2, abs=1e-3), name
+    assert found.metrics["diversity"]["zoo"]["distance"] == pytest.approx(wanted.metrics["diversity"]["zoo"]["distance"], rel=1e-3)
+    assert flat(found.metrics["ensemble"]["generated"]) == pytest.approx(flat(wanted.metrics["ensemble"]["generated"]), rel=1e-3)
+    pair, usual = (board.metrics["pairwise"]["generated_zoo"] for board in (found, wanted))
+    assert (
+        pair["wasserstein"] is None
+        and usual["wasserstein"] > 0
+        and pair["jensen_shannon"] == pytest.approx(usual["jensen_shannon"], rel=1e-2)
+    )
+    assert not list((tmp_path / "board").glob("gaussian.networks*")), "a baseline is deleted once it is measured"
+    monkeypatch.setattr(keeping, "baseline_in_file", lambda *given: pytest.fail("it was measured before"))
+    monkeypatch.setattr(measuring, "neighbours_of", lambda *given: pytest.fail("it was measured before"))
+    assert flat(board(InFiles(tmp_path / "board")).metrics) == pytest.approx(flat(found.metrics), rel=1e-6)
+    with pytest.raises(ValueError, match=r"neighbours\.found\.safetensors was found for other networks or data"):
+        scoreboard(build(), spec, zoo, new, replace(data, x_test=x), flow, held, seen=x, keep=InFiles(tmp_path / "board"))
+
+
+def test_networks_in_files_and_in_memory_are_not_mixed(spec, thetas, x, tmp_path):
+    new, data = to_file(tmp_path / "new.safetensors", spec, thetas[:3]), own_task(x, torch.arange(20) % 3, x, torch.arange(20) % 3)
+    to_file(tmp_path / "zoo.safetensors", spec, thetas)
+    zoo, files = open_zoo(tmp_path / "zoo.safetensors", spec), InFiles(tmp_path / "board")
+    for some, other, keep in (
+        (thetas, new, files),
+        (zoo, new[:], files),
+        (zoo, new, files),
+        (zoo, new, IN_MEMORY),
+        (thetas, new[:], files),
+    ):
+        with pytest.raises(ValueError, match=r"keep=InFiles\(folder\)"):
+            scoreboard(build(), spec, some, other, data, keep=keep)
+
+
+def flat(value) -> list[float]:
+    return [x for one in value.values() for x in flat(one)] if isinstance(value, dict) else [value or 0.0]
 
 
 def test_scores_of_files_are_those_of_memory(spec, thetas, x, tmp_path):

@@ -10,7 +10,8 @@ from sklearn.decomposition import PCA as Primal
 from geoflow import stored as storage
 from geoflow.files import write_tensors
 from geoflow.latent.pca import fit_pca, gram
-from geoflow.stored import blocks, stored, writing
+from geoflow.stored import blocks, stored
+from geoflow.writing import writing
 
 
 def falling(nets: int, size: int) -> torch.Tensor:

@@ -1,9 +1,12 @@
 """The zoo: tasks, networks, training many at once, keeping them."""
 
 import gzip
+import hashlib
+import io
 import json
 import os
 import shutil
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,7 +24,7 @@ from geoflow import population
 from geoflow.outputs.gaussian import FLOOR
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec, Wire
-from geoflow.zoo import idx, lookup, store, tasks, train
+from geoflow.zoo import cifar, idx, lookup, scaling, store, tasks, train
 from geoflow.zoo.halfway import Halfway, digest_of
 from geoflow.zoo.networks import NETWORKS, build_network, check_reads, mlp, together
 from geoflow.zoo.networks.mlp import ACTIVATIONS
@@ -207,6 +210,76 @@ def test_idx_of_known_bytes(tmp_path):
     np.testing.assert_array_equal(idx.read_idx(path, idx.hashlib.md5(raw).hexdigest()), [[0, 1, 2], [3, 4, 5]])
 
 
+# CIFAR-10
+
+
+def cifar_archive(path, rows=(8, 8, 8, 8, 8, 24), label=9):
+    """Write made-up images in the official format. Return their bytes by file, the last of the test part, and the digest of the archive."""
+    generator = np.random.default_rng(0)
+    records = [generator.integers(0, 256, (count, 3073), np.uint8) for count in rows]
+    for part in records:
+        part[:, 0] = np.arange(len(part)) % 10
+        part[-1:, 0] = label
+    with tarfile.open(path, "w:gz") as archive:
+        for name, part in zip([*cifar.PARTS["train"], *cifar.PARTS["test"]], records, strict=True):
+            about = tarfile.TarInfo(name)
+            about.size = part.nbytes
+            archive.addfile(about, io.BytesIO(part.tobytes()))
+    return records, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_colour_images_are_read_in_the_official_format(tmp_path, monkeypatch):
+    (tmp_path / "cifar10").mkdir()
+    records, digest = cifar_archive(tmp_path / "cifar10" / cifar.FILE)
+    monkeypatch.setattr(cifar, "DIGEST", digest)
+    task = load_task("cifar10", folder=tmp_path, fetch=offline)
+    train, test = np.concatenate(records[:5]), records[5]
+    assert (task.form, task.classes, task.class_names[3]) == ("image", 10, "cat")
+    assert task.x_train.shape == (40, 3, 32, 32) and task.x_test.shape == (24, 3, 32, 32)
+    assert task.y_train.tolist() == train[:, 0].tolist() and task.y_test.tolist() == test[:, 0].tolist()
+    assert abs(task.x_train.mean()) < 1e-5 and abs(task.x_train.std(correction=0) - 1) < 1e-5
+    mean, scale = train[:, 1:].mean(), train[:, 1:].std()  # of the training part alone, one for all pixels
+    for colour, row, column in ((0, 0, 0), (1, 0, 31), (2, 31, 5)):  # bytes lie by colour, by row and by column
+        raw = test[:, 1 + 1024 * colour + 32 * row + column]
+        np.testing.assert_allclose(task.x_test[:, colour, row, column].numpy(), (raw - mean) / scale, rtol=1e-5)
+    monkeypatch.setattr(scaling, "ROWS", 7)
+    assert torch.equal(load_task("cifar10", folder=tmp_path, fetch=offline).x_train, task.x_train)
+    part = validation_task(task)
+    assert (len(part.x_train), len(part.x_test)) == (30, 10)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    path = tmp_path / cifar.FILE
+    _, digest = cifar_archive(path)
+    with pytest.raises(ValueError, match=r"cifar-10-binary\.tar\.gz has the sha256 .*, expected c4a38c50.* Delete it and fetch it again"):
+        cifar.read_cifar(path, cifar.DIGEST)
+    assert len(cifar.read_cifar(path, digest)["train"][1]) == 40
+    broken = {
+        "cut": lambda raw: raw[: len(raw) // 2],
+        "no tar": lambda raw: gzip.compress(b"something else"),
+        "no gzip": lambda raw: b"<html>",
+    }
+    for change in broken.values():
+        (tmp_path / "broken.tar.gz").write_bytes(change(path.read_bytes()))
+        with pytest.raises(ValueError, match=r"broken\.tar\.gz is no complete archive of CIFAR-10 \("):
+            cifar.read_cifar(tmp_path / "broken.tar.gz", cifar.file_digest(tmp_path / "broken.tar.gz"))
+    for change, words in (({"rows": (8, 8, 8, 8, 0, 8)}, "a file has 0 bytes"), ({"label": 10}, "there is a label 10")):
+        _, digest = cifar_archive(path, **({"rows": (8,) * 6} | change))
+        with pytest.raises(ValueError, match=words):
+            cifar.read_cifar(path, digest)
+
+
+def test_absent_colour_images_are_said_with_their_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("GEOFLOW_DATA", str(tmp_path))
+    monkeypatch.setattr(lookup.pooch, "os_cache", lambda name: tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match=r"cifar10/cifar-10-binary\.tar\.gz nor .*cache.*no network.* Put it in a folder cifar10/"):
+        load_task("cifar10", fetch=offline)
+    asked = []
+    with pytest.raises(FileNotFoundError):
+        load_task("cifar10", fetch=lambda urls, path: asked.append((urls, path)))
+    assert asked == [(["https://www.cs.toronto.edu/~kriz/" + cifar.FILE], tmp_path / "cache" / "cifar10" / cifar.FILE)]
+
+
 # Sentences
 
 
@@ -298,8 +371,12 @@ SHAPES = {
     "resnet": ("mnist14", {"width": 2}, 5142),
     "vit": ("mnist14", {"width": 4, "depth": 1}, 5546),
     "bert": ("sst2", {"width": 4, "depth": 1}, 37298),
+    "resnet18": ("cifar10", {"width": 4, "depth": 1}, 11173962),
+    "vit_small": ("cifar10", {"width": 128, "depth": 1}, 21342346),
+    "bert_base": ("sst2", {"width": 128, "depth": 1}, 87210242),
 }
-SIZES = {"digits": (64,), "mnist14": (1, 14, 14), "sst2": (32,)}
+PUBLISHED = ("resnet18", "vit_small", "bert_base")
+SIZES = {"digits": (64,), "mnist14": (1, 14, 14), "sst2": (32,), "cifar10": (3, 32, 32)}
 
 
 def made_up(network, shape=None, examples=24, words=2000):
@@ -314,7 +391,7 @@ def made_up(network, shape=None, examples=24, words=2000):
     return Task(name, x[0], y[0], x[1], y[1], tuple(map(str, range(classes))), form, vocabulary=tuple(map(str, range(words))))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in PUBLISHED])
 def test_networks_are_small_and_their_tables_hold(name):
     """Every declared symmetry leaves the outputs as they are, for the default sizes and for others."""
     task, (_, small, weights) = made_up(name), SHAPES[name]
@@ -325,6 +402,32 @@ def test_networks_are_small_and_their_tables_hold(name):
         spec = geoflow.spec_of(network, task.x_train[:2])
         assert geoflow.check_spec(network, spec, task.x_train[:2], seeded()) < 1e-12
         assert spec.groups("permutation"), "nothing can be permuted"
+
+
+@pytest.mark.parametrize(("name", "shape"), [("resnet18", None), ("resnet18", (3, 64, 64)), ("vit_small", None), ("bert_base", None)])
+def test_networks_of_published_shapes_are_as_large_and_their_tables_hold(name, shape):
+    task, (_, small, weights) = made_up(name, shape, examples=4), SHAPES[name]
+    with torch.device("meta"):
+        network = build_network(name, task, {})
+    assert shape or sum(parameter.numel() for parameter in network.parameters()) == weights
+    network = build_network(name, task, small)
+    spec = geoflow.spec_of(network, task.x_train[:2])
+    assert geoflow.check_spec(network, spec, task.x_train[:2], seeded()) < 1e-12 and spec.groups("permutation")
+    assert network(task.x_train).shape == (4, task.units) and not spec.rest.keys() - {n for n in spec.rest if n.endswith("batches_tracked")}
+
+
+def test_tokens_in_a_file_have_the_published_vocabulary():
+    """Their numbers are those of the words, and no file names the words."""
+    x = torch.tensor([[1, 30_521, 0]])
+    data = Task("my_tokens.npz", x, torch.tensor([0]), x, torch.tensor([1]), ("no", "yes"), "tokens")
+    network = build_network("bert_base", data, {"width": 8, "depth": 1})
+    assert network.embeddings.word_embeddings.num_embeddings == 30_522 and network.embeddings.position_embeddings.num_embeddings == 512
+    for wrong, words in (
+        (x + 1, "my_tokens.npz has the token 30522 and texts of 3"),
+        (x.new_zeros(1, 513), "the token 30521 and texts of 513"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build_network("bert_base", replace(data, x_train=wrong), {"width": 8, "depth": 1})
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -385,6 +488,8 @@ def test_padding_is_attended_by_nobody():
         ("mlp", {"norm": "layer"}, r"Unknown norm 'layer'\. Known: none, batch"),
         ("vit", {"width": 7}, r"width=7 cannot be divided between 2 heads"),
         ("bert", {"width": 7}, r"width=7 cannot be divided between 2 heads"),
+        ("vit_small", {"width": 129}, r"width=129 cannot be divided between 2 heads"),
+        ("bert_base", {"width": 129}, r"width=129 cannot be divided between 2 heads"),
         ("resnet", {"width": 0}, r"width=0 and depth=1 must be at least 1"),
         ("residual_mlp", {"depth": 0}, r"width=16 and depth=0 must be at least 1"),
     ],

@@ -93,6 +93,7 @@ NUMBERS: dict[str, Number] = {
     "guidance": NOT_NEGATIVE,
     "polish": (int, lambda n: n >= 0, "a whole number of at least 0"),
     "seed": SEED,
+    "memory": POSITIVE,
     "yardstick": (int, lambda n: n == 0 or n >= 2, "0 or a whole number of at least 2"),
 }
 # group of options: those that name a row of a table, and those that are numbers

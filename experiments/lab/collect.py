@@ -1,9 +1,10 @@
 """Fetch what a run begins with: its data, a network, and the zoo."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import torch
@@ -13,16 +14,19 @@ from torch import Tensor, nn
 from geoflow.flow import Flow
 from geoflow.randomness import randomness
 from geoflow.spec import NetworkSpec
+from geoflow.stored import Stored
 from geoflow.training import fingerprint_of_zoos
 from geoflow.wiring import spec_of
+from geoflow.zoo.large import LargeZoo
 from geoflow.zoo.networks import together
 from geoflow.zoo.outside import others_of, outside_inputs
-from geoflow.zoo.store import Zoo, load_zoo, split_runs
+from geoflow.zoo.store import Zoo, load_zoo, split_of, split_runs
 from geoflow.zoo.tasks import TASKS, Task, validation_task
 from lab.architectures import architectures_of, network_options, network_settings, tasks_of
 from lab.checks import device_of
 from lab.conditions import CONDITIONS
 from lab.folder import ROOT, config_of, configured, described
+from lab.in_files import check_memory, copied_into_files, goes_to_files, read_into_files
 from lab.options import zoo_settings
 from lab.own import check_trains, is_function, network_of, source_of, task_of
 from lab.reading import is_read, read_zoo_of_files
@@ -37,22 +41,44 @@ class Collected:
     task: Task
     network: nn.Module
     spec: NetworkSpec
-    fitted: Zoo
-    heldout: Zoo
+    fitted: Zoo | LargeZoo
+    heldout: Zoo | LargeZoo
 
 
 def collect(config: Mapping, device: str) -> Collected:
-    """Return the data, the network and the zoo of a configuration for one network. The flow does not see all runs of the zoo."""
-    task, network, spec, zoo = whole_zoo(config, device)
+    """Return the data, the network and the zoo of a configuration for one network. The flow does not see all runs of the zoo.
+
+    Raises InputError if zoo and new networks need more memory than the configuration allows.
+    """
+    return _in_memory(config, *traced(config), device)
+
+
+def collect_sparing(config: Mapping, device: str) -> Collected:
+    """Return what `collect` does. A zoo that needs more memory than the configuration allows is kept in files, if the flow can use them."""
+    task, network, spec = traced(config)
+    if not goes_to_files(config, spec):
+        return _in_memory(config, task, network, spec, device)
+    kept, held = split_of(config["runs"], config["heldout"], randomness(config["seed"], "split"))
+    if is_read(config):
+        return Collected(task, network, spec, *read_into_files(config, spec, kept, held, cache_of(config), at_terminal()))
+    zoo = zoo_of(config, task, network, spec, device)
+    return Collected(task, network, spec, *copied_into_files(config, zoo, kept, held, cache_of(config), at_terminal()))
+
+
+def _in_memory(config: Mapping, task: Task, network: nn.Module, spec: NetworkSpec, device: str) -> Collected:
+    check_memory(config, spec)
+    zoo = zoo_of(config, task, network, spec, device)
     return Collected(task, network, spec, *split_runs(zoo, config["heldout"], randomness(config["seed"], "split")))
 
 
-def collect_each(config: Mapping, device: str) -> dict[str, Collected]:
-    """Return what `collect` gives for every architecture and task of a configuration, by its label.
+def collect_each(config: Mapping, device: str, alone: Callable[[Mapping, str], Collected] = collect) -> dict[str, Collected]:
+    """Return what `collect` gives for every architecture and task of a configuration, by its label. A single one is collected by `alone`.
 
     Raises ValueError if the data of two tasks differ in their inputs or classes.
     """
-    found = {label: collect({**config, **one}, device) for label, one in architectures_of(config).items()}
+    several = architectures_of(config)
+    one_by_one = alone if len(several) == 1 else collect
+    found = {label: one_by_one({**config, **one}, device) for label, one in several.items()}
     first, *others = ({one.task.name: one.task for one in found.values()}).values()
     for other in others:
         if (other.x_train.shape[1:], other.classes) != (first.x_train.shape[1:], first.classes):
@@ -72,7 +98,7 @@ class Joined:
     """
 
     specs: list[NetworkSpec]
-    zoos: list[Float[Tensor, "_nets _weights"]]
+    zoos: list[Float[Tensor, "_nets _weights"] | Stored]
     conditions: list[Tensor] | None
     inputs: Tensor | None
 
@@ -97,9 +123,12 @@ def by_table(found: Mapping[str, Collected]) -> dict[NetworkSpec, list[Collected
     return groups
 
 
-def fitted_zoos(found: Mapping[str, Collected]) -> list[Float[Tensor, "_nets _weights"]]:
-    """Return the networks that a flow is fitted to, one zoo for each table."""
-    return [torch.cat([one.fitted.networks for one in group]) for group in by_table(found).values()]
+def fitted_zoos(found: Mapping[str, Collected]) -> list[Float[Tensor, "_nets _weights"] | Stored]:
+    """Return the networks that a flow is fitted to, one zoo for each table. A zoo in a file stands alone."""
+    return [
+        group[0].fitted.thetas if isinstance(group[0].fitted, LargeZoo) else torch.cat([one.fitted.networks for one in group])
+        for group in by_table(found).values()
+    ]
 
 
 def fitted_to(flow: Flow, found: Mapping[str, Collected]) -> bool:
@@ -109,7 +138,7 @@ def fitted_to(flow: Flow, found: Mapping[str, Collected]) -> bool:
 
 def made_with(config: Mapping) -> dict:
     """Return the configuration of the run that made the flow of a checkpoint. Raises FileNotFoundError without its folder."""
-    return {**config_of(config["checkpoint"]), "cache": config["cache"]}
+    return {**config_of(config["checkpoint"]), "cache": config["cache"], "memory": config["memory"]}
 
 
 def collect_own(config: Mapping) -> Collected:
@@ -133,21 +162,29 @@ def whole_zoo(config: Mapping, device: str) -> tuple[Task, nn.Module, NetworkSpe
 
     A zoo that is neither in files nor in the cache is trained.
     """
+    task, network, spec = traced(config)
+    return task, network, spec, zoo_of(config, task, network, spec, device)
+
+
+def traced(config: Mapping) -> tuple[Task, nn.Module, NetworkSpec]:
+    """Return the data, the network and its table, of a completed configuration for one network."""
     task = task_for(config["task"], config["seed"], config["part"], config["network"])
-    if is_read(config):
-        network = network_for(task, config)
-        spec = spec_of(network, task.x_train[:2])
-        return task, network, spec, read_zoo_of_files(config, spec)
-    if config["zoo"]["batch"] > len(task.x_train):
+    if not is_read(config) and config["zoo"]["batch"] > len(task.x_train):
         raise ValueError(f"zoo.batch={config['zoo']['batch']} is more than the {len(task.x_train)} training examples of {task.name}.")
-    if own := is_function(config["network"]):
+    if not is_read(config) and is_function(config["network"]):
         check_trains(config["network"], task)
     network = network_for(task, config)
-    spec, build = spec_of(network, task.x_train[:2]), partial(network_for, task, config)
+    return task, network, spec_of(network, task.x_train[:2])
+
+
+def zoo_of(config: Mapping, task: Task, network: nn.Module, spec: NetworkSpec, device: str) -> Zoo:
+    """Read the zoo of a configuration from files or from the cache, or train it."""
+    if is_read(config):
+        return read_zoo_of_files(config, spec)
+    own, build = is_function(config["network"]), partial(network_for, task, config)
     at_once = 1 if own else together(config["network"], task, config["zoo"]["batch"], device, spec.weights)  # not all code runs by vmap
     settings, seed, how = zoo_settings(config), config["zoo"]["seed"], {"progress": at_terminal(), "source": source_of(config["network"])}
-    zoo = load_zoo(cache_of(config), build, spec, task, settings, seed, device, together=at_once, **how)
-    return task, network, spec, zoo
+    return load_zoo(cache_of(config), build, spec, task, settings, seed, device, together=at_once, **how)
 
 
 def training_networks(config: Mapping, spec: NetworkSpec, count: int) -> Tensor | None:
@@ -157,7 +194,7 @@ def training_networks(config: Mapping, spec: NetworkSpec, count: int) -> Tensor 
     """
     if not configured(config["checkpoint"]):
         return None
-    few = made_with(config) | {"runs": min(FEW, max(2, count)), "heldout": 0.5}
+    few = made_with(config) | {"runs": min(FEW, max(2, count)), "heldout": 0.5, "memory": inf}
     alike = [own for own in architectures_of(few).values() if {**network_settings(config), "task": own["task"]} == network_settings(own)]
     if not alike:
         return None

@@ -2,21 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from geoflow.appending import write_networks_of
 from geoflow.canonical import canonicalize
-from geoflow.descent import by_batch, descend
+from geoflow.descent import NotFinite, by_batch, descend
 from geoflow.evaluation.plots import SHOWN_PATHS
+from geoflow.fingerprints import digest_of
 from geoflow.flow import Flow
 from geoflow.guidance import Guidance, no_guidance, task_guidance
+from geoflow.latent.large import single
 from geoflow.objectives import Objective, task_objective
 from geoflow.randomness import randomness
 from geoflow.sampling import sample
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import recalibrate, statistics_of
+from geoflow.stored import Networks, Stored
 from geoflow.wiring import spec_of
 from geoflow.zoo.tasks import Task
 from lab.allowed import SAMPLING
@@ -27,6 +32,7 @@ from lab.conditions import asked_of, extrapolates
 from lab.folder import flow_file
 from lab.own import check_table, is_function
 
+FINISHING = ("polish", "guiding", "recalibrate", "seed")  # options that decide what becomes of networks once they are drawn
 POLISH = 3e-3  # learning rate of the steps of Adam after sampling
 POLISHED_AT_ONCE = 32  # networks that these steps train at once
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
@@ -39,23 +45,55 @@ def generate(
 
     Without a task, running statistics stay as the flow drew them.
     """
-    points, told = [], asked_of(flow, config, randomness(config["seed"], "condition"))
-    thetas = sample(
+    points = []
+    thetas = _drawn(flow, spec, config, guidance, watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()))
+    if task is not None:
+        thetas = _finished(network, spec, thetas, task, config, flow.config["seed"])
+    return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def generate_in_file(
+    flow: Flow, network: nn.Module, spec: NetworkSpec, task: Task, config: Mapping, guidance: Guidance, folder: Path
+) -> tuple[Stored, Tensor]:
+    """Return new networks in a file of the folder, and the points [times, nets, size] that they passed through.
+
+    After an interruption the same call goes on.
+    """
+    points, seed, device = [], flow.config["seed"], device_of(config["device"])
+    drawn = _drawn(flow, spec, config, guidance, watch=lambda x: points.append(x.cpu()), into=folder / "drawn.safetensors")
+    times = config["steps"] + 1
+    paths = torch.cat([torch.stack(points[begin : begin + times]) for begin in range(0, len(points), times)], 1)
+    if not config["polish"] and not recalibrates(spec, config):
+        return drawn, paths
+
+    def finished(number: int) -> Tensor:
+        return _finished(network, spec, single(drawn[number])[None].to(device), task, config, seed, number)[0]
+
+    key = digest_of({"drawn": drawn.mark(), "x": task.x_train, "y": task.y_train, **{name: config[name] for name in FINISHING}})
+    path = folder / "finished.safetensors"
+    return write_networks_of(spec, path, key, len(drawn), drawn.dtype, finished, at_terminal()), paths
+
+
+def _drawn(flow: Flow, spec: NetworkSpec, config: Mapping, guidance: Guidance, **how) -> Networks:
+    told = asked_of(flow, config, randomness(config["seed"], "condition"))
+    return sample(
         flow, config["count"], spec=spec, solver=config["solver"], steps=config["steps"], start=config["start"],
         sharpness=config["sharpness"], guidance=guidance, condition=told, condition_strength=config["condition_strength"],
-        generator=randomness(config["seed"], "sample"),
-        watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()), progress=at_terminal(),
+        generator=randomness(config["seed"], "sample"), progress=at_terminal(), **how,
     )  # fmt: skip
-    if task is not None:
-        last = polished if config["polish"] else measured_anew
-        thetas = last(network, spec, thetas, task, config, flow.config["seed"])
-    return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
+
+
+def _finished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int, first: int = 0) -> Tensor:
+    """Return drawn networks after their training steps, with running statistics measured anew, if the options ask for these."""
+    if config["polish"]:
+        return polished(network, spec, thetas, task, config, seed, first)
+    return measured_anew(network, spec, thetas, task, config, seed)
 
 
 def measured_anew(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int) -> Tensor:
     """Return networks with their running statistics measured on training data, if they have any and the options ask for it."""
-    seen = measuring_examples(spec, task, config, seed)
-    return thetas if seen is None else recalibrate(network, spec, thetas, seen.to(thetas.device), progress=at_terminal())
+    seen, progress = measuring_examples(spec, task, config, seed), at_terminal() and len(thetas) > 1
+    return thetas if seen is None else recalibrate(network, spec, thetas, seen.to(thetas.device), progress=progress)
 
 
 def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
@@ -67,24 +105,25 @@ def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
     return task_guidance(network, x, y, config["guidance"], task.outputs, batch, generator, **way_of(config))
 
 
-def polished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int) -> Tensor:
+def polished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int, first: int = 0) -> Tensor:
     """Return networks after config["polish"] steps of Adam on labelled training examples, with a learning rate that falls from POLISH to 0.
 
     Running statistics are measured after the last step on the inputs that `seed` chooses, if at all.
 
-    Raises FloatingPointError that names the networks whose loss is not finite.
+    Raises FloatingPointError that names the networks whose loss is not finite. The first of those given has the number `first`.
     """
     x, y, batch = labelled_examples(task, config)
 
-    def trained(part: Tensor) -> Tensor:
+    def trained(number: int, part: Tensor) -> Tensor:
         objective = task_objective(network, x, y, task.outputs, batch, randomness(config["seed"], "polish"))  # the same batches for all
-        return descend(spec, part, in_training(objective, spec, config), config["polish"], POLISH)
+        try:
+            return descend(spec, part, in_training(objective, spec, config), config["polish"], POLISH)
+        except NotFinite as error:
+            broken = [number + one for one in error.networks]
+            raise NotFinite(error.step, broken, f"Leave polish={config['polish']} out, or draw other networks.") from error
 
-    try:
-        found = torch.cat([trained(part) for part in thetas.split(POLISHED_AT_ONCE)])
-    except FloatingPointError as error:
-        reason = str(error).partition(" Lower")[0]
-        raise FloatingPointError(f"polish={config['polish']}: {reason} Leave polish=0, or draw other networks.") from error
+    numbers = range(first, first + len(thetas), POLISHED_AT_ONCE)
+    found = torch.cat([trained(number, part) for number, part in zip(numbers, thetas.split(POLISHED_AT_ONCE), strict=True)])
     return measured_anew(network, spec, found, task, config, seed)
 
 

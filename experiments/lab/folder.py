@@ -24,7 +24,8 @@ SAMPLES = "geoflow-samples-1"
 OF_SACRED = {"config.json", "run.json", "info.json", "cout.txt"}  # the files that Sacred writes for every run
 # the values that these options had in runs that do not record them
 OLDER = {"network": "mlp", "norm": "none", "width": None, "depth": None, "start": 0.0, "recalibrate": "auto", "probes": None}
-OLDER |= {"condition": "none", "condition_dropout": 0.1, "condition_strength": 1.0, "ask": None, "polish": 0, **flows.PLAIN}
+OLDER |= {"condition": "none", "condition_dropout": 0.1, "condition_strength": 1.0, "ask": None, "polish": 0, "memory": 1.0}
+OLDER |= flows.PLAIN
 OLDER_ZOO = {"folder": None, "entry": None}
 
 

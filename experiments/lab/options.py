@@ -1,5 +1,6 @@
 """Complete the options that a user left open, before anything is computed."""
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -14,6 +15,8 @@ from lab.checks import InputError, check, check_condition, check_of_density, see
 from lab.folder import described, sampled_with, samples_file
 from lab.own import changed_files, is_function
 from lab.reading import READ, check_read, counted, is_read
+
+FULL = "Make room, and do the same again: it goes on from there"
 
 
 class Interrupted(SacredInterrupt, InputError):
@@ -30,7 +33,10 @@ def plainly() -> Iterator[None]:
             "Stopped. The same command goes on from the last checkpoint, if there was one. "
             "The option every is the number of iterations between checkpoints."
         ) from error
-    except (ValueError, OSError, FloatingPointError) as error:
+    except OSError as error:
+        cure = "" if error.errno not in (errno.ENOSPC, errno.EDQUOT) or FULL in str(error) else f". What was written is kept. {FULL}"
+        raise InputError(f"{error}{cure}") from error
+    except (ValueError, FloatingPointError) as error:
         raise InputError(str(error)) from error
 
 

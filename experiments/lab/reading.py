@@ -1,7 +1,9 @@
 """Read a zoo from files of trained networks: `zoo.folder=checkpoints`."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 from geoflow.spec import NetworkSpec
 from geoflow.training import fingerprint
@@ -62,12 +64,25 @@ def read_zoo_of_files(config: Mapping, spec: NetworkSpec) -> Zoo:
     Raises ValueError for a file that does not fit the network, with the first difference, and InputError if files are gone.
     """
     folder, size = config["zoo"]["folder"], counted(config)
+    with as_options():
+        thetas = read_networks(files_of_runs(config), spec, config["zoo"]["entry"])
+    return Zoo(thetas.view(*size.values(), -1), spec, {"folder": folder, "networks": fingerprint(thetas)})
+
+
+def files_of_runs(config: Mapping) -> list[Path]:
+    """Return the files of the first runs, as many as the configuration asks for, those of a run in a row."""
+    size = counted(config)
+    return network_files(config["zoo"]["folder"])[: size["runs"] * size["snapshots"]]
+
+
+@contextmanager
+def as_options() -> Iterator[None]:
+    """Print what the library warns of while it opens files. Its errors name the options of run.py."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            thetas = read_networks(network_files(folder)[: size["runs"] * size["snapshots"]], spec, config["zoo"]["entry"])
+            yield
         except ValueError as error:
             raise ValueError(str(error).replace(ENTRY, "name it with zoo.entry=...")) from error
     for one in said:
         print(one.message)
-    return Zoo(thetas.view(*size.values(), -1), spec, {"folder": folder, "networks": fingerprint(thetas)})

@@ -17,7 +17,17 @@ from sacred.arg_parser import get_config_updates
 from pages.studies import STUDIES, Arguments
 
 RESULTS = ROOT / "results"
-FREE = ("cache", "device", "every", "checkpoint", "tuning", "yardstick", "widths", "depths")  # they change no result of a main job
+FREE = (
+    "cache",
+    "device",
+    "memory",
+    "every",
+    "checkpoint",
+    "tuning",
+    "yardstick",
+    "widths",
+    "depths",
+)  # they change no result of a main job
 ENSEMBLES = 64  # number of networks in the ensembles that pages show
 
 

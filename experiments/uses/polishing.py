@@ -13,10 +13,10 @@ from tqdm import tqdm
 from geoflow.evaluation.baselines import baseline
 from geoflow.evaluation.comparisons import plot_frontier
 from geoflow.evaluation.exam import Exam
+from geoflow.evaluation.measuring import ruler_of
 from geoflow.evaluation.metrics import summary
 from geoflow.evaluation.novelty import nearest_runs, novelty
 from geoflow.evaluation.plots import save_figures
-from geoflow.evaluation.scoreboard import ruler_of
 from geoflow.evaluation.tables import new_and_good_table
 from geoflow.randomness import randomness
 from uses.writing import folder_of

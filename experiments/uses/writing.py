@@ -11,6 +11,9 @@ from lab.own import title_of
 from sacred.run import Run
 
 from geoflow.evaluation.tables import levels_table, metrics_table
+from geoflow.peak import peak_memory
+
+GB = 10**9
 
 
 def report(metrics: dict, samples: Samples, folder: Path) -> None:
@@ -32,8 +35,11 @@ def folder_of(run: Run) -> Path:
 
 
 @contextmanager
-def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the time that the block takes to those of its phase."""
+def timed(seconds: dict[str, float], phase: str, memory: dict[str, float] | None = None) -> Iterator[None]:
+    """Add the time that the block takes to those of its phase. `memory` is told the most GB that the process has held in it."""
     start = perf_counter()
-    yield
+    with peak_memory() as peak:
+        yield
     seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - start
+    if memory is not None:
+        memory[phase] = max(memory.get(phase, 0.0), peak.held / GB)

@@ -12,6 +12,7 @@ from geoflow.examples import Examples, leading, rows
 from geoflow.outputs import outputs_of
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
+from geoflow.stored import Networks, Rows, picked
 
 NETWORKS = 64  # most networks of a kind whose pairs are compared
 EXAMPLES = 1000  # most examples that predictions are compared on
@@ -26,8 +27,8 @@ Pairs = Float[Tensor, "nets others"]
 def pairwise(
     network: nn.Module,
     spec: NetworkSpec,
-    generated: Float[Tensor, "generated weights"],
-    zoo: Float[Tensor, "trained weights"],
+    generated: Float[Tensor, "generated weights"] | Rows,
+    zoo: Float[Tensor, "trained weights"] | Rows,
     run_of: Int[Tensor, " trained"],
     x: Examples,
     y: Shaped[Tensor, "examples ..."],
@@ -42,7 +43,8 @@ def pairwise(
     - `jensen_shannon`, `wasserstein`: means of `jensen_shannon` and `wasserstein` over all pairs.
 
     At most NETWORKS networks of each kind are compared, on at most EXAMPLES examples, both drawn by `generator`. All numbers are None if
-    there is no other network. Mistakes and distances of predictions are those of classes, and None for other `outputs`.
+    there is no other network. Mistakes and distances of predictions are those of classes, and None for other `outputs`. The distance of
+    weights is None for networks in files, because it sorts all weights of many networks.
 
     Source: DeepWeightFlow, arXiv 2601.05052. The overlap of mistakes is that of Wang et al. 2024, Neural network
     diffusion, arXiv 2402.13144.
@@ -61,11 +63,11 @@ def pairwise(
     runs = {"generated": -1 - torch.arange(len(generated)), "zoo": run_of}  # a generated network is a run of its own
     whole = {"generated": generated, "zoo": zoo}
     some = {kind: torch.randperm(len(thetas), generator=generator)[:NETWORKS] for kind, thetas in whole.items()}
-    weights = {kind: _learned(spec, whole[kind][some[kind]]) for kind in whole}
+    weights = {kind: _learned(spec, whole[kind][some[kind]]) for kind in whole if not isinstance(whole[kind], Rows)}
     wrong, said = {}, {}
     if outputs == "classes":
         wrong = {kind: mistakes(network, spec, thetas, x, y) for kind, thetas in whole.items()}
-        said = {kind: predicted(network, spec, whole[kind][some[kind]], x) for kind in whole}
+        said = {kind: predicted(network, spec, picked(whole[kind], some[kind]), x) for kind in whole}
     found = {}
     for kind, other in PAIRS:
         apart = runs[kind][some[kind]][:, None] != runs[other]
@@ -74,7 +76,7 @@ def pairwise(
             "iou": _largest(overlap_of_mistakes(wrong[kind][some[kind]], wrong[other]), apart) if wrong else None,
             "against": int(apart.sum(1).max()),
             "jensen_shannon": _mean(jensen_shannon(said[kind], said[other]), pairs) if said else None,
-            "wasserstein": _mean(wasserstein(weights[kind], weights[other]), pairs),
+            "wasserstein": _mean(wasserstein(weights[kind], weights[other]), pairs) if len(weights) == len(whole) else None,
         }
     return found
 
@@ -83,7 +85,7 @@ def pairwise(
 def mistakes(
     network: nn.Module,
     spec: NetworkSpec,
-    thetas: Float[Tensor, "nets weights"],
+    thetas: Networks,
     x: Examples,
     y: Shaped[Tensor, " examples"],
 ) -> Bool[Tensor, "nets examples"]:

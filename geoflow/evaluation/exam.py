@@ -13,10 +13,11 @@ from geoflow.evaluation.novelty import spread
 from geoflow.flow import Flow
 from geoflow.spec import NetworkSpec
 from geoflow.statistics import statistics_of
+from geoflow.stored import Rows
 from geoflow.zoo.tasks import Task
 
 SMALL = 64  # networks in an ensemble, the number that the literature reports
-Thetas = Float[Tensor, "_nets weights"]
+Thetas = Float[Tensor, "_nets weights"] | Rows
 
 
 class Exam:
@@ -56,7 +57,7 @@ class Exam:
             return {"distance": None, "disagreement": None}
         different = disagreement(self.network, self.spec, thetas.to(self.device), self.x, outputs=self.outputs)
         learned = torch.ones(self.spec.weights, dtype=torch.bool).index_fill(0, statistics_of(self.spec), False)
-        return {"distance": spread(canonical[:, learned]), "disagreement": different}
+        return {"distance": spread(canonical, learned), "disagreement": different}
 
     def pairwise(self, thetas: Thetas, zoo: Thetas, run_of: Tensor, generator: Generator) -> dict[str, dict]:
         """Return how different pairs of generated and trained networks are, in the measures of the literature."""

@@ -1,15 +1,20 @@
-"""Place the networks of a file on a ruler, one by one, in a second file."""
+"""Place networks of a file on a ruler, or measure their running statistics anew, one by one in a second file."""
 
 import json
 from pathlib import Path
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from geoflow.appending import THETAS, appending
+from geoflow.appending import THETAS, appending, write_networks_of
 from geoflow.canonical.matching import parts_of
 from geoflow.evaluation.ruler import Ruler
 from geoflow.fingerprints import digest_of
+from geoflow.latent.large import single
+from geoflow.spec import NetworkSpec
+from geoflow.statistics import recalibrate
 from geoflow.stored import Stored, stored
 
 
@@ -38,3 +43,19 @@ def place_large(ruler: Ruler, zoo: Stored, path: str | Path, progress: bool = Tr
             if len(file) < min(part.stop, len(zoo)):
                 file.add(ruler.place(zoo[max(part.start, len(file)) : part.stop].to(dtype)))
     return stored(path, THETAS)
+
+
+def recalibrate_large(
+    network: nn.Module, spec: NetworkSpec, zoo: Stored, x: Shaped[Tensor, "examples ..."], path: str | Path, progress: bool = True
+) -> Stored:
+    """Write what `recalibrate` gives for the networks of a file to another file, and return it, opened. They run on the device of `x`.
+
+    After an interruption the same call goes on. Raises ValueError as `recalibrate` does, and for a file at `path` that belongs to another
+    zoo or other inputs.
+    """
+    key = digest_of({"networks": zoo.mark(), "x": x})
+
+    def made(number: int) -> Tensor:
+        return recalibrate(network, spec, single(zoo[number])[None].to(x.device), x)[0]
+
+    return write_networks_of(spec, Path(path), key, len(zoo), zoo.dtype, made, progress)

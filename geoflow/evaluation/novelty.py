@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geoflow.canonical import align
@@ -199,14 +199,21 @@ def distances_in_files(
     return total.clamp_min(0).sqrt()
 
 
-def spread(thetas: Networks) -> float:
+def spread(thetas: Networks, counted: Bool[Tensor, " weights"] | None = None) -> float:
     """Return the root mean square of the Euclidean distance between two different networks. It is NaN for one network.
+
+    `counted` says which weights count. By default all do.
 
     >>> spread(torch.tensor([[0.0], [3.0]]))
     3.0
     """
     if isinstance(thetas, Rows) and len(thetas) > 1:
-        return (2 * sum(float(part.double().var(0).sum()) for part in blocks(thetas, max(1, WORK // len(thetas))))) ** 0.5
+        total, first = 0.0, 0
+        for part in blocks(thetas, max(1, WORK // len(thetas))):
+            here, first = slice(first, first + part.shape[1]), first + part.shape[1]
+            total += float((part if counted is None else part[:, counted[here]]).double().var(0).sum())
+        return (2 * total) ** 0.5
+    thetas = thetas if counted is None else thetas[:, counted]
     return thetas.var(0).sum().mul(2).sqrt().item() if len(thetas) > 1 else float("nan")
 
 

@@ -37,7 +37,9 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
     found = {name: value for name, value in (metrics["novelty"] | layers).items() if name != "layers"}
     novelty = [[NAMES.get(name, name), "-" if value is None else f"{value:.4g}"] for name, value in found.items()]
     part = f"{config.get('part', 'test')} part of the data"
-    times = [[name, f"{seconds:.1f}"] for name, seconds in metrics.get("time", {}).items()]
+    times, held = metrics.get("time", {}), metrics.get("memory")
+    phases = [[name, f"{seconds:.1f}", *([] if held is None else [number(held.get(name), ".2f")])] for name, seconds in times.items()]
+    of_phases = ["phase", "seconds", *([] if held is None else ["most memory, GB"])]
     title = "{flow} flow on {task}, seed {seed}".format_map(metrics) if "seed" in metrics else "Generated networks beside their zoo"
     parts = [
         f"# {title}",
@@ -59,7 +61,7 @@ def write_report(folder: str | Path, metrics: Mapping, config: Mapping) -> Path:
         f"weights. *{kind.apart.title}* is {kind.apart.words}.",
         _markdown(["networks", "distance", kind.apart.title], apart_rows(metrics["diversity"])),
         *_pairs(metrics.get("pairwise")),
-        *(["## Time", _markdown(["phase", "seconds"], times)] if times else []),
+        *(["## Time", _markdown(of_phases, phases)] if times else []),
         *_figures(folder, kind),
         *(["## Configuration\n\n```json\n" + json.dumps(config, indent=2, sort_keys=True, default=str) + "\n```"] if config else []),
     ]

@@ -1,7 +1,7 @@
 """Score generated networks beside their zoo and simple baselines: how good they are, how new, and how different."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -11,24 +11,22 @@ from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 from torch import Generator, Tensor, nn
 
-from geoflow.canonical import align
 from geoflow.evaluation.advice import advice
-from geoflow.evaluation.baselines import BASELINES, baseline
+from geoflow.evaluation.baselines import BASELINES
 from geoflow.evaluation.exam import Exam
+from geoflow.evaluation.keeping import IN_MEMORY, Keeper
+from geoflow.evaluation.measuring import Measuring
 from geoflow.evaluation.metrics import summary
-from geoflow.evaluation.novelty import by_layer, nearest_runs, neighbours_of, novelty, spread
 from geoflow.evaluation.plots import plot_distances, plot_loss, plot_scores, plot_weights, save_figures
 from geoflow.evaluation.report import write_report
-from geoflow.evaluation.ruler import Ruler, fit_ruler
 from geoflow.evaluation.tables import metrics_table
 from geoflow.files import whole
 from geoflow.flow import Flow
-from geoflow.frame import UNTURNED, metric_frame
-from geoflow.graph import graph_of
 from geoflow.spec import NetworkSpec
-from geoflow.statistics import recalibrate, statistics_of
-from geoflow.symmetry import apply_symmetry
+from geoflow.statistics import statistics_of
+from geoflow.stored import Networks, Rows, Stored, picked
 from geoflow.training import fit, prepare
+from geoflow.zoo.large import LargeZoo
 from geoflow.zoo.store import Zoo
 from geoflow.zoo.tasks import Task
 
@@ -65,16 +63,17 @@ class Scoreboard:
 def scoreboard(
     network: nn.Module,
     spec: NetworkSpec,
-    zoo: Zoo | Shaped[Tensor, "runs ..."],
-    samples: Thetas,
+    zoo: Zoo | LargeZoo | Shaped[Tensor, "runs ..."],
+    samples: Thetas | Stored,
     data: Task,
     flow: Flow | None = None,
-    heldout: Thetas | None = None,
+    heldout: Thetas | Stored | None = None,
     *,
     seen: Shaped[Tensor, "examples ..."] | None = None,
     paths: Float[Tensor, "times nets size"] | None = None,
     generator: Generator | None = None,
     device: str | torch.device = "cpu",
+    keep: Keeper = IN_MEMORY,
 ) -> Scoreboard:
     """Score generated networks `samples`, the zoo that they imitate, and the baselines, on the test part of the data.
 
@@ -89,8 +88,11 @@ def scoreboard(
     - `seen` are training inputs. The running statistics of the baselines are measured anew on them, as those of the samples should have
       been (see `geoflow.recalibrate`). Networks of the zoo keep theirs.
     - `paths` are points that the sampler passed through, for the figure of the weights.
+    - `keep=InFiles(folder)` scores networks that are larger than memory. The zoo, `samples` and `heldout` then lie in files, as `open_zoo`
+      and `sample(into=...)` give them. The flow has `latent="pca"`, and `paths` are those of all samples. After an interruption the same
+      call goes on. The distance of sorted weights is left out.
 
-    Raises ValueError for fewer than two training runs, and where `geoflow.evaluate` does.
+    Raises ValueError for fewer than two training runs, for networks in files without such a `keep`, and where `geoflow.evaluate` does.
 
     >>> import torch, geoflow
     >>> from geoflow.zoo.own import own_task
@@ -102,23 +104,25 @@ def scoreboard(
     >>> board.metrics["novelty"]["ratio"] > 0.5
     True
     """
-    runs = zoo.thetas if isinstance(zoo, Zoo) else zoo if zoo.ndim == 3 else zoo[:, None]
-    dtype = torch.promote_types(torch.promote_types(runs.dtype, samples.dtype), torch.float32)  # half a zoo's precision would be measured
-    samples, heldout = samples.to(dtype), None if heldout is None else heldout.to(dtype)
-    train, run_of = runs.flatten(0, 1).to(dtype), torch.arange(len(runs)).repeat_interleave(runs.shape[1])
+    train, run_of = _networks_of(zoo)
+    check_place([train, samples, *([] if heldout is None else [heldout])], keep, flow)
+    if isinstance(train, Tensor):
+        dtype = torch.promote_types(torch.promote_types(train.dtype, samples.dtype), torch.float32)  # half a zoo's would be measured
+        train, samples, heldout = (None if some is None else some.to(dtype) for some in (train, samples, heldout))
     generator, exam = generator or torch.Generator().manual_seed(0), Exam(network, spec, data, device)
     flow, losses = flow or _untrained(spec, train, exam.numbers), () if flow is None else flow.losses
-    canonical, new = flow.canonical(train), flow.canonical(samples)
-    made = {name: baseline(name, flow, canonical, len(samples), generator) for name in BASELINES}
-    if seen is not None:
-        made = {name: recalibrate(network, spec, one.to(device), seen.to(device)).cpu() for name, one in made.items()}
-    scores = {name: exam.single(one) for name, one in {"zoo": train, "generated": samples, **made}.items()}
-    some = train[torch.randperm(len(train), generator=generator)[: len(samples)]]
-    found, placed, distances = _how_new(exam, train, run_of, {"generated": samples, **made}, heldout)
+    canonical, new = keep.canonical(flow, "zoo", train), keep.canonical(flow, "generated", samples)
+    about = {"zoo": train, "samples": samples, "seen": seen, "x": exam.x, "y": exam.y}
+    measure = Measuring(exam, train, run_of, keep, about)
+    found, distances = measure.novelty(samples, heldout)
+    scores, placed = {"zoo": measure.scores("zoo", train), "generated": measure.scores("generated", samples)}, {}
+    for name, drawn in keep.generators(list(BASELINES), generator).items():
+        scores[name], placed[name] = measure.baseline(name, flow, canonical, len(samples), drawn, seen, found["zoo_leave_one_out"])
+    some = picked(train, torch.randperm(len(train), generator=generator)[: len(samples)])
     metrics = exam.units() | {
         "zoo": summary(scores["zoo"]),
         "generated": summary(scores["generated"]),
-        "baselines": {name: summary(scores[name]) | placed[name] for name in made},
+        "baselines": {name: summary(scores[name]) | placed[name] for name in BASELINES},
         "ensemble": exam.ensembles("generated", samples) | exam.ensembles("zoo", some),
         "novelty": found,
         "diversity": {"zoo": exam.diversity(canonical, some), "generated": exam.diversity(new, samples)},
@@ -128,8 +132,20 @@ def scoreboard(
     }
     figures = {"scores": plot_scores(scores, outputs=exam.outputs), "distances": plot_distances(distances)}
     figures |= {"loss": plot_loss(losses)} if losses else {}
-    figures |= {} if paths is None else {"weights": plot_weights(canonical, new, _in_the_order_of_their_end(flow, paths))}
+    figures |= {} if paths is None else {"weights": plot_weights(*keep.shown(flow, canonical, new, paths))}
     return Scoreboard(metrics, figures)
+
+
+def check_place(several: Sequence[Tensor | Rows], keep: Keeper, flow: Flow | None) -> None:
+    """Raise ValueError if some networks lie in files and others in memory, or if there is no folder for what is made of files."""
+    inside = [isinstance(networks, Rows) for networks in several]
+    if any(inside) and not (all(inside) and keep is not IN_MEMORY and flow is not None):
+        raise ValueError(
+            "Networks in files are scored beside a zoo in a file, with the flow that was fitted to it and a folder for what is made on the "
+            "way: keep=InFiles(folder). If all of them fit into memory, pass thetas[:]."
+        )
+    if keep is not IN_MEMORY and not all(inside):
+        raise ValueError("keep=InFiles(folder) scores networks in files. For networks in memory leave keep out.")
 
 
 def recalibrated(spec: NetworkSpec, seen: Tensor | None) -> dict[str, int | None]:
@@ -149,38 +165,9 @@ def _untrained(spec: NetworkSpec, thetas: Thetas, inputs: Tensor | None) -> Flow
     return prepare(spec, thetas, config, inputs)[0]
 
 
-def ruler_of(exam: Exam, train: Thetas) -> Ruler:
-    """Return the ruler that measures how far networks are from the training networks. It is the same for every flow."""
-    return fit_ruler(exam.spec, train, UNTURNED if exam.numbers is None else metric_frame(graph_of(exam.spec), exam.numbers))
-
-
-def _how_new(
-    exam: Exam, train: Thetas, run_of: Tensor, several: Mapping[str, Thetas], heldout: Thetas | None
-) -> tuple[dict, dict[str, dict], dict[str, Tensor]]:
-    """Measure by the ruler of the zoo how new networks are. Return three things:
-
-    - what metrics.json says of the generated networks,
-    - the novelty ratio and the spread of each baseline, where the spread of a single network is None,
-    - the distances to the nearest run.
-    """
-    spec, ruler = exam.spec, ruler_of(exam, train)
-    zoo, placed = ruler.place(train), {name: ruler.place(one) for name, one in several.items()}
-    neighbours = neighbours_of(placed["generated"], zoo, None if heldout is None else ruler.place(heldout), run_of, spec)
-    found = novelty(neighbours)
-
-    def apart(networks: Thetas) -> float | None:
-        return spread(networks) / spread(zoo) if len(networks) > 1 else None
-
-    def ratio(networks: Thetas) -> float:
-        return nearest_runs(networks, zoo, run_of, spec=spec)[:, 0].median().item() / found["zoo_leave_one_out"]
-
-    others = {name: {"novelty": ratio(one), "spread": apart(one)} for name, one in placed.items() if name != "generated"}
-    found |= {"spread": apart(placed["generated"]), "layers": by_layer(spec, placed["generated"], zoo, run_of)}
-    return found, others, {name: distances[:, 0] for name, distances in neighbours.items()}
-
-
-def _in_the_order_of_their_end(flow: Flow, paths: Float[Tensor, "times nets size"]) -> Float[Tensor, "times nets weights"]:
-    """Return the weights on each path. One order of the units holds all the way: the one that makes the last network canonical."""
-    thetas, graph = flow.chart.theta(paths), graph_of(flow.spec)
-    ends, reference = (flow.chart.frame.turn(graph, one) for one in (thetas[-1], flow.reference))
-    return apply_symmetry(flow.spec, thetas, align(flow.spec, ends, reference)[1])
+def _networks_of(zoo: Zoo | LargeZoo | Tensor) -> tuple[Networks, Tensor]:
+    """Return the networks of a zoo, and the run of each."""
+    if isinstance(zoo, LargeZoo):
+        return zoo.thetas, zoo.run_of
+    runs = zoo.thetas if isinstance(zoo, Zoo) else zoo if zoo.ndim == 3 else zoo[:, None]
+    return runs.flatten(0, 1), torch.arange(len(runs)).repeat_interleave(runs.shape[1])

@@ -23,7 +23,8 @@ from geoflow.graph import Graph
 from geoflow.latent.pca import PCA, fit_pca
 from geoflow.manifolds import Product
 from geoflow.spec import NetworkSpec
-from geoflow.stored import Matrix, Stored, check_room, stored, writing
+from geoflow.stored import Matrix, Stored, stored
+from geoflow.writing import check_room, writing
 
 WITHIN = 2**28  # numbers up to which a saved flow holds the networks of its zoo; larger zoos get a file beside it
 NAME = "points"  # of the zoo's points in such a file

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from geoflow.appending import appending, small_tensors, words_of
-from geoflow.canonical import unaligned
+from geoflow.canonical import Canonical, unaligned
 from geoflow.canonical.large import canonicalize_large
 from geoflow.chart import Chart, Statistics
 from geoflow.coordinates import Recipe
@@ -37,15 +37,24 @@ def coordinates_in_file(
     Raises ValueError for more components than networks minus one, before anything is read.
     """
     check_components(components, len(zoo))
-    key = digest_of({"zoo": zoo.mark(), "spec": spec.to_json(), "recipe": repr(recipe), "align": align, "frame": base.axes})[:8]
-    beside = [zoo.path.with_name(f"{zoo.path.stem}.{key}.{what}.safetensors") for what in ("canonical", NAME)]
-    canonical = canonicalize_large(spec, zoo, beside[0], balance=recipe.balance, frame=base, progress=progress)
+    canonical, path = canonical_beside(spec, zoo, recipe, align, base, progress), _beside(spec, zoo, recipe, align, base, NAME)
     seen = canonical.theta if align else mapped(zoo, lambda theta: unaligned(spec, single(theta), recipe.balance, base))
-    chart = _chart_of(beside[1], spec, recipe) if beside[1].exists() else fit_chart_large(spec, recipe, canonical.theta, base, progress)
-    points = write_points(chart, seen, beside[1], zoo.dtype, progress)
+    chart = _chart_of(path, spec, recipe) if path.exists() else fit_chart_large(spec, recipe, canonical.theta, base, progress)
+    points = write_points(chart, seen, path, zoo.dtype, progress)
     found = Components(chart, fit_pca(points, components))
     check_spread(found.pca)
     return found, (found.pca.own / found.unit).float(), canonical.reference
+
+
+def canonical_beside(spec: NetworkSpec, zoo: Stored, recipe: Recipe, align: bool, base: Frame, progress: bool = False) -> Canonical:
+    """Return the canonical form of a zoo in a file, in the first of the two files that `coordinates_in_file` writes beside it."""
+    path = _beside(spec, zoo, recipe, align, base, "canonical")
+    return canonicalize_large(spec, zoo, path, balance=recipe.balance, frame=base, progress=progress)
+
+
+def _beside(spec: NetworkSpec, zoo: Stored, recipe: Recipe, align: bool, base: Frame, what: str) -> Path:
+    key = digest_of({"zoo": zoo.mark(), "spec": spec.to_json(), "recipe": repr(recipe), "align": align, "frame": base.axes})[:8]
+    return zoo.path.with_name(f"{zoo.path.stem}.{key}.{what}.safetensors")
 
 
 def fit_chart_large(spec: NetworkSpec, recipe: Recipe, thetas: Networks, base: Frame, progress: bool = False) -> Chart:

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geoflow.choices import choose
-from geoflow.stored import BLOCK, Matrix, Stored, blocks, stored, writing
+from geoflow.stored import BLOCK, Matrix, Stored, blocks, stored
+from geoflow.writing import writing
 
 PART = 2**11  # columns that are centred and multiplied at once, so that they stay in the cache; 1.4 times as fast as 2^13
 MORE = 10  # directions that a random search takes beyond those asked for

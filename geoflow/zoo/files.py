@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from geoflow.files import read_tensors, write_tensors
 from geoflow.spec import NetworkSpec
-from geoflow.states import say
+from geoflow.states import opened, say
 from geoflow.stored import Networks
-from geoflow.vector import packed, say_lost, unpack
+from geoflow.vector import check_form, packed, say_lost, unpack
 
 Source = str | Path | Iterable[str | Path]
 
@@ -84,6 +85,29 @@ def read_network(path: Path, spec: NetworkSpec, entry: str | None = None) -> tup
     return theta, how, left
 
 
+def check_files(source: Source, spec: NetworkSpec, entry: str | None = None, progress: bool = False) -> None:
+    """Raise ValueError for the first file that is corrupt or of another network, as far as its names and shapes tell.
+
+    Weights are not read, so this takes a moment where `read_networks` takes minutes. The arguments are those of `read_networks`.
+
+    >>> import tempfile, torch, geoflow
+    >>> spec = geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for seed, width in enumerate((2, 2, 3)):
+    ...         torch.save(torch.nn.Linear(width, 1).state_dict(), f"{folder}/seed{seed}.pt")
+    ...     try:
+    ...         check_files(folder, spec)
+    ...     except ValueError as error:
+    ...         print(str(error).removeprefix(f"{folder}/"))
+    seed2.pt: 'weight' has shape (1, 3), the traced network (1, 2): two architectures.
+    """
+    for path in tqdm(network_files(source), desc="check files", unit="file", disable=not progress):
+        try:
+            check_form(spec, opened(spec, _glanced(path), entry).state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
 def network_files(source: Source) -> list[Path]:
     """Return the files of a folder, of a pattern or of some paths. Row i of what `read_networks` returns is the network of file i.
 
@@ -138,21 +162,37 @@ def write_networks(folder: str | Path, spec: NetworkSpec, thetas: Networks) -> l
         raise FileExistsError(
             f"{folder} holds {len(there)} networks already, such as {there[0].name}. Choose another folder, or remove them."
         )
+    return write_missing(folder, spec, thetas)
+
+
+def write_missing(folder: Path, spec: NetworkSpec, thetas: Networks, progress: bool = False) -> list[Path]:
+    """Do what `write_networks` does, and keep the files that are there already: those of the same networks, from before an interruption."""
     digits = max(DIGITS, len(str(len(thetas))))
     paths = [folder / f"network-{number:0{digits}}.safetensors" for number in range(1, len(thetas) + 1)]
     tied = {name for name, _ in spec.aliases}
-    for path, theta in zip(paths, thetas, strict=True):
-        state = unpack(spec, theta.detach())
-        write_tensors(path, {name: value.clone() if name in tied else value for name, value in state.items()}, {"format": "pt"})
+    for number, path in enumerate(tqdm(paths, desc="write networks", unit="network", disable=not progress)):
+        if not path.exists():
+            state = unpack(spec, thetas[number].detach())
+            write_tensors(path, {name: value.clone() if name in tied else value for name, value in state.items()}, {"format": "pt"})
     return paths
 
 
-def _read(path: Path) -> object:
+def _glanced(path: Path) -> object:
+    """Return what a file holds, with numbers that are read when they are used. Files of torch before 1.6 are read whole."""
+    if path.suffix == ".safetensors":
+        return _read(path)  # it is mapped
+    try:
+        return _read(path, mmap=True)
+    except ValueError:
+        return _read(path)
+
+
+def _read(path: Path, **how: bool) -> object:
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
     try:
         with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, **how)
     except UnpicklingError as error:
         raise ValueError(
             f"torch.load(weights_only=True) refuses it. It is corrupt, or it holds more than tensors and plain data ({_reason(error)}). If "

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from geoflow.appending import THETAS, Appender, appending, small_tensors, words_of
+from geoflow.appending import THETAS, appending, small_tensors, words_of
 from geoflow.files import file_digest, under
 from geoflow.spec import NetworkSpec
 from geoflow.states import say
 from geoflow.stored import Stored, stored
 from geoflow.vector import say_lost
-from geoflow.zoo.files import Source, network_files, read_network
+from geoflow.zoo.files import Source, check_files, network_files, read_network
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,24 @@ class LargeZoo:
     """A zoo in a file. Its networks are read when they are used.
 
     `thetas` stands for the weight vectors [nets, weights] (see `geoflow.stored.Rows`), and `spec` is the table that they are packed by.
-    `networks` says of each which file it was made from: `path`, the sha256 of its bytes, and when it was `modified` last.
+    `networks` says of each which file it was made from: `path`, the sha256 of its bytes, and when it was `modified` last. `snapshots`
+    networks in a row belong to one training run.
     """
 
     thetas: Stored
     spec: NetworkSpec
     networks: Sequence[Mapping]
+    snapshots: int = 1
+
+    @property
+    def run_of(self) -> Tensor:
+        """The run of each network."""
+        return torch.arange(len(self.thetas)) // self.snapshots
+
+    @property
+    def configuration(self) -> Mapping:
+        """What tells this zoo from another: the digest of each of its files, or what else is known of each network."""
+        return {"networks": [one.get("sha256", dict(one)) for one in self.networks]}
 
 
 def open_zoo(path: str | Path, spec: NetworkSpec | None = None) -> LargeZoo:
@@ -77,11 +89,14 @@ def add_networks(
     of `read_networks`. `dtype` is the precision of a zoo that is made. By default it is that of the first network.
 
     Raises what `read_networks` and `open_zoo` raise, and ValueError for a network of a wider precision than the zoo, or a file that changed
-    since it was added. Raises OSError if the disk is full. Networks that were added before an error are kept.
+    since it was added. A file of another network is named before any is read (see `check_files`). Raises OSError if the disk is full.
+    Networks that were added before an error are kept.
     """
     path, ways, lost, copies = Path(path), [], [], []
     files = [file for file in network_files(source) if not _belongs(file, path)]
     zoo = open_zoo(path, spec) if path.exists() else None
+    if new := _new(zoo.networks if zoo else (), files, path):
+        check_files(new, spec, entry, progress)
     made = dtype or (zoo.thetas.dtype if zoo else read_network(files[0], spec, entry)[0].dtype)
     if zoo and made != zoo.thetas.dtype:
         raise ValueError(f"{path} holds networks in {zoo.thetas.dtype}, not in {dtype}. Leave dtype out, or make another zoo.")
@@ -89,7 +104,7 @@ def add_networks(
     beside = {f"rest.{name}": value for name, value in rest.items()}
     with appending(path, THETAS, spec.weights, made, words, beside, len(files)) as rows:
         digests = {one.get("sha256") for one in rows.about}
-        for file in tqdm(_new(rows, files), desc="add networks", unit="network", disable=not progress):
+        for file in tqdm(_new(rows.about, files, path), desc="add networks", unit="network", disable=not progress):
             if (digest := file_digest(file)) in digests:
                 copies.append(file)
                 continue
@@ -111,13 +126,13 @@ def add_networks(
     return open_zoo(path, spec)
 
 
-def _new(zoo: Appender, files: Sequence[Path]) -> list[Path]:
-    """Return the files that a zoo does not have yet. Raises ValueError if one changed since it was added."""
-    known = {one["path"]: one for one in zoo.about if "path" in one}
+def _new(networks: Sequence[Mapping], files: Sequence[Path], zoo: Path) -> list[Path]:
+    """Return the files that a zoo does not have yet, of which `networks` tells. Raises ValueError if one changed since it was added."""
+    known = {one["path"]: one for one in networks if "path" in one}
     for file in files:
         now = _mark(file)
         if (then := known.get(now["path"], now)) != then | now:
-            raise ValueError(f"{file} has changed since it was added to {zoo.path}. Make that zoo again, or name the file otherwise.")
+            raise ValueError(f"{file} has changed since it was added to {zoo}. Make that zoo again, or name the file otherwise.")
     return list({path: file for file in files if (path := str(file.resolve())) not in known}.values())
 
 

@@ -157,16 +157,24 @@ def read_zoo(path: str | Path) -> Zoo:
 def split_runs(zoo: Zoo, share: float, generator: torch.Generator) -> tuple[Zoo, Zoo]:
     """Split a zoo by runs. Return the zoo to fit a flow to, and a random `share` of the runs that is held out.
 
-    At least one run is held out. Raises ValueError if either side has no run left.
+    Raises ValueError as `split_of` does.
     """
-    held = max(1, round(share * zoo.runs))
-    if not 0 < share < 1 or held >= zoo.runs:
-        raise ValueError(
-            f"Holding out a share of {share} of {zoo.runs} runs leaves no run on one side. Train more runs or choose a share in (0, 1)."
-        )
-    order = torch.randperm(zoo.runs, generator=generator)
-    held_out, kept = order[:held].sort().values, order[held:].sort().values
+    kept, held_out = split_of(zoo.runs, share, generator)
     return replace(zoo, thetas=zoo.thetas[kept]), replace(zoo, thetas=zoo.thetas[held_out])
+
+
+def split_of(runs: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the runs that a flow is fitted to, and of a random `share` that is held out. At least one is held out.
+
+    Raises ValueError if either side has no run left.
+    """
+    held = max(1, round(share * runs))
+    if not 0 < share < 1 or held >= runs:
+        raise ValueError(
+            f"Holding out a share of {share} of {runs} runs leaves no run on one side. Train more runs or choose a share in (0, 1)."
+        )
+    order = torch.randperm(runs, generator=generator)
+    return order[held:].sort().values, order[:held].sort().values
 
 
 def digest(configuration: Mapping) -> str:

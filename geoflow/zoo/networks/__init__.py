@@ -9,6 +9,7 @@ from torch import nn
 from geoflow.choices import choose
 from geoflow.zoo.networks.convolutional import ResNet, cnn
 from geoflow.zoo.networks.mlp import ResidualMLP, mlp
+from geoflow.zoo.networks.published import PLACES, WORDS, bert_base, resnet18, vit_small
 from geoflow.zoo.networks.transformers import Bert, ViT
 from geoflow.zoo.tasks import FORMS, TASKS, Task
 
@@ -24,7 +25,8 @@ class Network:
     `form` is the form of data that the network reads, and `make` builds it for a task. `options` holds its options with their defaults, and
     `task` is its usual task. `sized` gives the options of a network of some width and depth. A batch of one run has some count of input
     numbers. Up to `vmapped` of them, zoos train `crowd` runs at once by vmap, and beyond that one run after the other. vmap saves calls,
-    but what does not fit the CPU's caches costs more.
+    but what does not fit the CPU's caches costs more. `words` is the size of the vocabulary for data that name no words, or 0 if the
+    network needs data that do.
     """
 
     form: str
@@ -33,6 +35,7 @@ class Network:
     task: str
     vmapped: float
     crowd: int = 16
+    words: int = 0
     sized: Callable[[int, int], Mapping[str, object]] = lambda width, depth: {"width": width, "depth": depth}
 
 
@@ -46,6 +49,19 @@ def _of_images(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 def _of_tokens(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return lambda task, **options: make(len(task.vocabulary), task.features, task.units, **options)
+
+
+def _of_texts(task: Task, **options) -> nn.Module:
+    """Return a network for the words of the task, or for tokens of the published vocabulary."""
+    if task.vocabulary:
+        return bert_base(len(task.vocabulary), task.features, task.units, **options)
+    highest = max(int(part.max()) for part in (task.x_train, task.x_test))
+    if highest >= WORDS or task.features > PLACES:
+        raise ValueError(
+            f"network=bert_base has {WORDS} words and texts of at most {PLACES} tokens, and {task.name} has the token {highest} and texts "
+            f"of {task.features}. Cut the texts, or choose network=my_networks.py:build."
+        )
+    return bert_base(WORDS, PLACES, task.units, **options)
 
 
 def _wide(width: int, depth: int) -> dict[str, int]:
@@ -72,6 +88,9 @@ NETWORKS: dict[str, Network] = {
     "resnet": Network("image", _of_images(ResNet), {"width": 4, "depth": 1}, "mnist14", vmapped=inf),
     "vit": Network("image", _of_images(ViT), {"width": 16, "depth": 2}, "mnist14", vmapped=128 * 8 * 8),
     "bert": Network("tokens", _of_tokens(Bert), {"width": 16, "depth": 2}, "sst2", vmapped=0),
+    "resnet18": Network("image", _of_images(resnet18), {"width": 64, "depth": 2}, "cifar10", vmapped=0, crowd=1),
+    "vit_small": Network("image", _of_images(vit_small), {"width": 384, "depth": 12}, "cifar10", vmapped=0, crowd=1),
+    "bert_base": Network("tokens", _of_texts, {"width": 768, "depth": 12}, "sst2", vmapped=0, crowd=1, words=WORDS),
 }
 
 

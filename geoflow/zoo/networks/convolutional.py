@@ -1,7 +1,12 @@
-"""Build small convolutional networks, plain and residual, written as torchvision's are."""
+"""Build convolutional networks, plain and residual, written as torchvision's are."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from geoflow.choices import choose
+
+# first layers of a ResNet: size and stride of the convolution, and whether the images are pooled to half the size behind it
+STEMS = {"small": (3, 1, False), "large": (7, 2, True)}
 
 
 def cnn(shape: tuple[int, int, int], classes: int, width: int = 8) -> nn.Sequential:
@@ -33,10 +38,10 @@ def cnn(shape: tuple[int, int, int], classes: int, width: int = 8) -> nn.Sequent
 
 
 class ResNet(nn.Module):
-    """A residual network of three stages, each with `depth` basic blocks (He et al. 2016).
+    """A residual network of some stages, each with `depth` basic blocks (He et al. 2016).
 
-    The stages have `width`, 2 `width` and 4 `width` channels. The second and the third halve the image. It maps images [batch, *shape] to
-    logits [batch, classes], where shape is (channels, rows, columns).
+    The stages have `width`, 2 `width`, 4 `width` channels and so on. All but the first halve the image. `stem` names the first layers, a
+    row of STEMS. It maps images [batch, *shape] to logits [batch, classes], where shape is (channels, rows, columns).
 
     >>> import torch
     >>> network = ResNet((1, 14, 14), 10)
@@ -44,21 +49,26 @@ class ResNet(nn.Module):
     (torch.Size([5, 10]), 5142)
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 4, depth: int = 1):
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 4, depth: int = 1, stages: int = 3, stem: str = "small"):
         super().__init__()
-        self.conv1 = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
+        kernel, stride, pools = choose("stem", stem, STEMS)
+        self.conv1 = nn.Conv2d(shape[0], width, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(width, width, depth, stride=1)
-        self.layer2 = _stage(width, 2 * width, depth, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, depth, stride=2)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if pools else None
+        self.stages = [f"layer{number}" for number in range(1, stages + 1)]
+        for number, name in enumerate(self.stages):
+            inward, outward = width * 2 ** max(number - 1, 0), width * 2**number
+            self.add_module(name, _stage(inward, outward, depth, stride=2 if number else 1))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(4 * width, classes)
+        self.fc = nn.Linear(width * 2 ** (stages - 1), classes)
 
     def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch classes"]:
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        x = x if self.maxpool is None else self.maxpool(x)
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
         return self.fc(self.flatten(self.avgpool(x)))
 
 
