@@ -69,6 +69,7 @@ def config():
     jitter = 0.0  # standard deviation by which paths are moved aside at random, where the zoo's coordinates have 1
     dropout = 0.0  # of `velocity=mlp`: share of its hidden units that are dropped in a training step
     optimizer = "muon"  # what trains the flow: `muon` for hidden matrices with AdamW for the rest, or `adamw` for all
+    recompute = "nothing"  # what of a transformer is computed again for the gradient: `layers` takes less memory and more time
     condition = "none"  # what the flow is told of each network: its NLL on training data, or its task; `sample` can then ask for it
     condition_dropout = 0.1  # share of the networks in a training step that the flow is told nothing of
     sizes = {

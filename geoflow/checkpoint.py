@@ -23,6 +23,8 @@ from geoflow.randomness import randomness, seed_global
 from geoflow.recording import Recorded
 
 FORMAT = "geoflow-training-8"  # increased whenever older saved states become unreadable
+# tensors of the size of all parameters that a step holds at once: those given, trained and averaged, two gradients, two moments of AdamW
+COPIES = 7
 CLIP = 1.0  # largest norm of the gradient
 MATRICES_RATE = 3  # learning rate of the hidden matrices, relative to the others
 EMA_WARMUP = 10  # after n steps the average keeps at most (n + 1) / (n + 10) of itself; in short trainings it covers the last tenth
@@ -117,8 +119,8 @@ class Progress:
         return replace(self.flow, field=deepcopy(self.ema).eval())
 
     def _asked(self) -> str:
-        """Return what must be the same to go on, as text: points and configuration. The reason for the choice of the field may differ."""
-        config = {name: value for name, value in self.flow.config.items() if name != "reason"}
+        """Return what must be the same to go on, as text: points and configuration. What does not change the result may differ."""
+        config = {name: value for name, value in self.flow.config.items() if name not in ("reason", "recompute")}
         return json.dumps({"points": self.points, **config}, sort_keys=True)
 
     def save(self, path: str | Path) -> None:

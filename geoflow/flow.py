@@ -20,17 +20,21 @@ from geoflow.files import read_tensors, under, write_tensors
 from geoflow.frame import Frame, of_every_input
 from geoflow.graph import graph_of, leading, plain_inputs
 from geoflow.latent import LATENTS, NONE
+from geoflow.parts import in_parts
 from geoflow.randomness import randomness, seed_global
 from geoflow.spec import NetworkSpec
 from geoflow.targets import PREDICTIONS, WEIGHTINGS, gaussian
-from geoflow.velocity import build_field
+from geoflow.velocity import NOTHING, build_field
 
 FORMAT = "geoflow-11"  # increased with every change of what is saved
 WITHOUT_WIRES = ("geoflow-5", "geoflow-6", "geoflow-7")  # in these formats fields had no messages along wires
 BY_ROLE = ("geoflow-5", "geoflow-6")  # these formats named moments by the role of the weights alone
 READABLE = (*WITHOUT_WIRES, "geoflow-8", "geoflow-9", "geoflow-10", FORMAT)
 # what a configuration means that does not say more
-PLAIN = {"latent": NONE, "components": None, "spread": 1.0, "pool": None, "jitter": 0.0, "dropout": 0.0, "optimizer": "muon"}
+PLAIN = {
+    "latent": NONE, "components": None, "spread": 1.0, "pool": None, "jitter": 0.0, "dropout": 0.0, "optimizer": "muon",
+    "recompute": NOTHING,
+}  # fmt: skip
 BEFORE = {"align": True, "weighting": "balanced", **PLAIN}  # options that older flows lack, with the values that they had then
 
 
@@ -184,7 +188,8 @@ class Flow:
         """
         chart = self.chart if chart is None else chart
         v, weight = self.predict(chart, x_t, t, condition)
-        return (WEIGHTINGS[self.config["weighting"]](weight) * ((v - dx_t) * beside(chart.scale, x_t)).square()).mean()
+        weight, scale = WEIGHTINGS[self.config["weighting"]](weight), beside(chart.scale, x_t)
+        return in_parts(lambda weight, v, dx_t, scale: weight * ((v - dx_t) * scale).square(), weight, v, dx_t, scale).mean()
 
     def to(self, device: str | torch.device) -> "Flow":
         """Move the field to a device, and return the flow."""
@@ -273,7 +278,7 @@ def build_flow(chart: Coordinates, reference: Float[Tensor, " weights"], config:
         seed_global(randomness(config["seed"], "field").initial_seed())
         features = from_record(config["conditions"]).features if "conditions" in config else 0
         graphs = [chart.graph, *(member.chart.graph for member in others)]
-        field = build_field(graphs, config["velocity"], config["sizes"], features, config["dropout"]).eval()
+        field = build_field(graphs, config["velocity"], config["sizes"], features, config["dropout"], config["recompute"]).eval()
     if config["prediction"] != "preconditioned" and len(leading(chart.graph, field.components).unseen):
         widest = max(block.index.shape[1] for blocks in plain_inputs(chart.graph).values() for block in blocks)
         raise ValueError(

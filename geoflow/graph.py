@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from geoflow.parts import in_sequence
 from geoflow.spec import ONE_UNIT, NetworkSpec, Piece, check_edges, unit_axes
 
 
@@ -97,6 +98,12 @@ class Graph:
     def order(self) -> Int[Tensor, " size"]:
         """The place of each coordinate in `entries`."""
         return self.entries.argsort()
+
+    @cached_property
+    def sequence(self) -> tuple[int, ...] | None:
+        """The order of the parts, the scalars and the unseen coordinates in the vector. It is None if one of them has gaps."""
+        indices = [*(part.index for part in self.parts), *(rest for rest in (self.scalars, self.unseen) if len(rest))]
+        return in_sequence(indices)
 
     @cached_property
     def size(self) -> int:

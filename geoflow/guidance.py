@@ -13,6 +13,7 @@ from geoflow.coordinates import Coordinates
 from geoflow.manifolds import Product
 from geoflow.objectives import Objective, losses, task_objective
 from geoflow.outputs.reading import Output
+from geoflow.parts import sums_of
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (x [nets, size], t []) -> tangent vectors [nets, size]
 Step = Callable[..., Tensor]  # (v, x, t, h, manifold) -> x at t + h
@@ -85,7 +86,7 @@ class UnitGradient(Gradient):
     def lengths(self, v: Float[Tensor, "nets size"]) -> Float[Tensor, "nets size"]:
         """Return the length of a vector over the coordinates of each unit, given in every coordinate of the unit."""
         unit_of = self.chart.graph.unit_of.to(v.device)
-        return v.new_zeros(len(v), self.chart.graph.units).index_add_(1, unit_of, v.square()).sqrt()[:, unit_of]
+        return sums_of(v.square(), unit_of, self.chart.graph.units).sqrt()[:, unit_of]
 
 
 @dataclass

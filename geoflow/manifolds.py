@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from geoflow.pieces import pieces_of
+
 CHECK = {"atol": 1e-5, "rtol": 1e-5}  # geoopt's own tolerances
 
 
@@ -113,8 +115,7 @@ class Product(geoopt.Manifold):
         super().__init__()
         self.size, self.spheres, self.sphere = size, tuple(index.cpu() for index in spheres), Sphere()
         _check_spheres(size, self.spheres)
-        self._order, self._shapes = _layout(size, self.spheres)
-        self._moved: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._pieces = pieces_of(size, self.spheres)
 
     def extra_repr(self) -> str:
         return f"{self.size}, spheres={[tuple(index.shape) for index in self.spheres]}"
@@ -125,15 +126,11 @@ class Product(geoopt.Manifold):
             raise ValueError(
                 f"A vector of {x.shape[-1]} coordinates is not on a product manifold of {self.size}. Pass vectors [*batch, {self.size}]."
             )
-        if self._order is not None:
-            x = x.index_select(-1, self._indices(x.device)[0])
-        parts = x.split([shape.numel() for shape in self._shapes], -1)
-        return [part.unflatten(-1, shape) if len(shape) == 2 else part for part, shape in zip(parts, self._shapes, strict=True)]
+        return self._pieces.split(x)
 
     def join(self, parts: Sequence[Tensor]) -> Float[Tensor, "*batch size"]:
         """Undo `split`."""
-        x = torch.cat([part.flatten(-2) if len(shape) == 2 else part for part, shape in zip(parts, self._shapes, strict=True)], -1)
-        return x if self._order is None else x.index_select(-1, self._indices(x.device)[1])
+        return self._pieces.join(parts)
 
     def proju(self, x: Float[Tensor, "*#batch size"], u: Float[Tensor, "*#batch size"]) -> Float[Tensor, "*batch size"]:
         """Return the tangent part of u at x."""
@@ -207,15 +204,10 @@ class Product(geoopt.Manifold):
     def _pairs(self, *vectors: Tensor) -> Iterator[tuple[bool, tuple[Tensor, ...]]]:
         """Return the corresponding parts of several vectors, each with whether it is a stack of spheres."""
         parts = zip(*(self.split(vector) for vector in vectors), strict=True)
-        return zip((len(shape) == 2 for shape in self._shapes), parts, strict=True)
+        return zip(self._pieces.curved, parts, strict=True)
 
     def _each(self, curved: Callable, flat: Callable, *vectors: Tensor) -> Tensor:
         return self.join([curved(*part) if sphere else flat(*part) for sphere, part in self._pairs(*vectors)])
-
-    def _indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._moved:
-            self._moved[device] = (self._order.to(device), self._order.argsort().to(device))
-        return self._moved[device]
 
     def _check_shape(self, shape, name):
         if tuple(shape[-1:]) != (self.size,):
@@ -256,25 +248,3 @@ def _check_spheres(size: int, spheres: Sequence[Tensor]) -> None:
     coordinates, times = used.unique(return_counts=True)
     if (times > 1).any():
         raise ValueError(f"Coordinate {int(coordinates[times > 1][0])} belongs to two spheres. Leave it out of one.")
-
-
-def _layout(size: int, spheres: Sequence[Tensor]) -> tuple[Tensor | None, list[torch.Size]]:
-    """Return the order in which the coordinates of the parts follow each other, and the shapes of the parts.
-
-    The order is None if the vector has it already, so that views are enough.
-    """
-    stacks = sorted((index for index in spheres if index.numel()), key=lambda index: int(index[0, 0]))
-    runs, start = [], 0
-    for index in stacks:
-        first = int(index[0, 0])
-        if first < start or not torch.equal(index.flatten(), torch.arange(first, first + index.numel())):
-            break
-        runs += [torch.arange(start, first), index]
-        start = first + index.numel()
-    else:
-        runs.append(torch.arange(start, size))
-        return None, [run.shape for run in runs if run.numel()]
-    flat = torch.ones(size, dtype=torch.bool)
-    flat[torch.cat([index.flatten() for index in stacks])] = False
-    runs = [run for run in (flat.nonzero().squeeze(-1), *stacks) if run.numel()]
-    return torch.cat([run.flatten() for run in runs]), [run.shape for run in runs]

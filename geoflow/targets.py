@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geoflow.constants import beside
 from geoflow.coordinates import Coordinates
+from geoflow.parts import in_parts, sums_of
 
 CLOSE = 1e-5  # a cosine nearer to 1 than this is rounding
 LAST = 1e-2  # smallest remaining time that a predicted endpoint is divided by
@@ -35,16 +36,20 @@ def gaussian(x: Tensor, t: Tensor, chart: Coordinates) -> Known:
     >>> gaussian(torch.ones(1, 2), torch.zeros(1), chart)  # nothing is known of the zoo: m = 0, s = 1
     (tensor([[1., 1.]]), tensor([[-1., -1.]]), tensor([[1., 1.]]))
     """
-    (m, s), flat, t = beside(chart.moments, x), beside(chart.flat, x), t[:, None]
-    theta = math.pi / 2 if chart.own is None else angles_left(x, t, chart)
-    angle = (1 - t) * theta
-    a, b = torch.where(flat, 1 - t, angle.sin()), torch.where(flat, t, angle.cos())
-    da, db = torch.where(flat, -1.0, -theta * b), torch.where(flat, 1.0, theta * a)
-    r = torch.where(flat, chart.spread, 1.0)
-    variance = (a * r) ** 2 + (b * s) ** 2
-    offset, deviation = x * beside(chart.scale, x) - b * m, variance.sqrt()
-    mean = db * m + (a * da * r**2 + b * db * s**2) / variance * offset
-    return offset / deviation, mean, r * s * (a * db - da * b) / deviation
+    (m, s), flat, scale, t = beside(chart.moments, x), beside(chart.flat, x), beside(chart.scale, x), t[:, None]
+    theta = torch.full_like(t, math.pi / 2) if chart.own is None else angles_left(x, t, chart)
+
+    def known(x, m, s, flat, scale, t, theta):
+        angle = (1 - t) * theta
+        a, b = torch.where(flat, 1 - t, angle.sin()), torch.where(flat, t, angle.cos())
+        da, db = torch.where(flat, -1.0, -theta * b), torch.where(flat, 1.0, theta * a)
+        r = torch.where(flat, chart.spread, 1.0)
+        variance = (a * r) ** 2 + (b * s) ** 2
+        offset, deviation = x * scale - b * m, variance.sqrt()
+        mean = db * m + (a * da * r**2 + b * db * s**2) / variance * offset
+        return offset / deviation, mean, r * s * (a * db - da * b) / deviation
+
+    return in_parts(known, x, m, s, flat, scale, t, theta)
 
 
 def angles_left(x: Float[Tensor, "nets size"], t: Float[Tensor, "nets 1"], chart: Coordinates) -> Float[Tensor, "nets size"]:
@@ -78,9 +83,9 @@ def preconditioned(raw: Tensor, x: Tensor, t: Tensor, chart: Coordinates, known:
     """
     _, mean, rest = known
     unit_of, units = beside(chart.graph.unit_of, x), chart.graph.units
-    left_open = x.new_zeros(len(x), units).index_add_(1, unit_of, rest.square())
-    weight = x.shape[1] / units / left_open[:, unit_of]
-    return chart.manifold.proju(x, (mean + rest * raw) / beside(chart.scale, x)), weight
+    weight = (x.shape[1] / units / sums_of(rest.square(), unit_of, units))[:, unit_of]
+    v = in_parts(lambda mean, rest, raw, scale: (mean + rest * raw) / scale, mean, rest, raw, beside(chart.scale, x))
+    return chart.manifold.proju(x, v), weight
 
 
 def velocity(raw: Tensor, x: Tensor, t: Tensor, chart: Coordinates, known: Known) -> tuple[Tensor, Tensor]:

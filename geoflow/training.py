@@ -25,12 +25,12 @@ from geoflow.graph import graph_of
 from geoflow.latent import LATENTS, NONE
 from geoflow.latent.large import coordinates_in_file
 from geoflow.latent.pca import check_components
-from geoflow.settings import check_config
+from geoflow.settings import check_config, check_memory
 from geoflow.several import OneZoo, check_copies, listed, zoos_of
 from geoflow.sources import noise
 from geoflow.spec import NetworkSpec
 from geoflow.stored import Rows, Stored
-from geoflow.velocity import VELOCITIES, complete_sizes
+from geoflow.velocity import NOTHING, VELOCITIES, complete_sizes
 
 WARMUP = 100  # iterations in which the learning rate rises
 
@@ -54,6 +54,7 @@ def fit(
     jitter: float = 0.0,
     dropout: float = 0.0,
     optimizer: str = "muon",
+    recompute: str = NOTHING,
     sizes: Mapping | None = None,
     iterations: int = 1000,
     batch: int = 32,
@@ -99,6 +100,8 @@ def fit(
     - `jitter` is the standard deviation of a random vector, in the same units, by which each path of a step is moved aside.
     - `dropout` is the share of hidden units of the field that are dropped in each training step. Only `velocity="mlp"` has it.
     - `optimizer="muon"` trains the matrices of hidden layers by Muon, and all other parameters by AdamW. With "adamw" AdamW trains all.
+    - `recompute="layers"` computes each layer of a transformer a second time for its gradient. A step then takes less memory and
+      more time, and the flow is the same.
     - `align=False` leaves the units of every network in the order, and with the signs, in which they came. Without free signs and with
       independent pairs this changes nothing for the transformer, because it cannot tell one order from another.
     - `conditions` are what the flow is told of every network: numbers [nets, features], or labels [nets] from 0 on. Several zoos have one
@@ -110,7 +113,7 @@ def fit(
       CPU the result has the same bits as that of an uninterrupted training.
 
     Warns if networks are copies of others. Raises ValueError for an unknown name, for fewer than 2 different networks, for fewer than
-    `batch`, and for networks with NaN. On spheres it also
+    `batch`, and for networks with NaN. A field whose parameters do not fit into memory is refused before it is made. On spheres it also
     refuses dead units, whose incoming weights are all zero. A checkpoint of another configuration is refused too. Several zoos may not be
     of one architecture, nor have different inputs or outputs. Raises FloatingPointError if the loss is not finite.
 
@@ -124,10 +127,10 @@ def fit(
     config = {"flow": flow, "align": align, "velocity": velocity, "coupling": coupling, "time": time, "prediction": prediction}
     config |= {"weighting": weighting, "sizes": dict(sizes or {}), "iterations": iterations, "batch": batch}
     config |= {"latent": latent, "components": components, "spread": spread, "pool": pool, "jitter": jitter, "dropout": dropout}
-    config |= {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
+    config |= {"optimizer": optimizer, "recompute": recompute, "lr": lr, "weight_decay": weight_decay, "ema": ema, "seed": seed}
     config |= {} if conditions is None else {"condition_dropout": condition_dropout}
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
-        untrained, points = prepare(spec, thetas, config, inputs, conditions, progress)
+        untrained, points = prepare(spec, thetas, config, inputs, conditions, progress, device)
         if velocity == AUTO and progress:
             tqdm.write(untrained.config["reason"])
         return train(untrained.to(device), points, checkpoint, every, progress, conditions)
@@ -140,10 +143,12 @@ def prepare(
     inputs: Examples | Mapping[str, Examples] | None = None,
     conditions: Tensor | Sequence[Tensor] | None = None,
     progress: bool = False,
+    device: str | torch.device = "cpu",
 ) -> tuple[Flow, Tensor | list[Tensor]]:
     """Return the untrained flow of a configuration, and the zoo as points [nets, size] of the flow's manifold.
 
-    `config` holds the named arguments of `fit`. Several zoos are a list of points, in their order.
+    `config` holds the named arguments of `fit`. Several zoos are a list of points, in their order. The flow is made on the CPU, and its
+    training must fit on `device`.
     """
     config = PLAIN | dict(config)
     check_config(config)
@@ -159,6 +164,8 @@ def prepare(
         config = dict(config) | {"velocity": velocity, "reason": reason}
         check_config(config)
     check_serves(config["velocity"], len(zoos))
+    if config["latent"] == NONE:  # components are never more than networks
+        check_memory(config, [graph_of(zoo.spec) for zoo in zoos], device)
     config = dict(config) | {"sizes": complete_sizes(config["velocity"], config["sizes"])}  # kept, because defaults may change
     recipe = FLOWS[config["flow"]]
     config |= {"zoo": fingerprint_of_zoos([zoo.thetas for zoo in zoos]), "inputs": None if inputs is None else _fingerprints(inputs)}

@@ -23,9 +23,9 @@ LEVELS = {
     "canonical": 2, "coordinates": 2, "chart": 2, "charting": 2, "latent": 2, "several": 2, "conditions": 2, "frame": 2, "sources": 2,
     "couplings": 2, "paths": 2, "population": 2, "statistics": 2,
     "describe": 1, "states": 1, "vector": 1, "symmetry": 1, "linear": 1, "graph": 1, "earlier": 1, "pyg": 1, "manifolds": 1,
-    "divergence": 1, "wiring": 1,
+    "divergence": 1, "wiring": 1, "pieces": 1,
     "spec": 0, "choices": 0, "examples": 0, "outputs": 0, "files": 0, "stored": 0, "appending": 0, "fingerprints": 0, "tally": 0,
-    "randomness": 0, "constants": 0,
+    "randomness": 0, "constants": 0, "memory": 0, "parts": 0,
 }  # fmt: skip
 FRONT = 6  # geoflow/__init__.py, and whoever imports from it
 OUTSIDE = {"sacred", "experiments", "notebooks", "benchmarks", "tests", "beartype"}

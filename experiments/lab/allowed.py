@@ -26,6 +26,7 @@ ONLY = {"yardstick": ("transfer", "widths"), "widths": ("widths",), "depths": ("
 FITTED = (
     "flow", "metric", "align", "velocity", "coupling", "time", "prediction", "weighting", "iterations", "batch", "lr", "weight_decay",
     "ema", "part", "condition", "condition_dropout", "latent", "components", "spread", "pool", "jitter", "dropout", "optimizer",
+    "recompute",
 )  # fmt: skip
 OF_THE_MAIN_JOB = ("sizes", "runs", "snapshots", "zoo", "heldout", "every")
 SAMPLING = ("count", "solver", "steps", "start", "sharpness", "ask", "condition_strength", "guidance", "guiding", "recalibrate", "seed")

@@ -47,7 +47,7 @@ def main(_config, _run):
     with timed(seconds, "prepare"):
         joined = join(found, _config, device)
         inputs = joined.inputs if _config["metric"] == "inputs" else None
-        untrained, points = prepare(joined.specs, joined.zoos, settings, inputs, joined.conditions)
+        untrained, points = prepare(joined.specs, joined.zoos, settings, inputs, joined.conditions, device=device)
     if settings["velocity"] == AUTO:
         print(untrained.config["reason"])
     chosen = {name: untrained.config[name] for name in ("velocity", "sizes")}

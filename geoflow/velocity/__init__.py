@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
+import torch
 from torch import nn
 
 from geoflow.choices import choose
 from geoflow.graph import Graph
 from geoflow.latent import NONE
 from geoflow.velocity.mlp import MLPVelocity
-from geoflow.velocity.relational_transformer import IdentifiedTransformer, RelationalTransformer
+from geoflow.velocity.relational_transformer import NOTHING, RECOMPUTE, IdentifiedTransformer, RelationalTransformer
 
 VELOCITIES = {"transformer": RelationalTransformer, "identified": IdentifiedTransformer, "mlp": MLPVelocity}
 
@@ -30,15 +31,36 @@ def complete_sizes(velocity: str, sizes: Mapping[str, int]) -> dict[str, int]:
     return asdict(kind(**sizes))
 
 
-def build_field(graphs: Sequence[Graph], velocity: str, sizes: Mapping[str, int], features: int = 0, dropout: float = 0.0) -> nn.Module:
+def build_field(
+    graphs: Sequence[Graph],
+    velocity: str,
+    sizes: Mapping[str, int],
+    features: int = 0,
+    dropout: float = 0.0,
+    recompute: str = NOTHING,
+) -> nn.Module:
     """A new field for networks with the roles of these graphs. Only an equivariant field serves more than one.
 
     With `features` above 0 it takes conditions of so many numbers. `dropout` is the share of hidden units that are dropped in training.
+    `recompute` names a row of RECOMPUTE.
     """
     kind = VELOCITIES[velocity]
     first, *others = graphs
-    given = {"features": features, "dropout": dropout}
-    return kind(first, kind.Sizes(**complete_sizes(velocity, sizes)), *others, **{name: value for name, value in given.items() if value})
+    given = {"features": features, "dropout": dropout, "recompute": recompute}
+    given = {name: value for name, value in given.items() if value not in (0, NOTHING)}
+    return kind(first, kind.Sizes(**complete_sizes(velocity, sizes)), *others, **given)
+
+
+def count_parameters(graphs: Sequence[Graph], velocity: str, sizes: Mapping[str, int]) -> int:
+    """The number of parameters of a new field. No memory is taken for them.
+
+    >>> import torch, geoflow
+    >>> graph = geoflow.graph_of(geoflow.spec_of(torch.nn.Linear(2, 1), torch.zeros(1, 2)))
+    >>> count_parameters([graph], "mlp", {"width": 1000}) > 1_000_000
+    True
+    """
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_field(graphs, velocity, sizes).parameters())
 
 
 def check_dropout(velocity: str, dropout: float) -> None:
@@ -53,6 +75,19 @@ def check_dropout(velocity: str, dropout: float) -> None:
     dropping = [name for name, kind in VELOCITIES.items() if kind.drops]
     if dropout and velocity not in dropping:
         raise ValueError(f"dropout={dropout} serves velocity={' or '.join(dropping)}, and velocity={velocity} drops nothing. Leave it out.")
+
+
+def check_recompute(velocity: str, recompute: str) -> None:
+    """Raise ValueError for an unknown row of RECOMPUTE, and for a field that has nothing to compute again.
+
+    >>> check_recompute("mlp", "layers")
+    Traceback (most recent call last):
+    ValueError: recompute=layers serves velocity=transformer or identified, and velocity=mlp keeps few. Leave it out.
+    """
+    choose("recompute", recompute, RECOMPUTE)
+    serving = [name for name, kind in VELOCITIES.items() if kind.reads_units]
+    if recompute != NOTHING and velocity not in serving:
+        raise ValueError(f"recompute={recompute} serves velocity={' or '.join(serving)}, and velocity={velocity} keeps few. Leave it out.")
 
 
 def check_latent(velocity: str, latent: str) -> None:

@@ -8,11 +8,15 @@ matrix.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+TILE = 2**16  # edges whose hidden layer exists at once; more are computed tile by tile, and again for the gradient
+softmax_gradient = torch.ops.aten._softmax_backward_data.out
 
 
 def exchange(
@@ -71,14 +75,13 @@ class _Exchange(torch.autograd.Function):
         to_target = fold(d_to_target)
         torch.bmm(to_target[half:], there[half:], out=fold(d_terms[2 * heads : 3 * heads]))
         d_row = (to_target[:half] @ there[:half]).view(heads, nets, n, m)
-        torch.add(torch._softmax_backward_data(d_row, mix[:heads], -1, d_row.dtype), d_logits[:heads], out=d_terms[:heads])
+        softmax_gradient(d_row, mix[:heads], -1, d_row.dtype, grad_input=d_terms[:heads]).add_(d_logits[:heads])
         d_source[2 * heads :] = (fold(mix[: 2 * heads]).mT @ to_target).view(d_source[2 * heads :].shape)
         if ctx.listening:
             here, to_source = target[2 * heads :], d_to_source.mT
-            d_mix = here @ to_source
-            d_terms[3 * heads :] = d_mix[heads:]
-            d_column = torch._softmax_backward_data(d_mix[:heads], mix[2 * heads : 3 * heads], -2, d_mix.dtype)
-            torch.add(d_column, d_logits[heads:], out=d_terms[heads : 2 * heads])
+            torch.matmul(here[heads:], to_source[heads:], out=d_terms[3 * heads :])
+            d_column, of_columns = here[:heads] @ to_source[:heads], d_terms[heads : 2 * heads]
+            softmax_gradient(d_column, mix[2 * heads : 3 * heads], -2, d_column.dtype, grad_input=of_columns).add_(d_logits[heads:])
             d_target[2 * heads :] = mix[2 * heads :] @ d_to_source
         else:
             d_terms[heads : 2 * heads] = d_logits[heads:]
@@ -121,26 +124,58 @@ def edge_update(
 class _EdgeUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, edge, logits, target, source, mix, back):
-        by_edge, by_logits = mix.split([len(edge), len(logits)], 1)
-        flat = edge.flatten(1), logits.flatten(1)
-        target, source = (end.permute(2, 0, 1).contiguous() for end in (target, source))
-        hidden = torch.add(target[..., None], source[:, :, None]).flatten(1)
-        hidden.addmm_(by_edge, flat[0]).addmm_(by_logits, flat[1]).relu_()
-        ctx.save_for_backward(*flat, hidden, mix, back)
-        ctx.shape, ctx.sources = edge.shape, source.shape[1]
-        return torch.addmm(flat[0], back, hidden).view(edge.shape)
+        edge, logits, target, source = (x.contiguous() for x in (edge, logits, target.permute(2, 0, 1), source.permute(2, 0, 1)))
+        ctx.tiles, out, hidden = list(_tiles(edge)), torch.empty_like(edge), None
+        for tile in ctx.tiles:
+            hidden = _hidden(edge, logits, target, source, mix, tile)
+            torch.addmm(_flat(edge, tile), back, hidden, out=_flat(out, tile))
+        ctx.save_for_backward(edge, logits, target, source, mix, back, *([hidden] if len(ctx.tiles) == 1 else []))
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        *flat, hidden, mix, back = ctx.saved_tensors
-        gradient = gradient.reshape(len(flat[0]), -1)
-        inner = back.T @ gradient
-        torch.ops.aten.threshold_backward.grad_input(inner, hidden, 0, grad_input=inner)
-        by_edge, by_logits = (part.T for part in mix.split([len(part) for part in flat], 1))
-        d_edge = torch.addmm(gradient, by_edge, inner).view(ctx.shape)
-        d_logits = (by_logits @ inner).view(-1, *ctx.shape[1:])
-        d_mix = torch.cat([inner @ part.T for part in flat], 1)
-        shaped = inner.view(-1, *ctx.shape[1:])
-        d_source = shaped.sum(2) if ctx.sources > 1 or ctx.shape[1] == 1 else shaped.sum((1, 2)).unsqueeze(1)
-        return d_edge, d_logits, shaped.sum(3).permute(1, 2, 0), d_source.permute(1, 2, 0), d_mix, gradient @ hidden.T
+        edge, logits, target, source, mix, back, *kept = ctx.saved_tensors
+        gradient, by_edge, by_logits = gradient.contiguous(), *(part.T for part in mix.split([len(edge), len(logits)], 1))
+        d_edge, d_logits, d_target = (torch.empty_like(one) for one in (edge, logits, target))
+        d_source, d_mix, d_back = (torch.zeros_like(one) for one in (source, mix, back))
+        for tile in ctx.tiles:
+            hidden = kept[0] if kept else _hidden(edge, logits, target, source, mix, tile)
+            above = _flat(gradient, tile)
+            inner = back.T @ above
+            torch.ops.aten.threshold_backward.grad_input(inner, hidden, 0, grad_input=inner)
+            torch.addmm(above, by_edge, inner, out=_flat(d_edge, tile))
+            torch.mm(by_logits, inner, out=_flat(d_logits, tile))
+            d_back.addmm_(above, hidden.T)
+            for d_part, part in zip(d_mix.split([len(edge), len(logits)], 1), (edge, logits), strict=True):
+                d_part.addmm_(inner, _flat(part, tile).T)
+            shaped = inner.view(*target[:, *tile].shape, -1)
+            d_target[:, *tile] = shaped.sum(3)
+            if source.shape[1] == edge.shape[1]:
+                d_source[:, tile[0]] += shaped.sum(2)
+            else:
+                d_source += shaped.sum((1, 2)).unsqueeze(1)
+        return d_edge, d_logits, d_target.permute(1, 2, 0), d_source.permute(1, 2, 0), d_mix, d_back
+
+
+def _tiles(edge: Float[Tensor, "edge nets n m"]) -> Iterator[tuple[slice, slice]]:
+    """Cut all edges into tiles of about TILE, each given by its nets and its targets: several whole nets, or rows of one."""
+    _, nets, n, m = edge.shape
+    together, rows = max(1, TILE // (n * m)), min(n, max(1, TILE // m))
+    for net in range(0, nets, together):
+        for row in range(0, n, rows):
+            yield slice(net, net + together), slice(row, row + rows)
+
+
+def _flat(x: Float[Tensor, "channels nets n m"], tile: tuple[slice, slice]) -> Float[Tensor, "channels _edges"]:
+    """The edges of a tile, as a view."""
+    return x[:, *tile].view(len(x), -1)
+
+
+def _hidden(edge: Tensor, logits: Tensor, target: Tensor, source: Tensor, mix: Tensor, tile: tuple[slice, slice]) -> Tensor:
+    """The hidden layer of the edges of a tile, [hidden, edges]."""
+    nets, _ = tile
+    by_edge, by_logits = mix.split([len(edge), len(logits)], 1)
+    heard = source[:, nets if source.shape[1] == edge.shape[1] else slice(None)]
+    hidden = torch.add(target[:, *tile, None], heard[:, :, None]).flatten(1)
+    return hidden.addmm_(by_edge, _flat(edge, tile)).addmm_(by_logits, _flat(logits, tile)).relu_()

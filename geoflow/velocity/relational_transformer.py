@@ -1,19 +1,29 @@
 """Predict the flow's velocity with a relational transformer on a network's graph."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from geoflow.constants import beside
 from geoflow.graph import Graph, leading, moving_sites, moving_units, pinned_sites, plain_inputs
+from geoflow.parts import reordered, taken
 from geoflow.velocity.embeddings import ConditionEmbedding, TimeEmbedding
 from geoflow.velocity.heads import zeroed
 from geoflow.velocity.layer import Layer
 from geoflow.velocity.wires import wire_ends
+
+NOTHING = "nothing"
+# how a layer runs in training: its activations are kept for the gradient, or computed again, which takes less memory and more time
+RECOMPUTE: dict[str, Callable] = {
+    NOTHING: lambda layer, *given: layer(*given),
+    "layers": partial(checkpoint, use_reentrant=False, preserve_rng_state=False),  # a layer draws no random numbers
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class RelationalTransformer(nn.Module):
     with `features` above 0 may also be told a condition [nets, features + 1], whose last column is 1 where it is told.
 
     The field is equivariant to every permutation that the spec declares: if units are reordered, so is the velocity. It serves networks
-    of other widths. A new field predicts 0.
+    of other widths. A new field predicts 0. `recompute` names a row of RECOMPUTE, which counts in training only.
 
     A call raises ValueError if the graph has a role, a kind of wire, or a number of inputs or outputs that is new to the field.
 
@@ -67,8 +77,11 @@ class RelationalTransformer(nn.Module):
     reads_units = True
     drops = False
 
-    def __init__(self, graph: Graph, sizes: TransformerSizes = TransformerSizes(), *others: Graph, features: int = 0):
+    def __init__(
+        self, graph: Graph, sizes: TransformerSizes = TransformerSizes(), *others: Graph, features: int = 0, recompute: str = NOTHING
+    ):
         super().__init__()
+        self.recompute = recompute
         w, graphs = sizes, (graph, *others)
         self.components = w.components
         self.units = self.units_with_places(*graphs)
@@ -106,8 +119,9 @@ class RelationalTransformer(nn.Module):
         self.check(graph)
         graph = leading(graph, self.components)
         nodes, inputs, edges, time = self.embed(graph, x, t, condition)
+        run = RECOMPUTE[self.recompute if self.training else NOTHING]
         for layer in self.layers:
-            nodes, edges = layer(graph, nodes, inputs, edges, time)
+            nodes, edges = run(layer, graph, nodes, inputs, edges, time)
         return self.read_out(graph, nodes, inputs, edges)
 
     @staticmethod
@@ -169,9 +183,9 @@ class RelationalTransformer(nn.Module):
         edges = []
         for block in graph.blocks:
             embed = self.edge_in[block.key]
-            values = x[:, beside(block.index, x).flatten()].reshape(len(x), -1, _width(block.key))
-            values = values.permute(2, 0, 1).reshape(values.shape[-1], -1)
-            edges.append((embed.weight @ values + embed.bias[:, None]).reshape(-1, len(x), *block.index.shape[:2]))
+            values = taken(x, block.index).reshape(-1, _width(block.key))
+            states = torch.addmm(embed.bias[:, None], embed.weight, values.T)
+            edges.append(states.view(-1, len(x), *block.index.shape[:2]))
         return nodes, inputs, edges, time
 
     def read_out(self, graph: Graph, nodes: Tensor, inputs: dict[int, Tensor], edges: list[Tensor]) -> Float[Tensor, "nets size"]:
@@ -180,33 +194,17 @@ class RelationalTransformer(nn.Module):
         sites = dict(zip(moving_sites(graph), self.norm(nodes).split(moving_units(graph), 1), strict=True))
         for block, edge in zip(graph.blocks, edges, strict=True):
             head = self.edge_out[block.key]
-            value = head.weight @ edge.flatten(1) + head.bias[:, None]
-            parts.append(value.reshape(-1, nets, block.index[..., 0].numel()).permute(1, 2, 0).flatten(1))
+            parts.append(torch.addmm(head.bias, edge.flatten(1).T, head.weight.T).view(nets, -1))
         for feature in graph.of_units:
             state = sites[feature.site] if feature.site in sites else self.norm(inputs[feature.site])
             parts.append(self.node_out[feature.key](state).flatten(1))
-        if self.scalar_out is not None:
-            # if the output is a sum or one squeezed unit, no site is the output; then scalars read all sites
+        if self.scalar_out is not None:  # if the output is a sum or one squeezed unit, no site is the output; then scalars read all sites
             heard = [index for index, site in enumerate(graph.spec.sites) if site.role == "output"] or moving_sites(graph)
             parts.append(self.scalar_out(torch.stack([sites[index].mean(1) for index in heard]).mean(0)))
         parts.append(nodes.new_zeros(nets, len(graph.unseen)))
-        return Permuted.apply(torch.cat(parts, 1), beside(graph.order, nodes), beside(graph.entries, nodes))
-
-
-class Permuted(torch.autograd.Function):
-    """Columns in another order, x[:, order]. `back` is the inverse order.
-
-    The gradient reads the columns in the order `back`. torch's own gradient of indexing would add them up instead.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Float[Tensor, "nets size"], order: Int[Tensor, " size"], back: Int[Tensor, " size"]) -> Float[Tensor, "nets size"]:
-        ctx.back = back
-        return x[:, order]
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient[:, ctx.back], None, None
+        if graph.sequence is not None:
+            return torch.cat([parts[number] for number in graph.sequence], 1)
+        return reordered(torch.cat(parts, 1), beside(graph.order, nodes), beside(graph.entries, nodes))
 
 
 class IdentifiedTransformer(RelationalTransformer):
