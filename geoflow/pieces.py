@@ -67,7 +67,7 @@ class Pieces:
 def pieces_of(size: int, spheres: Sequence[Int[Tensor, "_count _dim"]]) -> Pieces:
     """Cut vectors of `size` coordinates. Each of `spheres` is a stack. Large pieces are cut into smaller ones, as by `in_parts`."""
     stacks = [part for index in spheres if index.numel() for part in _stretches(index)]
-    kind = torch.full((size,), FLAT)
+    kind = torch.full((size,), FLAT, dtype=torch.int32)
     for number, index in enumerate(stacks):
         kind[index] = number + 2 if (index.flatten().diff() == 1).all() else LOOSE
     kinds, counts = kind.unique_consecutive(return_counts=True)
