@@ -13,7 +13,7 @@ from lab.draw import generate, reopen
 from lab.folder import flow_file, read_json, write_json
 from lab.options import plainly, zoo_settings
 from lab.reading import is_read
-from rivals.methods import NOT_OF_A_RUN, RIVALS, Setting, said_by, timed
+from rivals.methods import NOT_OF_A_RUN, RIVALS, Rival, Setting, said_by, timed
 from rivals.packages import imported
 from torch import Tensor
 
@@ -39,15 +39,9 @@ def rivals(_config, _run):
     if made["zoo"]["origin"] != "independent":
         raise InputError("rivals trains each network from its own start, and the zoo of this flow has one common start.")
     flow, network, spec, task = reopen(_config)
-    for rival in RIVALS.values():  # before hours are spent
-        if rival.package and task.outputs in rival.outputs:
-            need(rival.package)
     recipe = {name: value for name, value in zoo_settings(made).items() if name not in NOT_OF_A_RUN} | {"every": 1}
     setting, found = Setting(partial(network_for, task, made), spec, task, recipe, device), {}
-    for name, rival in RIVALS.items():
-        if task.outputs not in rival.outputs:
-            print(f"{name} is left out, because it serves networks for {' and '.join(rival.outputs)} only.")
-            continue
+    for name, rival in serving_rivals(task.outputs).items():
         print(f"{name}, {REPEATS} times", flush=True)
         several = [timed(partial(rival.way, setting, seed=seed), device) for seed in range(REPEATS)]
         found[name] = _scored([said for said, _ in several], task) | {"seconds": fmean(seconds for _, seconds in several)}
@@ -61,12 +55,21 @@ def rivals(_config, _run):
     print(rivals_table(found, task.outputs), f"Written to {folder}", sep="\n\n")
 
 
-def need(package: str) -> None:
-    """Raise InputError with the cure if an optional package is missing."""
+def serving_rivals(outputs: str) -> dict[str, Rival]:
+    """Return the rows of RIVALS that serve a kind of outputs, and say which others are left out.
+
+    Raises InputError with the cure if a package that they need is missing, before any of them is trained.
+    """
+    serving = {name: rival for name, rival in RIVALS.items() if outputs in rival.outputs}
+    for name, rival in RIVALS.items():
+        if name not in serving:
+            print(f"{name} is left out, because it serves networks for {' and '.join(rival.outputs)} only.")
     try:
-        imported(package)
+        for package in filter(None, (rival.package for rival in serving.values())):
+            imported(package)
     except ImportError as error:
         raise InputError(str(error)) from error
+    return serving
 
 
 def _scored(several: Sequence[Tensor], task: Task) -> dict:

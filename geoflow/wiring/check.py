@@ -61,9 +61,9 @@ def check_spec(network: nn.Module, spec: NetworkSpec, example: Example, generato
     if error <= TOLERANCE.get(rounded.dtype, TOLERANCE[torch.float32]):
         return error
     change = f"a declared symmetry changes its output by {error:.2g}"
-    if error <= TOLERANCE[torch.float32]:
+    if error <= TOLERANCE[torch.float32]:  # then the limit was that of float64
         with float64_by_default():
-            nudged = outputs_of(twin, spec, last_bits_(theta, generator).to(precision), in_precision(inputs, precision)).double()[finite]
+            nudged = outputs_of(twin, spec, last_bits_(theta, generator), inputs)[finite]
         if nudged.isfinite().all() and error <= 10 * relative_change(after, nudged):
             return error
     if rounded.dtype not in TOLERANCE:
