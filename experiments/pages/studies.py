@@ -91,7 +91,8 @@ DEEPWEIGHTFLOW: dict[str, Arguments] = {
     "DeepWeightFlow, 600 steps": ("iterations=600",),
     "DeepWeightFlow, 10,000 steps, noise as wide as the zoo": ("iterations=10000", "spread=1.0", "pool=None"),
 }
-FEW = ("mnist32", "zoo.seed=0", "runs=114", "velocity=identified", "iterations=1000", "batch=32")  # the flow sees 100 runs
+# the flow sees 100 runs; a short training and sampling from time 0 leave few copies
+FEW = ("mnist32", "zoo.seed=0", "runs=114", "velocity=identified", "iterations=500", "batch=32", "start=0", "sharpness=0", "count=64")
 
 
 def _from_one_start(title: str, networks: str, configuration: str, flow: bool) -> Study:
@@ -184,7 +185,7 @@ STUDIES: dict[str, Study] = {
         | {
             "DeepWeightFlow, with its own recipe for the zoo": Row(("deepweightflow", "zoo.seed=0")),
             "geoflow, polish=0": Row(FEW, THREE),
-            "geoflow, polish=16": Row((*FEW, "polish=16"), THREE),
+            "geoflow, polish=128": Row((*FEW, "polish=128"), THREE),
         },
         about=(
             "DeepWeightFlow, as published",
@@ -192,7 +193,7 @@ STUDIES: dict[str, Study] = {
             "DeepWeightFlow, 600 steps",
             "DeepWeightFlow, 10,000 steps, noise as wide as the zoo",
             "geoflow, polish=0",
-            "geoflow, polish=16",
+            "geoflow, polish=128",
         ),
     ),
     "batch_norm": Study(
