@@ -5,19 +5,20 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_native_id
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 
-def in_its_place(partial: Path, path: Path) -> None:
-    """Bring a finished file to its path, in the place of a file that is there."""
+def over(partial: Path, path: Path) -> None:
+    """Bring a finished file to its path, in the place of a file that is there by then."""
     os.replace(partial, path)
 
 
 @contextmanager
-def whole(path: str | Path, place: Callable[[Path, Path], object] = in_its_place) -> Iterator[Path]:
+def whole(path: str | Path, place: Callable[[Path, Path], object] = over) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` when the block ends. After an error `path` is as it was.
 
     `place` brings the finished file to its path. By default it takes the place of a file that is there by then.
@@ -32,7 +33,7 @@ def whole(path: str | Path, place: Callable[[Path, Path], object] = in_its_place
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{get_native_id()}.part")  # another thread or process may write the same file
     try:
         yield partial
         place(partial, path)
@@ -47,7 +48,7 @@ def unless_there(partial: Path, path: Path) -> None:
     except FileExistsError:
         pass
     except OSError:  # a disk without links
-        in_its_place(partial, path)
+        os.replace(partial, path)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -247,6 +247,16 @@ def test_training_steps_name_the_network_whose_loss_is_not_finite(finished, opti
             call()
 
 
+def test_copies_do_not_shift_the_snapshots_of_runs(tmp_path):
+    from lab.checks import InputError
+
+    options = own(tmp_path / "mine")
+    nets = Path(options["zoo"]["folder"])
+    (nets / "seed7.safetensors").write_bytes((nets / "seed6.safetensors").read_bytes())  # of one run
+    with pytest.raises(InputError, match=r"1 files of zoo\.folder=.* hold the same bytes as others\. .* Remove these runs"):
+        launch(tmp_path, named=(), **options, **RUN, snapshots=2, **LITTLE)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_file_of_another_network_is_named_before_the_first_is_read(suffix, tmp_path, monkeypatch):
     from lab.checks import InputError

@@ -23,7 +23,7 @@ from lab.reading import as_options, files_of_runs
 GB = 10**9
 BYTES = 4  # of a weight in memory
 COPIES = 4  # files as large as the zoo: the networks, their canonical form, their points, and their places on the ruler
-NEW = 6  # files as large as the new networks, at most
+NEW = 8  # files as large as the new networks, at most: four of them, and one of all steps of a baseline at a time
 POINTS = "flow.zoo.safetensors"  # of the zoo, in the folder of a run: the flow makes new networks from them
 
 
@@ -65,8 +65,19 @@ def read_into_files(
         folder = _folder(config, spec, cache, {"files": marks, "entry": entry})
         chosen = {name: [files[number] for number in _networks(config, runs)] for name, runs in (("zoo", kept), ("heldout", held))}
         zoos = [add_networks(folder / f"{name}.safetensors", some, spec, entry=entry, progress=progress) for name, some in chosen.items()]
+        for some, zoo in zip(chosen.values(), zoos, strict=True):
+            check_runs(len(some), len(zoo.thetas), config)
     fitted, heldout = (replace(zoo, snapshots=config["snapshots"]) for zoo in zoos)
     return fitted, heldout
+
+
+def check_runs(files: int, networks: int, config: Mapping) -> None:
+    """Raise ValueError if copies of files were passed over, so that the networks of a run no longer lie in a row."""
+    if networks != files and config["snapshots"] > 1:
+        raise ValueError(
+            f"{files - networks} files of zoo.folder={config['zoo']['folder']} hold the same bytes as others. Then snapshots="
+            f"{config['snapshots']} networks in a row are no longer one run. Remove these runs, or save their networks again."
+        )
 
 
 def copied_into_files(config: Mapping, zoo: Zoo, kept: Tensor, held: Tensor, cache: Path, progress: bool) -> tuple[LargeZoo, LargeZoo]:

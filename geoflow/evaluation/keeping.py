@@ -112,7 +112,7 @@ class InFiles(Keeper):
     those that were measured before need not be drawn again. The folder can be deleted when the scoreboard is made.
     """
 
-    folder: Path
+    folder: str | Path
     known: Mapping[str, Stored] = field(default_factory=dict)
     progress: bool = False
 
@@ -134,7 +134,7 @@ class InFiles(Keeper):
         return recalibrate_large(network, spec, thetas, seen, self._at(name, "recalibrated"), self.progress)
 
     def ruler(self, spec, zoo, frame):
-        steps = Steps(self.folder / f"ruler-{digest_of({'zoo': zoo.mark(), 'frame': frame.axes})[:8]}", self.progress)
+        steps = Steps(Path(self.folder) / f"ruler-{digest_of({'zoo': zoo.mark(), 'frame': frame.axes})[:8]}", self.progress)
         return fit_ruler(spec, zoo, frame, match=steps.match)
 
     def placed(self, ruler, name, thetas):
@@ -160,7 +160,7 @@ class InFiles(Keeper):
         return own.to(paths), paths[-1], paths[:, :SHOWN_PATHS]
 
     def _at(self, name: str, what: str) -> Path:
-        return self.folder / f"{name}.{what}.safetensors"
+        return Path(self.folder) / f"{name}.{what}.safetensors"
 
 
 IN_MEMORY = InMemory()

@@ -199,13 +199,13 @@ def _read(path: Path, **how: bool) -> object:
             "you trust it, load it by torch.load(weights_only=False), and use geoflow.pack."
         ) from error
     except (RuntimeError, EOFError, BadZipFile, KeyError) as error:
-        raise ValueError(f"it is corrupt, or no file of torch.save ({_reason(error)}).") from error
+        raise ValueError(f"it is corrupt, or no file of torch.save ({_reason(error)}). Copy or save it again.") from error
 
 
 def _reason(error: Exception) -> str:
-    """Return the line of a message that says most: what torch does not load, or else the first."""
+    """Return the sentence of a message that says most: what torch does not load, or else the first."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [type(error).__name__]
-    return next((line.strip() for line in lines if "Unsupported" in line), lines[0])[:200]
+    return next((line.strip() for line in lines if "Unsupported" in line), lines[0]).partition(". ")[0][:200]
 
 
 def _ordered(paths: Iterable[Path]) -> list[Path]:
