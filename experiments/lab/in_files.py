@@ -23,7 +23,7 @@ from lab.reading import as_options, files_of_runs
 GB = 10**9
 BYTES = 4  # of a weight in memory
 COPIES = 4  # files as large as the zoo: the networks, their canonical form, their points, and their places on the ruler
-NEW = 6  # files as large as the new networks, at most
+NEW = 8  # as large as the new networks: they, trained further, as state dicts, canonical, placed, and three of a baseline
 POINTS = "flow.zoo.safetensors"  # of the zoo, in the folder of a run: the flow makes new networks from them
 
 
@@ -65,6 +65,12 @@ def read_into_files(
         folder = _folder(config, spec, cache, {"files": marks, "entry": entry})
         chosen = {name: [files[number] for number in _networks(config, runs)] for name, runs in (("zoo", kept), ("heldout", held))}
         zoos = [add_networks(folder / f"{name}.safetensors", some, spec, entry=entry, progress=progress) for name, some in chosen.items()]
+    fewer = len(files) - sum(len(zoo.thetas) for zoo in zoos)
+    if fewer and config["snapshots"] > 1:
+        raise InputError(
+            f"{fewer} of the {len(files)} files hold the same bytes as others, so snapshots={config['snapshots']} files in a row no longer "
+            "belong to one run. Remove such runs from the folder, or leave snapshots out."
+        )
     fitted, heldout = (replace(zoo, snapshots=config["snapshots"]) for zoo in zoos)
     return fitted, heldout
 
@@ -85,7 +91,7 @@ def copied_into_files(config: Mapping, zoo: Zoo, kept: Tensor, held: Tensor, cac
 def with_points_beside(flow: Flow, folder: Path) -> Flow:
     """Return the flow with the points of its zoo in the folder of its run, where the disk of the cache is that of the folder.
 
-    The file then has two names and takes no room twice. On another disk the flow goes on naming the file in the cache.
+    The file then has two names and takes no room twice. On another disk the flow goes on naming the file in the cache, and says so.
     """
     chart = flow.chart
     if not isinstance(chart, Components) or not isinstance(chart.pca.matrix, Stored):
@@ -93,6 +99,7 @@ def with_points_beside(flow: Flow, folder: Path) -> Flow:
     try:
         os.link(chart.pca.matrix.path, folder / POINTS)
     except OSError:
+        print(f"The flow makes new networks from {chart.pca.matrix.path}, which has no second name in {folder}. Keep that file.")
         return flow
     return replace(flow, chart=replace(chart, pca=replace(chart.pca, matrix=stored(folder / POINTS, chart.pca.matrix.name))))
 
