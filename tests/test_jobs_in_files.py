@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import geoflow
@@ -297,8 +297,46 @@ def test_a_zoo_that_is_trained_goes_to_files_too(options, tmp_path):
     found, usual = collect_sparing(config, "cpu"), collect({**config, "memory": 1.0}, "cpu")
     for one, other in ((found.fitted, usual.fitted), (found.heldout, usual.heldout)):
         assert torch.equal(one.thetas[:], other.networks) and torch.equal(one.run_of, other.run_of)
+    longer = collect_sparing({**config, "zoo": {**config["zoo"], "epochs": 3}}, "cpu").fitted
+    assert longer.configuration != found.fitted.configuration, "trainings of flows to both are kept apart"
     again = collect_sparing(config, "cpu")
     assert again.fitted.thetas.path == found.fitted.thetas.path and again.fitted.configuration == found.fitted.configuration
+
+
+def test_a_job_that_is_stopped_at_its_last_file_measures_nothing_again(options, tmp_path, monkeypatch):
+    """Meanwhile it needs as much disk as it says, and it says which file of another disk the flow needs."""
+    from lab import in_files
+    from lab.checks import InputError
+    from uses import main_job
+
+    from geoflow.evaluation.exam import Exam
+    from geoflow.evaluation.keeping import InFiles
+
+    def no_link(place, other):
+        if Path(other).name == in_files.POINTS:
+            raise OSError(18, "Invalid cross-device link")
+        return link(place, other)
+
+    held, drop, link = [], InFiles.drop, os.link
+    monkeypatch.setattr(InFiles, "drop", lambda keep, name: held.append(size_of(keep.folder.parent)) or drop(keep, name))
+    monkeypatch.setattr(os, "link", no_link)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="Stopped"):
+        patch.setattr(main_job, "write_report", stopping(main_job.write_report, 0))
+        launch(tmp_path, named=(), **options, **RUN, **LITTLE)
+    monkeypatch.setattr(Exam, "single", lambda *given: pytest.fail("it was measured before"))
+    folder = launch(tmp_path, named=(), **options, **RUN, **LITTLE)
+    points = Flow.load(folder / "flow.safetensors").chart.pca.matrix.path
+    assert f"The flow makes new networks from {points}" in (folder / "cout.txt").read_text()
+    networks = size_of(folder / "networks")
+    of_the_zoo = (NETS + 1) * networks / RUN["count"]  # its places on the ruler, and the centre that stands beside canonical networks
+    assert max(held) - of_the_zoo == in_files.NEW * networks
+    assert not list((tmp_path / "cache").glob("files-*/new-*")) and not list((tmp_path / "cache").glob("flow-*"))
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of all networks in the files below a folder, without what was measured of them."""
+    paths = [path for path in folder.rglob("*.safetensors") if not path.name.endswith("found.safetensors") and "ruler" not in str(path)]
+    return sum(value.nbytes for path in paths for value in load_file(path).values() if value.is_floating_point())
 
 
 @pytest.mark.parametrize(

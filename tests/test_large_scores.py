@@ -193,6 +193,10 @@ def test_a_scoreboard_in_files_is_that_of_memory(spec, thetas, x, tmp_path, monk
     assert flat(board(InFiles(tmp_path / "board")).metrics) == pytest.approx(flat(found.metrics), rel=1e-6)
     with pytest.raises(ValueError, match=r"neighbours\.found\.safetensors was found for other networks or data"):
         scoreboard(build(), spec, zoo, new, replace(data, x_test=x), flow, held, seen=x, keep=InFiles(tmp_path / "board"))
+    for change in ({"heldout": None}, {"zoo": replace(zoo, snapshots=3)}, {"generator": torch.Generator().manual_seed(1)}):
+        given = {"zoo": zoo, "heldout": held, "seen": x, "keep": InFiles(tmp_path / "board")} | change
+        with pytest.raises(ValueError, match=r"was found for other networks or data, or with other random numbers\. Delete"):
+            scoreboard(build(), spec, samples=new, data=data, flow=flow, **given)
 
 
 def test_networks_in_files_and_in_memory_are_not_mixed(spec, thetas, x, tmp_path):

@@ -23,7 +23,7 @@ from lab.reading import as_options, files_of_runs
 GB = 10**9
 BYTES = 4  # of a weight in memory
 COPIES = 4  # files as large as the zoo: the networks, their canonical form, their points, and their places on the ruler
-NEW = 8  # files as large as the new networks, at most: four of them, and one of all steps of a baseline at a time
+NEW = 8  # as large as the new networks: they, trained further, as state dicts, canonical, placed, and three of a baseline
 POINTS = "flow.zoo.safetensors"  # of the zoo, in the folder of a run: the flow makes new networks from them
 
 
@@ -96,7 +96,7 @@ def copied_into_files(config: Mapping, zoo: Zoo, kept: Tensor, held: Tensor, cac
 def with_points_beside(flow: Flow, folder: Path) -> Flow:
     """Return the flow with the points of its zoo in the folder of its run, where the disk of the cache is that of the folder.
 
-    The file then has two names and takes no room twice. On another disk the flow goes on naming the file in the cache.
+    The file then has two names and takes no room twice. On another disk the flow goes on naming the file in the cache, and says so.
     """
     chart = flow.chart
     if not isinstance(chart, Components) or not isinstance(chart.pca.matrix, Stored):
@@ -104,6 +104,7 @@ def with_points_beside(flow: Flow, folder: Path) -> Flow:
     try:
         os.link(chart.pca.matrix.path, folder / POINTS)
     except OSError:
+        print(f"The flow makes new networks from {chart.pca.matrix.path}, which has no second name in {folder}. Keep that file.")
         return flow
     return replace(flow, chart=replace(chart, pca=replace(chart.pca, matrix=stored(folder / POINTS, chart.pca.matrix.name))))
 

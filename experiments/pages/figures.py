@@ -110,11 +110,12 @@ def by_steps(frame: pd.DataFrame) -> dict[str, list[tuple[float, float, Mapping]
     if frame.empty:
         return {}
     first, lines = frame.groupby(level=0, sort=False).head(1), {}
-    options = [column for column in frame if column.startswith("config.") and column not in ("config.iterations", "config.seed")]
+    same = ("iterations", "seed", *free_options(frame[["config.guidance", "config.polish"]].any(axis=None)))
+    options = [column for column in frame if column.startswith("config.") and column.split(".")[1] not in same]
     for _, runs in first.groupby(first[options].map(str).agg(" ".join, axis=1), sort=False):
         labels, runs = [label for label, *_ in runs.index], runs.sort_values("config.iterations")
         steps = ", ".join(f"{steps:,}" for steps in runs["config.iterations"])
-        name = min(labels, key=len) if len(labels) == 1 else f"{labels[0]}: {steps} steps"
+        name = labels[0] if len(labels) == 1 else f"{labels[0]}: {steps} steps"
         lines[name] = [
             (run["novelty.ratio"], run["novelty.copies"], summary(run, "generated", outputs_in(runs))) for _, run in runs.iterrows()
         ]

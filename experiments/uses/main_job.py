@@ -82,7 +82,7 @@ def main(_config, _run):
     for label, one in found.items():
         config = {**_config, **chosen, **architectures_of(_config)[label]}
         if large:
-            blocks[label] = draw_and_score_in_files(flow, one, canonical, config, folder, checkpoint.stem, seconds, memory)
+            blocks[label], work = draw_and_score_in_files(flow, one, canonical, config, folder, checkpoint.stem, seconds, memory)
         else:
             blocks[label] = draw_and_score(own_flow(flow, one), one, config, folder / label, seconds, memory)
         common |= {"time": renamed(seconds, large), "memory": renamed(memory, large)}
@@ -93,6 +93,8 @@ def main(_config, _run):
     if "" not in blocks:
         write_overview(folder, metrics)
     checkpoint.unlink(missing_ok=True)
+    if large:
+        shutil.rmtree(work)
     asked = [levels_table(one["condition"], one.get("outputs", "classes")) for one in blocks.values() if "condition" in one]
     print(metrics_table(metrics), *asked, *dict.fromkeys(advised), f"Written to {folder}", sep="\n\n")
 
@@ -146,10 +148,11 @@ def draw_and_score(
 
 def draw_and_score_in_files(
     flow: Flow, found: Collected, canonical: Canonical, config: Mapping, folder: Path, training: str, seconds: dict, memory: dict
-) -> dict:
+) -> tuple[dict, Path]:
     """Do what `draw_and_score` does beside a zoo in a file. `canonical` is its canonical form, and `training` names that of the flow.
 
-    What is made on the way lies beside the zoo, so the same command goes on after an interruption. The new networks become state dicts.
+    What is made on the way lies in a folder beside the zoo, so the same command goes on after an interruption. This folder is returned too.
+    The new networks become state dicts.
     """
     task, network, spec, seed = found.task, found.network, found.spec, config["seed"]
     drawn = digest({"training": training, "count": config["count"], **sampling_settings(config)})
@@ -166,5 +169,4 @@ def draw_and_score_in_files(
         )  # fmt: skip
         save_figures(folder / "figures", board.figures)
     shutil.move(work / NETWORKS, folder / NETWORKS)
-    shutil.rmtree(work)
-    return dict(board.metrics)
+    return dict(board.metrics), work

@@ -141,13 +141,13 @@ class InFiles(Keeper):
         return place_large(ruler, thetas, self._at(name, "placed"), self.progress)
 
     def kept(self, name, about, find):
-        """Raises ValueError if the folder holds the results of other networks or other data."""
+        """Raises ValueError if the folder holds the results of other networks, other data or other random numbers."""
         path, of = self._at(name, "found"), digest_of({key: _mark(one) for key, one in about.items()})
         if not path.exists():
             write_tensors(path, find(), {"of": of})
         found, words = read_tensors(path)
         if words["of"] != of:
-            raise ValueError(f"{path} was found for other networks or data. Name another folder.")
+            raise ValueError(f"{path} was found for other networks or data, or with other random numbers. Delete it, or name a new folder.")
         return found
 
     def drop(self, name):

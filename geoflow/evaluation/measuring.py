@@ -26,7 +26,7 @@ KINDS = {frozenset(field.name for field in fields(kind)): kind for kind in (Scor
 class Measuring:
     """Measure sets of networks beside the zoo `train`. The ruler of the zoo is the same for every flow.
 
-    `keep` says where networks and results are kept, and `about` holds all that decides the results.
+    `keep` says where networks and results are kept. `about` holds all that decides the results, beside what draws the baselines.
     """
 
     exam: Exam
@@ -81,7 +81,8 @@ class Measuring:
             nearest = nearest_runs(placed, self.zoo, self.run_of, spec=self.exam.spec)[:, 0]
             return vars(self.exam.single(made)) | _numbers({"spread": spread(placed)}) | {"nearest": nearest}
 
-        found = dict(self.keep.kept(name, self.about, find))
+        about = {"canonical": canonical, "recipe": repr(flow.chart.recipe), "reference": flow.reference, "drawn": generator.get_state()}
+        found = dict(self.keep.kept(name, {**self.about, **about}, find))
         self.keep.drop(name)
         nearest, apart = found.pop("nearest"), found.pop("spread").item()
         place = {"novelty": nearest.median().item() / usual, "spread": apart / self.apart if len(nearest) > 1 else None}

@@ -112,7 +112,7 @@ def scoreboard(
     generator, exam = generator or torch.Generator().manual_seed(0), Exam(network, spec, data, device)
     flow, losses = flow or _untrained(spec, train, exam.numbers), () if flow is None else flow.losses
     canonical, new = keep.canonical(flow, "zoo", train), keep.canonical(flow, "generated", samples)
-    about = {"zoo": train, "samples": samples, "seen": seen, "x": exam.x, "y": exam.y}
+    about = {"zoo": train, "run_of": run_of, "samples": samples, "heldout": heldout, "seen": seen, "x": exam.x, "y": exam.y}
     measure = Measuring(exam, train, run_of, keep, about)
     found, distances = measure.novelty(samples, heldout)
     scores, placed = {"zoo": measure.scores("zoo", train), "generated": measure.scores("generated", samples)}, {}

@@ -40,8 +40,8 @@ class LargeZoo:
 
     @property
     def configuration(self) -> Mapping:
-        """What tells this zoo from another: the digest of each of its files, or what else is known of each network."""
-        return {"networks": [one.get("sha256", dict(one)) for one in self.networks]}
+        """What tells this zoo from another (see `Stored.mark`)."""
+        return {"networks": self.thetas.mark()}
 
 
 def open_zoo(path: str | Path, spec: NetworkSpec | None = None) -> LargeZoo:

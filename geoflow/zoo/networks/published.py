@@ -28,7 +28,8 @@ def vit_small(shape: tuple[int, int, int], classes: int, width: int = 384, depth
     """Build ViT-S/16: a vision transformer with heads of HEAD units, and hidden layers of 4 `width` (Touvron et al. 2021).
 
     Patches have 16 pixels a side. On images below LARGE rows or columns they have 4, or what `smallest_patch` gives if 4 do not fill the
-    image. It maps images [batch, *shape] to logits [batch, classes]. Raises ValueError if HEAD does not divide a width above HEAD.
+    image. It maps images [batch, *shape] to logits [batch, classes]. A width that HEAD does not divide has fewer, wider heads. Raises
+    ValueError if these cannot share it evenly.
 
     >>> import torch
     >>> with torch.device("meta"):
@@ -45,8 +46,8 @@ def vit_small(shape: tuple[int, int, int], classes: int, width: int = 384, depth
 def bert_base(vocabulary: int, tokens: int, classes: int, width: int = 768, depth: int = 12) -> Bert:
     """Build BERT-base: a transformer of sentences with heads of HEAD units, and hidden layers of 4 `width` (Devlin et al. 2019).
 
-    It maps tokens [batch, tokens] to logits [batch, classes]. Of its two segments it uses the first. Raises ValueError if HEAD does not
-    divide a width above HEAD.
+    It maps tokens [batch, tokens] to logits [batch, classes]. Of its two segments it uses the first. A width that HEAD does not divide has
+    fewer, wider heads. Raises ValueError if these cannot share it evenly.
 
     >>> import torch
     >>> with torch.device("meta"):
