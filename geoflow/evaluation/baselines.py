@@ -125,9 +125,14 @@ def baseline(name: str, flow: Flow, thetas: Thetas, count: int, generator: Gener
     tensor([[1., 3., 1.]])
     """
     make = choose("baseline", name, BASELINES)
-    if len(thetas) < 2:
-        raise ValueError(f"A zoo of {len(thetas)} networks has no spread: baselines need at least 2. Train more runs.")
+    check_spread(len(thetas))
     return make(flow, thetas, count, generator)
+
+
+def check_spread(nets: int) -> None:
+    """Raise ValueError for a zoo of too few networks for baselines."""
+    if nets < 2:
+        raise ValueError(f"A zoo of {nets} networks has no spread: baselines need at least 2. Train more runs.")
 
 
 def draw(high: int, count: int, generator: Generator) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from geoflow.appending import write_networks_of
 from geoflow.choices import choose
-from geoflow.evaluation.baselines import NOISE, draw, normal
+from geoflow.evaluation.baselines import NOISE, check_spread, draw, normal
 from geoflow.files import beside
 from geoflow.fingerprints import digest_of
 from geoflow.flow import Flow
@@ -94,8 +94,7 @@ def baseline_in_file(
     disk is full.
     """
     make = choose("baseline", name, IN_FILES)
-    if len(zoo) < 2:
-        raise ValueError(f"A zoo of {len(zoo)} networks has no spread: baselines need at least 2. Train more runs.")
+    check_spread(len(zoo))
     path, drawn = Path(path), generator.get_state()
     count, one = make(flow, zoo, count, generator, path)
     variances = variances_of(flow.spec)

@@ -70,9 +70,9 @@ def by_layer(
     >>> by_layer(spec, torch.tensor([[1.0, 0.0]]), train, torch.arange(3))
     {'linear': 0.5}
     """
-    found = {}
     if isinstance(generated, Rows) or isinstance(train, Rows):
         return by_layer_in_files(spec, generated, train, run_of_train)
+    found = {}
     for name, index in layers_of(spec).items():
         new, zoo = generated[:, index], train[:, index]
         if usual := nearest_runs(zoo, zoo, run_of_train, run_of_train)[:, 0].median().item():
