@@ -1,6 +1,6 @@
 """Draw networks from a flow that was just trained, or saved earlier."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from lab.own import check_table, is_function
 FINISHING = ("polish", "guiding", "recalibrate", "seed")  # options that decide what becomes of networks once they are drawn
 POLISH = 3e-3  # learning rate of the steps of Adam after sampling
 POLISHED_AT_ONCE = 32  # networks that these steps train at once
+Examples = tuple[Tensor, Tensor, int]  # what `labelled_examples` returns
 MEASURING_EXAMPLES = 2000  # training examples that running statistics are measured on, the same ones for all networks
 
 
@@ -48,7 +49,7 @@ def generate(
     points = []
     thetas = _drawn(flow, spec, config, guidance, watch=lambda x: points.append(x[:SHOWN_PATHS].cpu()))
     if task is not None:
-        thetas = _finished(network, spec, thetas, task, config, flow.config["seed"])
+        thetas = _finishing(network, spec, task, config, flow.config["seed"])(thetas, 0)
     return thetas.cpu(), torch.stack(points[: config["steps"] + 1])
 
 
@@ -66,8 +67,10 @@ def generate_in_file(
     if not config["polish"] and not recalibrates(spec, config):
         return drawn, paths
 
+    finish = _finishing(network, spec, task, config, seed)
+
     def finished(number: int) -> Tensor:
-        return _finished(network, spec, single(drawn[number])[None].to(device), task, config, seed, number)[0]
+        return finish(single(drawn[number])[None].to(device), number)[0]
 
     key = digest_of({"drawn": drawn.mark(), "x": task.x_train, "y": task.y_train, **{name: config[name] for name in FINISHING}})
     path = folder / "finished.safetensors"
@@ -83,11 +86,15 @@ def _drawn(flow: Flow, spec: NetworkSpec, config: Mapping, guidance: Guidance, *
     )  # fmt: skip
 
 
-def _finished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int, first: int = 0) -> Tensor:
-    """Return drawn networks after their training steps, with running statistics measured anew, if the options ask for these."""
-    if config["polish"]:
-        return polished(network, spec, thetas, task, config, seed, first)
-    return measured_anew(network, spec, thetas, task, config, seed)
+def _finishing(network: nn.Module, spec: NetworkSpec, task: Task, config: Mapping, seed: int) -> Callable[[Tensor, int], Tensor]:
+    """Return what becomes of drawn networks, of which the first has a number.
+
+    They take training steps, and their running statistics are measured anew, if the options ask for these.
+    """
+    if not config["polish"]:
+        return lambda thetas, first: measured_anew(network, spec, thetas, task, config, seed)
+    examples = labelled_examples(task, config)
+    return lambda thetas, first: polished(network, spec, thetas, task, examples, config, seed, first)
 
 
 def measured_anew(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int) -> Tensor:
@@ -105,14 +112,17 @@ def guidance_of(network: nn.Module, task: Task, config: Mapping) -> Guidance:
     return task_guidance(network, x, y, config["guidance"], task.outputs, batch, generator, **way_of(config))
 
 
-def polished(network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, config: Mapping, seed: int, first: int = 0) -> Tensor:
-    """Return networks after config["polish"] steps of Adam on labelled training examples, with a learning rate that falls from POLISH to 0.
+def polished(
+    network: nn.Module, spec: NetworkSpec, thetas: Tensor, task: Task, examples: Examples, config: Mapping, seed: int, first: int = 0
+) -> Tensor:
+    """Return networks after config["polish"] steps of Adam, with a learning rate that falls from POLISH to 0.
 
-    Running statistics are measured after the last step on the inputs that `seed` chooses, if at all.
+    `examples` are those of `labelled_examples`. Running statistics are measured after the last step on the inputs that `seed` chooses, if
+    at all.
 
     Raises FloatingPointError that names the networks whose loss is not finite. The first of those given has the number `first`.
     """
-    x, y, batch = labelled_examples(task, config)
+    x, y, batch = examples
 
     def trained(number: int, part: Tensor) -> Tensor:
         objective = task_objective(network, x, y, task.outputs, batch, randomness(config["seed"], "polish"))  # the same batches for all
@@ -132,7 +142,7 @@ def in_training(objective: Objective, spec: NetworkSpec, config: Mapping) -> Obj
     return by_batch(objective) if recalibrates(spec, config) else objective
 
 
-def labelled_examples(task: Task, config: Mapping) -> tuple[Tensor, Tensor, int]:
+def labelled_examples(task: Task, config: Mapping) -> Examples:
     """Return the training examples whose labels may be seen, their targets, and how many of them make a batch."""
     count, batch = config["guiding"]["examples"] or len(task.x_train), config["guiding"]["batch"]
     if count > len(task.x_train):

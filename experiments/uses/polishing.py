@@ -4,7 +4,7 @@ from configuration import ex
 from lab.architectures import own_label
 from lab.checks import device_of
 from lab.collect import another_zoo, at_terminal, collect_each, fitted_to, made_with
-from lab.draw import POLISH, generate, own_flow, polished, reopen
+from lab.draw import POLISH, generate, labelled_examples, own_flow, polished, reopen
 from lab.folder import write_json
 from lab.labels import fresh_networks
 from lab.options import plainly
@@ -44,9 +44,9 @@ def polish(_config, _run):
     ruler = ruler_of(exam, zoo.networks)
     placed = ruler.place(zoo.networks)
     usual = nearest_runs(placed, placed, zoo.run_of, zoo.run_of, spec)
-    steps, found = numbers(_config["polish"]), {name: {} for name in starts}
+    steps, found, examples = numbers(_config["polish"]), {name: {} for name in starts}, labelled_examples(task, _config)
     for name, start, some in tqdm([(*one, some) for one in starts.items() for some in steps], disable=not at_terminal()):
-        thetas = polished(network, spec, start.to(device), task, {**_config, "polish": some}, flow.config["seed"]).cpu()
+        thetas = polished(network, spec, start.to(device), task, examples, {**_config, "polish": some}, flow.config["seed"]).cpu()
         near = nearest_runs(ruler.place(thetas), placed, zoo.run_of, spec=spec)
         new = novelty({"generated_to_train": near, "zoo_leave_one_out": usual})
         found[name][some] = summary(exam.single(thetas)) | {"novelty": new["ratio"], "copies": new["copies"]}
